@@ -1,0 +1,43 @@
+"""CoAtNet (Dai et al., 2021) for Keras 3."""
+
+from keras_coatnet import layers
+from keras_coatnet.applications import (
+    CoAtNet,
+    CoAtNet0,
+    CoAtNet1,
+    CoAtNet2,
+    CoAtNet3,
+    CoAtNet4,
+    CoAtNet5,
+    CoAtNet6,
+    CoAtNet7,
+    CoAtNetNano,
+    preprocess_input,
+)
+from keras_coatnet.config import CoAtNetConfig, architectures
+from keras_coatnet.figures import count_flops, count_params
+from keras_coatnet.labels import decode_predictions
+from keras_coatnet.model import CoAtNetModel
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "CoAtNet",
+    "CoAtNet0",
+    "CoAtNet1",
+    "CoAtNet2",
+    "CoAtNet3",
+    "CoAtNet4",
+    "CoAtNet5",
+    "CoAtNet6",
+    "CoAtNet7",
+    "CoAtNetConfig",
+    "CoAtNetModel",
+    "CoAtNetNano",
+    "architectures",
+    "count_flops",
+    "count_params",
+    "decode_predictions",
+    "layers",
+    "preprocess_input",
+]

@@ -1,0 +1,598 @@
+"""What a CoAtNet is made of, as data: the configuration, the paper's family, the published variants.
+
+Nothing here imports Keras. `CoAtNetConfig` holds every choice by which the published networks
+differ; a network's blocks are read off it with `CoAtNetConfig.blocks`, which the model, the
+counters and the weight readers all walk, so that they cannot disagree.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import Any
+
+# The values that a field with a small vocabulary takes.
+CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        "expansion_from": ("output", "input"),
+        "stride_on": ("expansion", "depthwise", "pool"),
+        "conv_pool": ("max2", "avg2", "max3"),
+        "conv_stride_pool": ("max2", "avg2", "max3"),
+        "conv_padding": ("same", "symmetric"),
+        "squeeze_from": ("output", "input", "expanded"),
+        "squeeze_place": ("after_norm", "before_norm"),
+        "transformer_pool": ("max2", "avg2", "max3"),
+        "transformer_norm": ("layer", "batch"),
+        "attention_width": ("output", "input"),
+        "relative_position": ("table", "mlp"),
+        "final_norm": ("after_pool", "before_pool", None),
+        "conv_activation": ("gelu_tanh", "gelu", "silu", "relu"),
+        "squeeze_activation": ("gelu_tanh", "gelu", "silu", "relu"),
+        "ffn_activation": ("gelu_tanh", "gelu", "silu", "relu"),
+    }
+)
+
+# Fields that change neither the variables of a network nor what it computes at inference:
+# weights fit any value of them.
+FREE_FIELDS = ("stochastic_depth", "batch_norm_momentum", "input_size")
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block of a network.
+
+    Attributes:
+        kind: "C" for MBConv, "T" for Transformer.
+        stage: the stage it stands in, from 1.
+        index: its place within the stage, from 1.
+        width_in: channels that enter it.
+        width: channels that leave it.
+        stride: 2 where it halves the feature map, else 1.
+        stochastic_depth: probability that a residual branch of it is dropped in training.
+    """
+
+    kind: str
+    stage: int
+    index: int
+    width_in: int
+    width: int
+    stride: int
+    stochastic_depth: float
+
+    @property
+    def name(self) -> str:
+        """Name of the block's layer, e.g. `"stage3_block2"`."""
+        return f"stage{self.stage}_block{self.index}"
+
+
+@dataclass(frozen=True, repr=False)
+class CoAtNetConfig:
+    """Every architectural choice of a CoAtNet; the defaults are the paper's (arXiv 2106.04803).
+
+    Args:
+        widths: channels of each stage. A stage of layout `"CT"` takes a pair: of its MBConv blocks
+            and of its Transformer blocks.
+        depths: blocks in each stage, at least 1; a pair for `"CT"`.
+        layout: what each stage is made of: `"C"` (MBConv), `"T"` (Transformer), or `"CT"` (MBConv
+            blocks that halve the map, then Transformer blocks that keep it, as in stage 3 of
+            CoAtNet-6 and 7). No MBConv may follow a Transformer block (section 2.2 of the paper).
+        stem_width: channels of the stem's two convolutions: one number for both, or a pair.
+        stem_bias: whether the stem's convolutions have a bias.
+        expansion: expanded width of an MBConv, as a multiple of `expansion_from`.
+        expansion_from: `"output"` or `"input"`: whose width is multiplied.
+        stride_on: where an MBConv halves the map: on its 1x1 `"expansion"` (equation 5), on its
+            `"depthwise"` convolution (the paper's "Stride-2 DConv2D" rows), or by a `"pool"` ahead
+            of the expansion.
+        conv_pool: pooling of an MBConv's shortcut: `"max2"`, `"avg2"` (2x2) or `"max3"` (3x3).
+        conv_stride_pool: the pooling that `stride_on="pool"` uses.
+        conv_padding: padding of 3x3 convolutions of stride 2: `"same"` (TensorFlow's, which pads
+            less at the top left) or `"symmetric"` (torch's, one pixel all round).
+        conv_activation: activation of the stem and MBConv: `"gelu_tanh"`, `"gelu"` (by erf),
+            `"silu"` or `"relu"`.
+        conv_prenorm_activation: whether an MBConv's first norm is followed by that activation.
+        conv_bias: whether an MBConv's last 1x1 and its shortcut's have a bias.
+        squeeze_ratio: squeezed width of squeeze-and-excitation, as a share of `squeeze_from`.
+        squeeze_from: `"output"`, `"input"` or `"expanded"`: whose width that share is of.
+        squeeze_activation: activation between the two layers of squeeze-and-excitation.
+        squeeze_place: `"after_norm"` of the depthwise convolution (and its activation), or
+            `"before_norm"`.
+        batch_norm_epsilon: added to the variance in BatchNorm of the stem and MBConv.
+        batch_norm_momentum: of BatchNorm's moving statistics, everywhere.
+        head_size: channels of one attention head.
+        attention_width: channels of q, k and v together: the block's `"output"` or `"input"` width.
+        attention_bias: whether q, k, v and the output projection have a bias.
+        relative_position: the bias per head comes from a `"table"` (equation 3) or from an `"mlp"`
+            over log-spaced offsets.
+        relative_position_width: hidden width of that MLP.
+        transformer_pool: pooling of a Transformer block of stride 2, in both branches.
+        transformer_norm: `"layer"` or `"batch"`, in Transformer blocks and at the end.
+        transformer_norm_epsilon: added to the variance in that norm.
+        transformer_shortcut_bias: whether a Transformer block's shortcut projection has a bias.
+        ffn_expansion: hidden width of the feed-forward part, as a multiple of the block's.
+        ffn_activation: its activation.
+        ffn_bias: whether its two layers have a bias.
+        layer_scale: initial scale of a Transformer block's residual branches; None: no such scale.
+        final_norm: `"after_pool"` (the paper's), `"before_pool"`, or None.
+        hidden_head: whether a tanh layer of the last width stands before the classifier.
+        stochastic_depth: probability that the last block's residual branches are dropped for a
+            sample; grows linearly with the block from 0 at the first.
+        input_size: height and width that the network is for, in pixels: the default of
+            `input_shape`, and the size whose relative-bias tables a model of unknown size holds.
+        pixel_mean: mean of each channel, as a share of 255, which preprocessing subtracts.
+        pixel_std: standard deviation of each channel, likewise, by which it divides.
+
+    Raises:
+        ValueError: a field has no such value, or the fields together describe no network.
+
+    Example:
+        >>> config = CoAtNetConfig(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> [block.kind for block in config.blocks()]
+        ['C', 'C', 'T', 'T', 'T']
+    """
+
+    widths: tuple[int | tuple[int, int], ...]
+    depths: tuple[int | tuple[int, int], ...]
+    layout: tuple[str, ...] = ("C", "C", "T", "T")
+    stem_width: int | tuple[int, int] = 64
+    stem_bias: bool = True
+
+    expansion: int = 4
+    expansion_from: str = "output"
+    stride_on: str = "expansion"
+    conv_pool: str = "max2"
+    conv_stride_pool: str = "avg2"
+    conv_padding: str = "same"
+    conv_activation: str = "gelu_tanh"
+    conv_prenorm_activation: bool = False
+    conv_bias: bool = True
+    squeeze_ratio: float = 0.25
+    squeeze_from: str = "output"
+    squeeze_activation: str = "silu"
+    squeeze_place: str = "after_norm"
+    batch_norm_epsilon: float = 1e-3
+    batch_norm_momentum: float = 0.99
+
+    head_size: int = 32
+    attention_width: str = "output"
+    attention_bias: bool = True
+    relative_position: str = "table"
+    relative_position_width: int = 512
+    transformer_pool: str = "max2"
+    transformer_norm: str = "layer"
+    transformer_norm_epsilon: float = 1e-5
+    transformer_shortcut_bias: bool = True
+    ffn_expansion: int = 4
+    ffn_activation: str = "gelu_tanh"
+    ffn_bias: bool = True
+    layer_scale: float | None = None
+
+    final_norm: str | None = "after_pool"
+    hidden_head: bool = True
+    stochastic_depth: float = 0.0
+    input_size: int = 224
+    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    def __post_init__(self) -> None:
+        for field in ("widths", "depths", "layout", "pixel_mean", "pixel_std"):
+            object.__setattr__(self, field, _tuples(field, getattr(self, field)))
+        stem = self.stem_width
+        stem = _tuples("stem_width", stem) if isinstance(stem, (tuple, list)) else (stem, stem)
+        object.__setattr__(self, "stem_width", stem)
+        self._check_values()
+        self._check_stages()
+        self._check_heads()
+
+    def __repr__(self) -> str:
+        """Shows the fields that are not the paper's."""
+        shown = [
+            f"{field.name}={getattr(self, field.name)!r}"
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        ]
+        return f"CoAtNetConfig({', '.join(shown)})"
+
+    def _check_values(self) -> None:
+        for field, choices in CHOICES.items():
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
+                    f"Received: {field}={getattr(self, field)!r}"
+                )
+        positive_ints = ("expansion", "ffn_expansion", "head_size", "relative_position_width")
+        for field in positive_ints:
+            _check_positive_int(field, getattr(self, field))
+        if len(self.stem_width) != 2:
+            raise ValueError(
+                "`stem_width` must be one width or a pair, of the stem's two convolutions. "
+                f"Received: stem_width={self.stem_width}"
+            )
+        for width in self.stem_width:
+            _check_positive_int("stem_width", width)
+        _check_positive_int("input_size", self.input_size)
+        if self.input_size < 32:
+            raise ValueError(f"`input_size` must be at least 32. Received: {self.input_size}")
+        for field in ("squeeze_ratio", "batch_norm_epsilon", "transformer_norm_epsilon"):
+            _check_number(field, getattr(self, field), above=0.0)
+        for field in ("stochastic_depth", "batch_norm_momentum"):
+            _check_number(field, getattr(self, field), least=0.0, below=1.0)
+        if self.layer_scale is not None:
+            _check_number("layer_scale", self.layer_scale, above=0.0)
+        for value in self.pixel_mean:
+            _check_number("pixel_mean", value, least=0.0)
+        for value in self.pixel_std:
+            _check_number("pixel_std", value, above=0.0)
+        if len(self.pixel_mean) != len(self.pixel_std) or not self.pixel_mean:
+            raise ValueError(
+                "`pixel_mean` and `pixel_std` need one value a channel each. Received: "
+                f"pixel_mean={self.pixel_mean}, pixel_std={self.pixel_std}"
+            )
+
+    def _check_stages(self) -> None:
+        if not len(self.widths) == len(self.depths) == len(self.layout) or not self.widths:
+            raise ValueError(
+                "`widths`, `depths` and `layout` must have one entry a stage. Received: "
+                f"widths={self.widths}, depths={self.depths}, layout={self.layout}"
+            )
+        for stage, (width, depth, kinds) in enumerate(
+            zip(self.widths, self.depths, self.layout, strict=True), start=1
+        ):
+            if kinds not in ("C", "T", "CT"):
+                raise ValueError(
+                    f"Stage {stage} of `layout` must be 'C' (MBConv), 'T' (Transformer) or 'CT' "
+                    f"(MBConv, then Transformer). Received: {kinds!r}"
+                )
+            for field, entry in (("widths", width), ("depths", depth)):
+                parts = entry if isinstance(entry, tuple) else (entry,)
+                if len(parts) != len(kinds):
+                    raise ValueError(
+                        f"Stage {stage} of `{field}` must have {len(kinds)} number(s) for the "
+                        f"layout {kinds!r}. Received: {entry}"
+                    )
+                for part in parts:
+                    _check_positive_int(f"stage {stage} of {field}", part)
+        kinds = "".join(self.layout)
+        if "TC" in kinds:
+            raise ValueError(
+                "No MBConv may come after a Transformer block: attention stands above "
+                f"convolution. Received: layout={self.layout}. Reorder it, e.g. "
+                f"{tuple(sorted(self.layout))}."
+            )
+
+    def _check_heads(self) -> None:
+        for block in self.blocks():
+            if block.kind != "T":
+                continue
+            width = block.width if self.attention_width == "output" else block.width_in
+            if width % self.head_size:
+                raise ValueError(
+                    f"The attention of {block.name} is {width} channels wide, which "
+                    f"head_size={self.head_size} does not divide. Change `widths` or `head_size`."
+                )
+
+    def blocks(self) -> Iterator[Block]:
+        """Yields the residual blocks in order, each with its widths, stride and drop rate."""
+        runs = [
+            (stage, kind, depth, width)
+            for stage, (kinds, depths, widths) in enumerate(
+                zip(self.layout, self.depths, self.widths, strict=True), start=1
+            )
+            for kind, depth, width in zip(kinds, _pair(depths), _pair(widths), strict=True)
+        ]
+        total = sum(depth for _, _, depth, _ in runs)
+        number, width_in, index, current = 0, self.stem_width[1], 0, 0
+        for stage, kind, depth, width in runs:
+            for _ in range(depth):
+                index = index + 1 if stage == current else 1
+                current = stage
+                yield Block(
+                    kind=kind,
+                    stage=stage,
+                    index=index,
+                    width_in=width_in,
+                    width=width,
+                    stride=2 if index == 1 else 1,
+                    stochastic_depth=self.stochastic_depth * number / max(total - 1, 1),
+                )
+                number, width_in = number + 1, width
+
+    @property
+    def width(self) -> int:
+        """Channels of the last feature map."""
+        return _pair(self.widths[-1])[-1]
+
+    def expanded_width(self, block: Block) -> int:
+        """Channels between the two 1x1 convolutions of an MBConv block."""
+        return self.expansion * (block.width if self.expansion_from == "output" else block.width_in)
+
+    def squeezed_width(self, block: Block) -> int:
+        """Channels between the two layers of an MBConv block's squeeze-and-excitation."""
+        base = {
+            "output": block.width,
+            "input": block.width_in,
+            "expanded": self.expanded_width(block),
+        }[self.squeeze_from]
+        return max(1, int(self.squeeze_ratio * base))
+
+    def same_network(self, other: CoAtNetConfig) -> bool:
+        """Whether weights of one fit the other and give the same outputs at inference."""
+        free = {field: getattr(self, field) for field in FREE_FIELDS}
+        return self == dataclasses.replace(other, **free)
+
+    def replace(self, **changes: Any) -> CoAtNetConfig:
+        """Returns a copy with some fields changed.
+
+        Args:
+            **changes: fields of `CoAtNetConfig` and their new values.
+
+        Returns:
+            A new `CoAtNetConfig`.
+
+        Raises:
+            ValueError: there is no such field, or the value makes no sense.
+
+        Example:
+            >>> ARCHITECTURES["coatnet0"].replace(stochastic_depth=0.2).stochastic_depth
+            0.2
+        """
+        fields = [field.name for field in dataclasses.fields(self)]
+        unknown = [name for name in changes if name not in fields]
+        if unknown:
+            raise ValueError(
+                f"CoAtNetConfig has no field {', '.join(map(repr, unknown))}. Its fields are: "
+                f"{', '.join(fields)}"
+            )
+        return dataclasses.replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Returns the fields as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, fields: Mapping[str, Any]) -> CoAtNetConfig:
+        """Returns the configuration that `to_dict` wrote.
+
+        Args:
+            fields: what `to_dict` returned, also after a round trip through JSON.
+
+        Returns:
+            A `CoAtNetConfig`.
+
+        Raises:
+            ValueError: a field is missing or unknown, or has no such value.
+        """
+        known = {field.name for field in dataclasses.fields(cls)}
+        if not isinstance(fields, Mapping) or set(fields) - known or not {
+            "widths",
+            "depths",
+        } <= set(fields):
+            raise ValueError(
+                "This is no configuration of a CoAtNet: expected the fields of CoAtNetConfig. "
+                f"Received: {fields!r:.300}"
+            )
+        return cls(**fields)
+
+
+def _pair(entry: int | tuple[int, ...]) -> tuple[int, ...]:
+    return entry if isinstance(entry, tuple) else (entry,)
+
+
+def _tuples(field: str, value: Any) -> tuple[Any, ...]:
+    """Lists, as JSON gives them, become tuples, so that a config is hashable."""
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(f"`{field}` must be a tuple. Received: {field}={value!r}")
+    return tuple(tuple(item) if isinstance(item, (tuple, list)) else item for item in value)
+
+
+def _check_positive_int(field: str, value: Any) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"`{field}` must be a whole number of at least 1. Received: {value!r}")
+
+
+def _check_number(
+    field: str,
+    value: Any,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+) -> None:
+    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
+    if (
+        not numeric
+        or (above is not None and not value > above)
+        or (least is not None and not value >= least)
+        or (below is not None and not value < below)
+    ):
+        bounds = [f"above {above}"] if above is not None else [f"at least {least}"]
+        bounds += [f"below {below}"] if below is not None else []
+        raise ValueError(f"`{field}` must be a number {' and '.join(bounds)}. Received: {value!r}")
+
+
+def _paper_family() -> dict[str, CoAtNetConfig]:
+    """Tables 3 and 12 of the paper.
+
+    Table 12 prints 2048 for the last stage of CoAtNet-6; 3072 is what gives its 1.47B parameters.
+    """
+    small = {"stem_width": 64, "widths": (96, 192, 384, 768)}
+    mixed = ("C", "C", "CT", "T")
+    family = {
+        "coatnet0": CoAtNetConfig(**small, depths=(2, 3, 5, 2)),
+        "coatnet1": CoAtNetConfig(**small, depths=(2, 6, 14, 2)),
+        "coatnet2": CoAtNetConfig((128, 256, 512, 1024), (2, 6, 14, 2), stem_width=128),
+        "coatnet3": CoAtNetConfig((192, 384, 768, 1536), (2, 6, 14, 2), stem_width=192),
+        "coatnet4": CoAtNetConfig((192, 384, 768, 1536), (2, 12, 28, 2), stem_width=192),
+        "coatnet5": CoAtNetConfig(
+            (256, 512, 1280, 2048), (2, 12, 28, 2), stem_width=192, head_size=64
+        ),
+        "coatnet6": CoAtNetConfig(
+            (192, 384, (768, 1536), 3072), (2, 4, (8, 42), 2), mixed, 192, head_size=128
+        ),
+        "coatnet7": CoAtNetConfig(
+            (256, 512, (1024, 2048), 3072), (2, 4, (8, 42), 2), mixed, 192, head_size=128
+        ),
+    }
+    depthwise = {
+        f"{name}_dw": config.replace(stride_on="depthwise") for name, config in family.items()
+    }
+    return family | depthwise
+
+
+def _timm_family() -> dict[str, CoAtNetConfig]:
+    """The MBConv CoAtNets of timm (timm/models/maxxvit.py)."""
+    # coatnet_0_224 and so on: timm's reading of the paper, never trained.
+    paper_like = CoAtNetConfig(
+        widths=(96, 192, 384, 768),
+        depths=(2, 3, 5, 2),
+        stem_bias=False,
+        stride_on="depthwise",
+        conv_pool="avg2",
+        conv_padding="symmetric",
+        conv_activation="gelu",
+        batch_norm_epsilon=1e-5,
+        batch_norm_momentum=0.9,
+        transformer_pool="avg2",
+        transformer_norm_epsilon=1e-6,
+        ffn_activation="gelu",
+    )
+    # The trained ones, by Ross Wightman before MaxViT's code was public.
+    rw = paper_like.replace(
+        depths=(2, 3, 7, 2),
+        stem_width=(32, 64),
+        expansion_from="input",
+        conv_activation="silu",
+        conv_prenorm_activation=True,
+        conv_bias=False,
+        squeeze_from="expanded",
+        squeeze_activation="relu",
+        attention_width="input",
+        final_norm="before_pool",
+        hidden_head=False,
+    )
+    early = rw.replace(squeeze_place="before_norm", transformer_shortcut_bias=False)
+    deep = {"depths": (2, 6, 14, 2)}
+    wide = {"widths": (128, 256, 512, 1024), "stem_width": (64, 128), **deep}
+    nano = rw.replace(
+        widths=(64, 128, 256, 512),
+        depths=(3, 4, 6, 3),
+        conv_prenorm_activation=False,
+        conv_bias=True,
+        squeeze_activation="silu",
+    )
+    two = rw.replace(**wide, squeeze_activation="silu")
+    three = two.replace(widths=(192, 384, 768, 1536), stem_width=(96, 192), layer_scale=1e-6)
+    rmlp_two = two.replace(relative_position="mlp", layer_scale=1e-6)
+    return {
+        "coatnet_0_224": paper_like,
+        "coatnet_1_224": paper_like.replace(**deep),
+        "coatnet_nano_rw_224": nano.replace(stride_on="pool"),
+        "coatnet_rmlp_nano_rw_224": nano.replace(
+            relative_position="mlp", relative_position_width=384
+        ),
+        "coatnet_0_rw_224": early.replace(stride_on="pool"),
+        "coatnet_bn_0_rw_224": early.replace(
+            transformer_norm="batch",
+            pixel_mean=(0.485, 0.456, 0.406),
+            pixel_std=(0.229, 0.224, 0.225),
+        ),
+        "coatnet_1_rw_224": early.replace(**deep),
+        "coatnet_rmlp_1_rw_224": early.replace(
+            **deep,
+            stride_on="pool",
+            conv_pool="max3",
+            transformer_pool="max3",
+            relative_position="mlp",
+            relative_position_width=384,
+        ),
+        "coatnet_rmlp_1_rw2_224": rw.replace(**deep, relative_position="mlp"),
+        "coatnet_2_rw_224": two,
+        "coatnet_rmlp_2_rw_224": rmlp_two,
+        "coatnet_rmlp_2_rw_384": rmlp_two.replace(input_size=384),
+        "coatnet_3_rw_224": three,
+    }
+
+
+def _kecam_family() -> dict[str, CoAtNetConfig]:
+    """The CoAtNet-0 of keras_cv_attention_models, the trained network nearest the paper's."""
+    return {
+        "kecam_coatnet0": CoAtNetConfig(
+            widths=(96, 192, 384, 768),
+            depths=(2, 3, 5, 2),
+            stem_bias=False,
+            expansion_from="input",
+            stride_on="depthwise",
+            conv_padding="symmetric",
+            conv_activation="gelu",
+            conv_bias=False,
+            squeeze_from="input",
+            squeeze_activation="gelu",
+            batch_norm_epsilon=1e-5,
+            batch_norm_momentum=0.9,
+            attention_width="input",
+            attention_bias=False,
+            transformer_shortcut_bias=False,
+            ffn_activation="gelu",
+            ffn_bias=False,
+            final_norm=None,
+            hidden_head=False,
+            pixel_mean=(0.485, 0.456, 0.406),
+            pixel_std=(0.229, 0.224, 0.225),
+        )
+    }
+
+
+ARCHITECTURES: Mapping[str, CoAtNetConfig] = MappingProxyType(
+    _paper_family() | _timm_family() | _kecam_family()
+)
+
+
+def architectures() -> tuple[str, ...]:
+    """Names of every architecture that `CoAtNet` builds.
+
+    Returns:
+        A tuple of names: the paper's `"coatnet0"` to `"coatnet7"`, the same with the stride on the
+        depthwise convolution (`"coatnet0_dw"`, ...), and those of the public checkpoints.
+
+    Example:
+        >>> "coatnet_0_rw_224" in architectures()
+        True
+    """
+    return tuple(ARCHITECTURES)
+
+
+def size_of(architecture: str) -> str:
+    """The size that an architecture counts as, e.g. `"coatnet0"` for `"coatnet_bn_0_rw_224"`.
+
+    Args:
+        architecture: a name out of `architectures()`.
+
+    Returns:
+        `"coatnet0"` to `"coatnet7"`, or `"coatnet_nano"`.
+    """
+    found = re.search(r"coatnet_?(?:rmlp_|bn_)?([0-7]|nano)", architecture)
+    return f"coatnet{found[1]}" if found[1] != "nano" else "coatnet_nano"
+
+
+def find_architecture(architecture: str | CoAtNetConfig) -> CoAtNetConfig:
+    """Returns the configuration of a name, or the configuration itself.
+
+    Args:
+        architecture: a name out of `architectures()`, or a `CoAtNetConfig`.
+
+    Returns:
+        A `CoAtNetConfig`.
+
+    Raises:
+        ValueError: it is neither.
+    """
+    if isinstance(architecture, CoAtNetConfig):
+        return architecture
+    if architecture not in ARCHITECTURES:
+        raise ValueError(
+            "`architecture` must be a CoAtNetConfig or one of the names of "
+            f"keras_coatnet.architectures(): {', '.join(ARCHITECTURES)}. "
+            f"Received: {architecture!r}"
+        )
+    return ARCHITECTURES[architecture]

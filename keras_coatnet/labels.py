@@ -1,0 +1,77 @@
+"""Names of the classes that public checkpoints tell apart."""
+
+from __future__ import annotations
+
+import functools
+import importlib.resources
+from typing import Any
+
+import numpy as np
+
+# Files of lines "<WordNet id> <name>", in the order of a checkpoint's outputs, by their number.
+_CLASS_FILES = {1000: "imagenet1k.txt", 11821: "imagenet12k.txt"}
+
+
+@functools.cache
+def class_names(classes: int) -> tuple[tuple[str, str], ...]:
+    """Names of the outputs of an ImageNet classifier.
+
+    Args:
+        classes: 1000 (ImageNet-1k) or 11821 (the ImageNet-12k of timm's checkpoints).
+
+    Returns:
+        A tuple of (WordNet id, name) pairs, in the order of the outputs.
+
+    Raises:
+        ValueError: no label set has that many classes.
+
+    Example:
+        >>> class_names(1000)[0]
+        ('n01440764', 'tench')
+    """
+    if classes not in _CLASS_FILES:
+        known = " or ".join(map(str, _CLASS_FILES))
+        raise ValueError(
+            f"Class names are known for {known} classes (ImageNet-1k, ImageNet-12k). Received: "
+            f"{classes} classes. Name the outputs of your own classifier yourself."
+        )
+    folder = importlib.resources.files("keras_coatnet") / "classes"
+    lines = (folder / _CLASS_FILES[classes]).read_text("utf-8").splitlines()
+    return tuple(tuple(line.split(" ", 1)) for line in lines)
+
+
+def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, float]]]:
+    """Names the classes with the highest scores, as `keras.applications` does.
+
+    Args:
+        preds: (batch, classes), with 1000 or 11821 classes; an array or tensor.
+        top: how many classes to name for each image, at least 1.
+
+    Returns:
+        For each image a list of (WordNet id, name, score), highest score first.
+
+    Raises:
+        ValueError: `preds` has another shape, or `top` is below 1.
+
+    Example:
+        >>> import numpy as np
+        >>> decode_predictions(np.eye(1000)[:1], top=1)
+        [[('n01440764', 'tench', 1.0)]]
+    """
+    from keras import ops
+
+    preds = ops.convert_to_numpy(preds)
+    if preds.ndim != 2 or preds.shape[1] not in _CLASS_FILES:
+        known = " or ".join(f"(batch, {classes})" for classes in _CLASS_FILES)
+        raise ValueError(
+            f"`decode_predictions` expects a batch of ImageNet predictions of shape {known}. "
+            f"Received: preds of shape {preds.shape}"
+        )
+    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
+        raise ValueError(f"`top` must be a whole number of at least 1. Received: top={top!r}")
+    names = class_names(preds.shape[1])
+    order = np.argsort(-preds, axis=1, kind="stable")[:, :top]
+    return [
+        [(*names[index], row[index].item()) for index in best]
+        for row, best in zip(preds, order, strict=True)
+    ]

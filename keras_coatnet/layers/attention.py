@@ -1,0 +1,149 @@
+"""Relative self-attention (section 2.1 of the paper)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_coatnet.layers.base import (
+    PACKAGE,
+    CompositeLayer,
+    full_precision,
+    kernel_initializer,
+    spatial_size,
+)
+from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class RelativeSelfAttention(CompositeLayer):
+    """Multi-head self-attention over all positions of a map, with a bias per head and offset.
+
+    `softmax(q k^T / sqrt(head_size) + bias) v` (equation 3), where the bias depends on the offset
+    between key and query alone. Logits and softmax are float32 under mixed precision.
+
+    Args:
+        width: channels of the output.
+        head_size: channels of one head.
+        attention_width: channels of q, k and v; None: `width`. A multiple of `head_size`.
+        use_bias: whether q, k, v and the output projection have a bias.
+        relative_position: `"table"` or `"mlp"`: where the bias comes from.
+        relative_position_width: hidden width of that MLP.
+        table_size: (height, width) of the map that the table is made for; None: of the map that
+            the layer is built on, whose size must be static then.
+        **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Input shape: `(batch, height, width, channels)`; height and width may be unknown.
+    Output shape: `(batch, height, width, width)`.
+
+    Raises:
+        ValueError: `head_size` does not divide the attention's width, an argument has no such
+            value, or the table's size is not known.
+
+    Example:
+        >>> attention = RelativeSelfAttention(64, head_size=32)
+        >>> attention(keras.ops.ones((2, 7, 5, 48))).shape == (2, 7, 5, 64)
+        True
+    """
+
+    def __init__(
+        self,
+        width: int,
+        head_size: int = 32,
+        attention_width: int | None = None,
+        use_bias: bool = True,
+        relative_position: str = "table",
+        relative_position_width: int = 512,
+        table_size: tuple[int, int] | None = None,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        attention_width = width if attention_width is None else attention_width
+        if attention_width < 1 or head_size < 1 or attention_width % head_size:
+            raise ValueError(
+                "The attention's width must be a multiple of `head_size`. Received: "
+                f"attention_width={attention_width}, head_size={head_size}"
+            )
+        if relative_position not in ("table", "mlp"):
+            raise ValueError(
+                "`relative_position` must be 'table' or 'mlp'. "
+                f"Received: relative_position={relative_position!r}"
+            )
+        self.width = width
+        self.head_size = head_size
+        self.attention_width = attention_width
+        self.use_bias = use_bias
+        self.relative_position = relative_position
+        self.relative_position_width = relative_position_width
+        self.table_size = None if table_size is None else tuple(table_size)
+        self.heads = attention_width // head_size
+
+    def build(self, input_shape: tuple) -> None:
+        channels = input_shape[-1]
+        for name in ("query", "key", "value"):
+            self._add_dense(name, self.attention_width).build((None, None, channels))
+        self._add_dense("projection", self.width).build((None, None, self.attention_width))
+        dtype = full_precision(self.dtype_policy)
+        if self.relative_position == "table":
+            table_size = self.table_size or tuple(input_shape[1:3])
+            if None in table_size:
+                raise ValueError(
+                    "A layer built on a map of unknown size needs `table_size`, the (height, "
+                    f"width) that its table is made for. Received: input_shape={input_shape}"
+                )
+            self.table_size = table_size
+            self.add_sublayer(
+                "position", RelativePositionTable, self.heads, table_size, dtype=dtype
+            )
+        else:
+            self.add_sublayer(
+                "position",
+                RelativePositionMLP,
+                self.heads,
+                self.relative_position_width,
+                dtype=dtype,
+            )
+        self.built = True
+
+    def _add_dense(self, name: str, width: int) -> keras.layers.Layer:
+        return self.add_sublayer(
+            name,
+            keras.layers.Dense,
+            width,
+            use_bias=self.use_bias,
+            kernel_initializer=kernel_initializer(),
+        )
+
+    def call(self, x: Any) -> Any:
+        height, width = spatial_size(x)
+        tokens = ops.reshape(x, (-1, height * width, x.shape[-1]))
+        split = (-1, height * width, self.heads, self.head_size)
+        query = ops.reshape(self.query(tokens), split)
+        key = ops.reshape(self.key(tokens), split)
+        value = ops.reshape(self.value(tokens), split)
+
+        bias = self.position(height=height, width=width)
+        query = ops.cast(query, bias.dtype) * self.head_size**-0.5
+        logits = ops.einsum("bqhd,bkhd->bhqk", query, ops.cast(key, bias.dtype)) + bias
+        weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
+
+        mixed = ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = ops.reshape(mixed, (-1, height, width, self.attention_width))
+        return self.projection(mixed)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (*input_shape[:-1], self.width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "head_size": self.head_size,
+            "attention_width": self.attention_width,
+            "use_bias": self.use_bias,
+            "relative_position": self.relative_position,
+            "relative_position_width": self.relative_position_width,
+            "table_size": self.table_size,
+        }

@@ -1,0 +1,47 @@
+"""LayerScale (Touvron et al., 2021)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_coatnet.layers.base import PACKAGE
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class LayerScale(keras.layers.Layer):
+    """Multiplies each channel by a learnt scale.
+
+    Args:
+        initial_scale: the scale at first.
+        **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Input and output shape: `(..., channels)`.
+
+    Example:
+        >>> LayerScale(1e-6)(keras.ops.ones((2, 7, 7, 64))).shape == (2, 7, 7, 64)
+        True
+    """
+
+    def __init__(self, initial_scale: float, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.initial_scale = initial_scale
+
+    def build(self, input_shape: tuple) -> None:
+        self.scale = self.add_weight(
+            name="scale",
+            shape=(input_shape[-1],),
+            initializer=keras.initializers.Constant(self.initial_scale),
+        )
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        return x * ops.cast(self.scale, x.dtype)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {**super().get_config(), "initial_scale": self.initial_scale}

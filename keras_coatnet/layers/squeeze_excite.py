@@ -1,0 +1,67 @@
+"""Squeeze-and-excitation (Hu et al., 2018)."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_coatnet.layers.activations import get_activation
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class SqueezeExcite(CompositeLayer):
+    """Scales each channel by a gate computed from the means of all channels over the map.
+
+    mean over the map -> dense to `squeezed_width` -> activation -> dense back -> sigmoid -> product.
+
+    Args:
+        squeezed_width: channels between the two dense layers, at least 1.
+        activation: `"silu"`, `"relu"`, `"gelu"` or `"gelu_tanh"`.
+        **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Input and output shape: `(batch, height, width, channels)`.
+
+    Raises:
+        ValueError: `squeezed_width` is below 1, or there is no such activation.
+
+    Example:
+        >>> SqueezeExcite(8)(keras.ops.ones((2, 7, 7, 32))).shape == (2, 7, 7, 32)
+        True
+    """
+
+    def __init__(self, squeezed_width: int, activation: str = "silu", **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        if squeezed_width < 1:
+            raise ValueError(
+                f"`squeezed_width` must be at least 1. Received: squeezed_width={squeezed_width}"
+            )
+        self.squeezed_width = squeezed_width
+        self.activation = activation
+        self._activate = get_activation(activation)
+
+    def build(self, input_shape: tuple) -> None:
+        channels = input_shape[-1]
+        for name, width in (("squeeze", self.squeezed_width), ("excite", channels)):
+            self.add_sublayer(
+                name, keras.layers.Dense, width, kernel_initializer=kernel_initializer()
+            )
+        self.squeeze.build((input_shape[0], channels))
+        self.excite.build((input_shape[0], self.squeezed_width))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        gate = self.excite(self._activate(self.squeeze(ops.mean(x, axis=(1, 2)))))
+        return x * ops.sigmoid(gate)[:, None, None, :]
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return input_shape
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "squeezed_width": self.squeezed_width,
+            "activation": self.activation,
+        }
