@@ -18,6 +18,7 @@ from keras_coatnet.config import CoAtNetConfig, architectures
 from keras_coatnet.figures import count_flops, count_params
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.weights.registry import checkpoints
 
 __version__ = "0.1.0"
 
@@ -35,6 +36,7 @@ __all__ = [
     "CoAtNetModel",
     "CoAtNetNano",
     "architectures",
+    "checkpoints",
     "count_flops",
     "count_params",
     "decode_predictions",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -12,6 +13,7 @@ import keras
 from keras_coatnet.config import ARCHITECTURES, FREE_FIELDS, CoAtNetConfig, find_architecture
 from keras_coatnet.config import size_of as _size_of
 from keras_coatnet.model import CoAtNetModel, build_model
+from keras_coatnet.weights.registry import WORDS
 from keras_coatnet.weights.source import Source, find_source
 
 MIN_SIZE = 32
@@ -41,7 +43,25 @@ def CoAtNet(
 
     Args:
         architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
-{arguments}
+        include_top: whether the head and its classifier are included.
+        weights: None (random initialisation of the paper's network); `"imagenet"`,
+            `"imagenet12k"` or `"imagenet12k_ft"` where the size has one; the name of one of
+            `keras_coatnet.checkpoints()`; or the path of a `.weights.h5` or `.keras` file, of
+            timm's `.safetensors` or of keras_cv_attention_models' `.h5`. Nobody has published
+            weights of the paper's exact networks: a checkpoint brings its own architecture and
+            its own pixel normalisation, and so does a file saved from a model of this package.
+        input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
+        input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
+            and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
+            top, or the size that the weights are for; (None, None, 3) without.
+        pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
+        classes: outputs of the classifier. Default: 1000, or as many as the weights bring.
+        classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
+        include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalises them
+            itself (to -1 .. 1 for the paper's networks); else it takes normalised ones.
+        name: name of the model; nothing else hangs on it.
+        **overrides: fields of `CoAtNetConfig` to change, such as `stochastic_depth=0.2`, or
+            `stride_on="depthwise"` for the paper's "Stride-2 DConv2D" networks.
 
     Returns:
         A `keras.Model`.
@@ -50,7 +70,7 @@ def CoAtNet(
         ValueError: an argument makes no sense, or the weights do not belong to the network.
 
     Example:
-        >>> config = CoAtNetConfig(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> CoAtNet(config, input_shape=(64, 64, 3), classes=10).output_shape
         (None, 10)
     """
@@ -58,6 +78,7 @@ def CoAtNet(
     label = architecture if isinstance(architecture, str) else "config"
     return _construct(
         [default],
+        None,
         overrides,
         asker=f"CoAtNet({label!r})" if isinstance(architecture, str) else "CoAtNet(config)",
         include_top=include_top,
@@ -70,27 +91,6 @@ def CoAtNet(
         include_preprocessing=include_preprocessing,
         name=name or (architecture if isinstance(architecture, str) else "coatnet"),
     )
-
-
-_ARGUMENTS = """\
-        include_top: whether the head and its classifier are included.
-        weights: None (random initialisation), or the path of a `.weights.h5` or `.keras` file. A
-            file saved from a model of this package brings its own architecture.
-        input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
-        input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
-            and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
-            top, (None, None, 3) without.
-        pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
-        classes: outputs of the classifier. Default: 1000, or as many as the weights bring.
-        classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
-        include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalises them
-            itself (to -1 .. 1 for the paper's networks); else it takes normalised ones.
-        name: name of the model; nothing else hangs on it.
-        **overrides: fields of `CoAtNetConfig` to change, such as `stochastic_depth=0.2`, or
-            `stride_on="depthwise"` for the paper's "Stride-2 DConv2D" networks.\
-"""
-
-CoAtNet.__doc__ = CoAtNet.__doc__.replace("{arguments}", _ARGUMENTS)
 
 
 def _sized(function_name: str, size: str, default: str, about: str) -> Callable[..., CoAtNetModel]:
@@ -113,6 +113,7 @@ def _sized(function_name: str, size: str, default: str, about: str) -> Callable[
         family = [config for known, config in ARCHITECTURES.items() if _size_of(known) == size]
         return _construct(
             [paper, *family],
+            size,
             overrides,
             asker=function_name,
             include_top=include_top,
@@ -127,22 +128,20 @@ def _sized(function_name: str, size: str, default: str, about: str) -> Callable[
         )
 
     constructor.__name__ = constructor.__qualname__ = function_name
-    constructor.__doc__ = f"""Instantiates {about}.
-
-    Args:
-{_ARGUMENTS}
-
-    Returns:
-        A `keras.Model`.
-
-    Raises:
-        ValueError: an argument makes no sense, or the weights do not belong to the network.
-
-    Example:
-        >>> {function_name}(weights=None, include_top=False, pooling="avg").output_shape
-        (None, {ARCHITECTURES[default].width})
-    """
+    constructor.__doc__ = _sized_docstring(
+        f"Instantiates {about}.",
+        f'{function_name}(weights=None, include_top=False, pooling="avg").output_shape',
+        f"(None, {ARCHITECTURES[default].width})",
+    )
     return constructor
+
+
+def _sized_docstring(summary: str, call: str, result: str) -> str:
+    """That of `CoAtNet`, with another summary and example, and less the architecture."""
+    _, arguments = inspect.cleandoc(CoAtNet.__doc__).split("Args:\n")
+    arguments, _ = arguments.split("Example:\n")
+    arguments = arguments[arguments.index("    include_top:") :]
+    return f"{summary}\n\nArgs:\n{arguments}Example:\n    >>> {call}\n    {result}\n"
 
 
 def _paper_size(number: int, parameters: str) -> Callable[..., CoAtNetModel]:
@@ -168,6 +167,7 @@ CoAtNetNano = _sized(
 
 def _construct(
     candidates: Sequence[CoAtNetConfig],
+    size: str | None,
     overrides: dict[str, Any],
     asker: str,
     include_top: bool,
@@ -183,24 +183,31 @@ def _construct(
     """Checks the arguments, finds the weights, builds the model and loads them."""
     _check_pooling(pooling)
     _check_classes(classes)
+    _check_weights(weights)
     if include_top and weights is not None:
         _check_activation(classifier_activation)
     inputs_known = _checked_inputs(include_top, input_tensor, input_shape)
 
     config, source = candidates[0], None
     if weights is not None:
-        source = find_source(weights, candidates, asker)
+        source = find_source(weights, candidates, size, asker)
         free = {field: overrides[field] for field in FREE_FIELDS if field in overrides}
         config = source.architecture.replace(**free)
-    fresh_head = False
+    fresh = None
     if source is not None and include_top:
-        classes, fresh_head = _classes_with(source, classes)
+        classes, fresh = _classes_with(weights, source, classes)
 
     if input_tensor is not None:
         inputs, source_inputs = input_tensor, keras.utils.get_source_inputs(input_tensor)
     else:
-        size = config.input_size if include_top else None
-        inputs, source_inputs = keras.Input(inputs_known or (size, size, 3)), None
+        side = config.input_size if include_top else None
+        inputs, source_inputs = keras.Input(inputs_known or (side, side, 3)), None
+    if source is not None and source.channels not in (None, inputs.shape[-1]):
+        raise ValueError(
+            f"The weights {source.name} are made for pictures of {source.channels} channels. "
+            f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
+            "pictures."
+        )
     height, width = inputs.shape[1:3]
     if height is not None and height == width:
         config = config.replace(input_size=height)
@@ -216,24 +223,33 @@ def _construct(
         name=name,
     )
     if source is not None:
-        source.load(model, fresh_head)
+        # Layers ahead of `input_tensor` are the caller's, and not in the file.
+        network = model if input_tensor is None else keras.Model(input_tensor, model.output)
+        source.load(network, fresh)
     return model
 
 
-def _classes_with(source: Source, classes: int) -> tuple[int, bool]:
-    """How many classes to build with these weights, and whether the classifier stays random."""
-    if isinstance(classes, _DefaultClasses):
-        brought = source.classes
-        return (int(classes), brought == 0) if not brought else (brought, False)
+def _classes_with(weights: Any, source: Source, classes: int) -> tuple[int, str | None]:
+    """How many classes to build with these weights, and which part of the head stays random."""
     if source.classes is None or source.classes == classes:
-        return classes, False
-    had = f"one of {source.classes}" if source.classes else "none"
+        return classes, None
+    if isinstance(classes, _DefaultClasses) and source.classes:
+        return source.classes, None
+    if weights in WORDS:
+        raise ValueError(
+            f"With weights={weights!r} and a top, `classes` must be {source.classes}. Received: "
+            f"classes={classes}. For a new classifier use include_top=False and add a Dense layer, "
+            f"or name the checkpoint: weights={source.name!r}, classes={classes}."
+        )
+    part, brought = (
+        ("classifier", f"one of {source.classes}") if source.classes else ("head", "none")
+    )
     warnings.warn(
-        f"The classifier of {classes} classes starts from random values: {source.name} brings "
-        f"{had}. Train it before you use it.",
+        f"The {part} for {classes} classes starts from random values: {source.name} brings "
+        f"{brought}. Train it before you use it.",
         stacklevel=4,
     )
-    return classes, True
+    return classes, part
 
 
 def _check_pooling(pooling: Any) -> None:
@@ -246,6 +262,14 @@ def _check_classes(classes: Any) -> None:
         raise ValueError(
             f"`classes` must be a whole number of at least 1. Received: classes={classes!r}. For a "
             "model without classifier use include_top=False."
+        )
+
+
+def _check_weights(weights: Any) -> None:
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise ValueError(
+            "`weights` must be None, a name or a path. Received: "
+            f"weights of type {type(weights).__name__}"
         )
 
 

@@ -1,4 +1,4 @@
-"""What a CoAtNet is made of, as data: the configuration, the paper's family, the published variants.
+"""What a CoAtNet is made of, as data: the configuration, the paper's family, published variants.
 
 Nothing here imports Keras. `CoAtNetConfig` holds every choice by which the published networks
 differ; a network's blocks are read off it with `CoAtNetConfig.blocks`, which the model, the
@@ -365,10 +365,15 @@ class CoAtNetConfig:
             ValueError: a field is missing or unknown, or has no such value.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if not isinstance(fields, Mapping) or set(fields) - known or not {
-            "widths",
-            "depths",
-        } <= set(fields):
+        if (
+            not isinstance(fields, Mapping)
+            or set(fields) - known
+            or not {
+                "widths",
+                "depths",
+            }
+            <= set(fields)
+        ):
             raise ValueError(
                 "This is no configuration of a CoAtNet: expected the fields of CoAtNetConfig. "
                 f"Received: {fields!r:.300}"

@@ -127,7 +127,7 @@ class RelativeSelfAttention(CompositeLayer):
         bias = self.position(height=height, width=width)
         query = ops.cast(query, bias.dtype) * self.head_size**-0.5
         logits = ops.einsum("bqhd,bkhd->bhqk", query, ops.cast(key, bias.dtype)) + bias
-        weights = ops.cast(ops.softmax(logits, axis=-1), value.dtype)
+        weights = ops.cast(keras.activations.softmax(logits), value.dtype)
 
         mixed = ops.einsum("bhqk,bkhd->bqhd", weights, value)
         mixed = ops.reshape(mixed, (-1, height, width, self.attention_width))

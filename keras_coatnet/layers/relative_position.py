@@ -106,7 +106,7 @@ class RelativePositionTable(keras.layers.Layer):
             bilinearly resized table: at run time, and when weights of another size are loaded.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
-    Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalar tensors.
+    Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalars.
     Output shape: `(heads, height * width, height * width)`.
 
     Example:
@@ -157,7 +157,7 @@ class RelativePositionMLP(CompositeLayer):
         hidden_width: width of the layer between.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
-    Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalar tensors.
+    Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalars.
     Output shape: `(heads, height * width, height * width)`.
 
     Example:

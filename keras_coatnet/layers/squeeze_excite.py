@@ -15,7 +15,7 @@ from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initialize
 class SqueezeExcite(CompositeLayer):
     """Scales each channel by a gate computed from the means of all channels over the map.
 
-    mean over the map -> dense to `squeezed_width` -> activation -> dense back -> sigmoid -> product.
+    mean over the map -> dense to `squeezed_width` -> activation -> dense -> sigmoid -> product.
 
     Args:
         squeezed_width: channels between the two dense layers, at least 1.

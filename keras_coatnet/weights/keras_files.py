@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import pathlib
+import warnings
 import zipfile
 from typing import Any
 
@@ -62,22 +63,27 @@ def _identity_of_h5(path: pathlib.Path) -> dict[str, Any] | None:
     return None if text is None else json.loads(text)
 
 
-def load(model: keras.Model, path: pathlib.Path, fresh_head: bool) -> None:
+def load(model: keras.Model, path: pathlib.Path, fresh: str | None) -> None:
     """Loads a file into a model.
 
     Args:
         model: a `CoAtNetModel`.
         path: a `.weights.h5` or `.keras` file.
-        fresh_head: whether the model's last layer, its classifier, is left as it is.
+        fresh: what is left as it is: None, the `"classifier"`, or the whole `"head"`.
 
     Raises:
         ValueError: the file's variables are not the model's.
     """
-    if fresh_head:
-        # Keras matches layers by class and order: without the last one, all others keep theirs.
-        model = keras.Model(model.inputs, model.layers[-1].input)
+    # Keras matches layers by class and order: without the last ones, all others keep theirs.
+    if fresh == "classifier":
+        model = keras.Model(model.inputs, model.get_layer("predictions").input)
+    elif fresh == "head":
+        model = keras.Model(model.inputs, model.get_layer("avg_pool").input)
     try:
-        model.load_weights(path)
+        with warnings.catch_warnings():
+            # Keras warns of containers in which it only looks for layers a second time.
+            warnings.filterwarnings("ignore", "Skipping nested container")
+            model.load_weights(path)
     except (OSError, KeyError, ValueError) as error:
         raise ValueError(
             f"The weights in {path} do not fit the model that was asked for. Give the arguments "

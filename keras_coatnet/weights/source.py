@@ -5,12 +5,16 @@ from __future__ import annotations
 import dataclasses
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import keras
+import numpy as np
 
-from keras_coatnet.config import ARCHITECTURES, CoAtNetConfig, size_of
-from keras_coatnet.weights import keras_files
+from keras_coatnet.config import ARCHITECTURES, CoAtNetConfig
+from keras_coatnet.weights import foreign_files, keras_files, registry, timm_layout
+from keras_coatnet.weights.assign import assign
+
+SUFFIXES = (*keras_files.SUFFIXES, *foreign_files.LAYOUTS)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,89 +26,151 @@ class Source:
         architecture: the network that they belong to.
         classes: outputs of the classifier they bring; 0 if they bring none, None if that shows
             only in loading.
-        load: loads them into a model; the classifier is left as it is where the second argument
-            is true. Raises ValueError if they do not fit, before anything is changed.
+        channels: channels of the pictures they are made for; None if that shows only in loading.
+        load: loads them into a model. The second argument says what is left as it is: None, the
+            `"classifier"`, or the whole `"head"`. Raises ValueError if they do not fit.
     """
 
     name: str
     architecture: CoAtNetConfig
     classes: int | None
-    load: Callable[[keras.Model, bool], None]
+    channels: int | None
+    load: Callable[[keras.Model, str | None], None]
 
 
 def find_source(
-    weights: str | os.PathLike, candidates: Sequence[CoAtNetConfig], asker: str
+    weights: str | os.PathLike,
+    candidates: Sequence[CoAtNetConfig],
+    size: str | None,
+    asker: str,
 ) -> Source:
-    """Finds the weights that a `weights` argument means.
+    """Finds the weights that a `weights` argument means. Nothing is fetched before `load`.
 
     Args:
-        weights: the path of a `.weights.h5` or `.keras` file.
+        weights: `"imagenet"`, `"imagenet12k"`, `"imagenet12k_ft"`, a checkpoint's name, or the path
+            of a `.weights.h5`, `.keras`, `.safetensors` or `.h5` file.
         candidates: the networks that the caller may build, the one it builds by default first.
+        size: the caller's size, e.g. `"coatnet0"`; None: it has none.
         asker: what error messages call the caller, e.g. `"CoAtNet0"`.
 
     Returns:
         A `Source`, whose architecture is one of the candidates.
 
     Raises:
-        ValueError: there is no such file, it is none of these formats, or its weights belong to
-            another network.
+        ValueError: there are no such weights, or they belong to another network.
     """
     path = pathlib.Path(weights)
-    if not path.is_file():
-        raise ValueError(
-            "`weights` must be None or the path of a .weights.h5 or .keras file; there is no file "
-            f"of that name. Received: weights={str(weights)!r}"
-        )
-    if not path.name.endswith(keras_files.SUFFIXES):
-        raise ValueError(
-            "A file of weights must end in .weights.h5 or .keras, as Keras saves them. "
-            f"Received: weights={str(weights)!r}"
-        )
-    return _keras_source(path, candidates, asker)
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise ValueError(
+                f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "
+                f"timm, or as keras_cv_attention_models does. Received: weights={str(weights)!r}"
+            )
+        if path.name.endswith(keras_files.SUFFIXES):
+            return _keras_source(path, candidates, asker)
+        return _foreign_source(path, candidates, asker)
+    if path.name.endswith(SUFFIXES) or path.is_dir() or not isinstance(weights, str):
+        raise ValueError(f"There is no file of that name. Received: weights={str(weights)!r}")
+    return _named_source(registry.find(weights, size), candidates, asker)
 
 
-def _keras_source(
-    path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str
-) -> Source:
+def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
     identity = keras_files.read_identity(path)
     if identity is None:
         architecture, classes = candidates[0], None
     else:
         architecture, classes = identity.architecture, identity.classes or 0
-        check_offered(str(path), architecture, candidates, asker)
+        _check_offered(str(path), architecture, candidates, asker)
+
+    def load(model: keras.Model, fresh: str | None) -> None:
+        keras_files.load(model, path, fresh)
+
+    return Source(str(path), architecture, classes, None, load)
+
+
+def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
+    tensors = foreign_files.read(path)
+    shown = foreign_files.LAYOUTS[path.suffix].describe(tensors)
+    fitting = [
+        config
+        for config in candidates
+        if all(getattr(config, field) == value for field, value in shown.items())
+    ]
+    if not fitting:
+        _refuse(str(path), shown, asker)
+    values = _translated(path, tensors, fitting[0])
+    classifier, stem = values.get("predictions/kernel"), values.get("stem_conv1/kernel")
     return Source(
         name=str(path),
-        architecture=architecture,
-        classes=classes,
-        load=lambda model, fresh_head: keras_files.load(model, path, fresh_head),
+        architecture=fitting[0],
+        classes=0 if classifier is None else classifier.shape[-1],
+        channels=None if stem is None or stem.ndim != 4 else stem.shape[2],
+        load=lambda model, fresh: assign(model, values, str(path), fresh),
     )
 
 
-def check_offered(
+def _named_source(
+    checkpoint: registry.Checkpoint, candidates: Sequence[CoAtNetConfig], asker: str
+) -> Source:
+    architecture = ARCHITECTURES[checkpoint.architecture].replace(input_size=checkpoint.input_size)
+    _check_offered(checkpoint.name, architecture, candidates, asker)
+
+    def load(model: keras.Model, fresh: str | None) -> None:
+        from keras_coatnet.weights.fetch import fetch
+
+        path = fetch(checkpoint)
+        values = _translated(path, foreign_files.read(path), architecture)
+        assign(model, values, checkpoint.name, fresh)
+
+    return Source(checkpoint.name, architecture, checkpoint.classes, 3, load)
+
+
+def _translated(
+    path: pathlib.Path, tensors: Mapping[str, np.ndarray], config: CoAtNetConfig
+) -> dict[str, np.ndarray]:
+    layout = foreign_files.LAYOUTS[path.suffix]
+    options = {"head_size": config.head_size} if layout is timm_layout else {}
+    values, unknown = layout.translate(tensors, **options)
+    if unknown:
+        shown = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
+        raise ValueError(
+            f"{path} holds values that its layout does not have: {shown}. It is not the file of a "
+            "CoAtNet, or of a later version."
+        )
+    return values
+
+
+def _check_offered(
     name: str, architecture: CoAtNetConfig, candidates: Sequence[CoAtNetConfig], asker: str
 ) -> None:
-    """Refuses weights of a network that the caller does not build.
-
-    Args:
-        name: what to call the weights.
-        architecture: the network that they belong to.
-        candidates: the networks that the caller may build.
-        asker: what to call the caller.
-
-    Raises:
-        ValueError: the network is none of the candidates.
-    """
-    if any(architecture.same_network(candidate) for candidate in candidates):
-        return
-    for known, config in ARCHITECTURES.items():
-        if architecture.same_network(config):
-            size = size_of(known).replace("coatnet", "CoAtNet").replace("_nano", "Nano")
+    if not any(architecture.same_network(candidate) for candidate in candidates):
+        known = [n for n, config in ARCHITECTURES.items() if architecture.same_network(config)]
+        if not known:
             raise ValueError(
-                f"The weights {name} belong to the architecture {known!r}, which {asker} as it "
-                f"was called does not build. Use keras_coatnet.{size}(weights=...) or "
-                f"keras_coatnet.CoAtNet({known!r}, weights=...)."
+                f"The weights {name} belong to a network of its own, which {asker} as it was "
+                f"called does not build. Use CoAtNet(config, weights=...) with "
+                f"config={architecture}."
             )
+        raise ValueError(
+            f"The weights {name} belong to the architecture {known[0]!r}, which {asker} as it was "
+            f"called does not build. Use CoAtNet({known[0]!r}, weights=...)."
+        )
+
+
+def _refuse(name: str, shown: Mapping[str, object], asker: str) -> None:
+    fitting = [
+        known
+        for known, config in ARCHITECTURES.items()
+        if all(getattr(config, field) == value for field, value in shown.items())
+    ]
+    advice = (
+        f"They fit CoAtNet({fitting[0]!r}, weights=...)."
+        if fitting
+        else "No architecture of keras_coatnet.architectures() is like that; for a network of your "
+        "own use CoAtNet(config, weights=...)."
+    )
     raise ValueError(
-        f"The weights {name} belong to a network of its own, which {asker} as it was called does "
-        f"not build. Use keras_coatnet.CoAtNet(config, weights=...) with config={architecture}"
+        f"The weights in {name} do not belong to a network that {asker} as it was called builds. "
+        f"The file shows {', '.join(f'{field}={value!r}' for field, value in shown.items())}. "
+        + advice
     )

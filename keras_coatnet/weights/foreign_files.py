@@ -1,0 +1,88 @@
+"""Reading the files of other libraries: safely, whole, and never as code."""
+
+from __future__ import annotations
+
+import pathlib
+
+import numpy as np
+
+from keras_coatnet.weights import kecam_layout, timm_layout
+
+LAYOUTS = {".safetensors": timm_layout, ".h5": kecam_layout}
+_FLOATS = ("F64", "F32", "F16")
+
+
+def read(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Reads all float arrays of a file, as float32, and checks them.
+
+    Args:
+        path: a `.safetensors` file of timm, or an `.h5` file of keras_cv_attention_models.
+
+    Returns:
+        Arrays by name; of an h5 file by "layer/variable".
+
+    Raises:
+        ValueError: the file is damaged, is of another kind, or holds values of another type, NaN
+            or infinity.
+    """
+    tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_h5(path)
+    if not tensors:
+        raise ValueError(f"{path} holds no weights.")
+    for name, tensor in tensors.items():
+        # A sum is infinite or NaN as soon as one value is, and needs no array of its own.
+        with np.errstate(over="ignore", invalid="ignore"):
+            total = float(np.sum(tensor, dtype=np.float64))
+        if not np.isfinite(total):
+            raise ValueError(f"{path} is damaged: {name} holds NaN or infinite values.")
+    return tensors
+
+
+def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
+    import safetensors
+
+    tensors = {}
+    try:
+        with safetensors.safe_open(path, framework="numpy") as file:
+            for name in file.keys():
+                kind = file.get_slice(name).get_dtype()
+                if kind in _FLOATS:
+                    tensors[name] = file.get_tensor(name).astype("float32", copy=False)
+                elif not name.endswith(("num_batches_tracked", "relative_position_index")):
+                    raise ValueError(
+                        f"{path} holds {name} as {kind}; weights must be {', '.join(_FLOATS)}. "
+                        "Convert the file to float32."
+                    )
+    except (OSError, safetensors.SafetensorError) as error:
+        raise ValueError(
+            f"{path} is cut short, damaged, or no safetensors file: {error}. Fetch it again."
+        ) from error
+    return tensors
+
+
+def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
+    """Weights as Keras 2 saved them: <layer>/<layer>/<variable>:0, perhaps in `model_weights`."""
+    import h5py
+
+    tensors: dict[str, np.ndarray] = {}
+
+    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
+        if not isinstance(item, h5py.Dataset):
+            return
+        layer, variable = name.split("/")[-2:] if "/" in name else ("", name)
+        variable = variable.removesuffix(":0")
+        if item.dtype.kind != "f" or item.dtype.itemsize > 8:
+            raise ValueError(
+                f"{path} holds {name} as {item.dtype}; weights must be float. Is it a file of "
+                "keras_cv_attention_models?"
+            )
+        tensors[f"{layer}/{variable}"] = np.asarray(item, dtype="float32")
+
+    try:
+        with h5py.File(path) as file:
+            weights = file["model_weights"] if "model_weights" in file else file
+            weights.visititems(collect)
+    except (OSError, RuntimeError, KeyError) as error:
+        raise ValueError(
+            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
+        ) from error
+    return tensors

@@ -1,0 +1,43 @@
+"""Settings and fixtures that all tests share."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+
+TINY = keras_coatnet.CoAtNetConfig(
+    widths=(16, 24, 32, 64), depths=(1, 2, 2, 1), stem_width=8, head_size=8
+)
+
+
+@pytest.fixture(scope="session")
+def tiny() -> keras_coatnet.CoAtNetConfig:
+    """The paper's layout at a size that runs in milliseconds."""
+    return TINY
+
+
+@pytest.fixture
+def pictures() -> np.ndarray:
+    """Two raw pictures of 64 x 64 pixels."""
+    return np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
+
+
+@pytest.fixture(autouse=True)
+def _restore_global_settings():
+    policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
+    yield
+    keras.config.set_dtype_policy(policy)
+    keras.config.set_image_data_format(layout)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Long tests first, so that two workers end together."""
+    items.sort(key=lambda item: item.get_closest_marker("slow") is None)

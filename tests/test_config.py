@@ -1,0 +1,142 @@
+import dataclasses
+import json
+
+import pytest
+
+from keras_coatnet import CoAtNetConfig, architectures
+from keras_coatnet.config import ARCHITECTURES, CHOICES, FREE_FIELDS, find_architecture, size_of
+
+SMALL = {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1)}
+
+
+def test_family_is_the_papers_table_3():
+    rows = {
+        "coatnet0": ((96, 192, 384, 768), (2, 3, 5, 2), 64, 32),
+        "coatnet1": ((96, 192, 384, 768), (2, 6, 14, 2), 64, 32),
+        "coatnet2": ((128, 256, 512, 1024), (2, 6, 14, 2), 128, 32),
+        "coatnet3": ((192, 384, 768, 1536), (2, 6, 14, 2), 192, 32),
+        "coatnet4": ((192, 384, 768, 1536), (2, 12, 28, 2), 192, 32),
+        "coatnet5": ((256, 512, 1280, 2048), (2, 12, 28, 2), 192, 64),
+        "coatnet6": ((192, 384, (768, 1536), 3072), (2, 4, (8, 42), 2), 192, 128),
+        "coatnet7": ((256, 512, (1024, 2048), 3072), (2, 4, (8, 42), 2), 192, 128),
+    }
+    for name, (widths, depths, stem, head_size) in rows.items():
+        for suffix, stride_on in (("", "expansion"), ("_dw", "depthwise")):
+            config = ARCHITECTURES[name + suffix]
+            assert (config.widths, config.depths) == (widths, depths)
+            assert (config.stem_width, config.head_size) == ((stem, stem), head_size)
+            assert config.stride_on == stride_on
+
+
+def test_blocks_of_the_mixed_stage():
+    blocks = [block for block in ARCHITECTURES["coatnet7"].blocks() if block.stage == 3]
+    assert [block.kind for block in blocks] == ["C"] * 8 + ["T"] * 42
+    assert [block.index for block in blocks] == list(range(1, 51))
+    assert (blocks[0].stride, blocks[0].width_in, blocks[0].width) == (2, 512, 1024)
+    first_transformer = blocks[8]
+    assert first_transformer.stride == 1
+    assert (first_transformer.width_in, first_transformer.width) == (1024, 2048)
+
+
+@pytest.mark.parametrize("layout", ["CCCC", "CCCT", "CCTT", "CTTT"])
+def test_layouts_of_the_ablation(layout):
+    config = CoAtNetConfig(**SMALL, layout=tuple(layout))
+    assert "".join(block.kind for block in config.blocks() if block.index == 1) == layout
+    assert all((block.stride == 2) == (block.index == 1) for block in config.blocks())
+
+
+def test_stochastic_depth_grows_linearly_over_all_blocks():
+    config = CoAtNetConfig(**SMALL, stochastic_depth=0.2)
+    assert [block.stochastic_depth for block in config.blocks()] == pytest.approx(
+        [0, 0.05, 0.1, 0.15, 0.2]
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"widths": (32, 64, 100, 256)}, "head_size=32 does not divide"),
+        ({"widths": (32, 64, 128)}, "one entry a stage"),
+        ({"widths": 32}, "must be a tuple"),
+        ({"depths": (1, 1, -2, 1)}, "at least 1. Received: -2"),
+        ({"depths": (1, 1, 0, 1)}, "at least 1. Received: 0"),
+        ({"depths": (1, 1, 2.5, 1)}, "whole number"),
+        ({"layout": ("C", "T", "C", "T")}, "No MBConv may come after"),
+        ({"layout": ("C", "C", "TC", "T")}, "Stage 3 of `layout`"),
+        ({"layout": ("C", "C", "CT", "T")}, "Stage 3 of `widths` must have 2"),
+        ({"layout": ("C", "C", "X", "T")}, "Received: 'X'"),
+        ({"stride_on": "3x3"}, "'expansion', 'depthwise', 'pool'"),
+        ({"stem_width": (16, 16, 16)}, "one width or a pair"),
+        ({"stem_width": 0}, "`stem_width`"),
+        ({"head_size": 0}, "`head_size`"),
+        ({"expansion": 0}, "`expansion`"),
+        ({"squeeze_ratio": 0.0}, "`squeeze_ratio` must be a number above 0"),
+        ({"batch_norm_epsilon": 0}, "`batch_norm_epsilon`"),
+        ({"batch_norm_momentum": 1.0}, "below 1"),
+        ({"stochastic_depth": 1.0}, "below 1"),
+        ({"stochastic_depth": -0.1}, "at least 0"),
+        ({"layer_scale": -1e-6}, "`layer_scale`"),
+        ({"input_size": 16}, "at least 32"),
+        ({"pixel_std": (0.5, 0.0, 0.5)}, "`pixel_std`"),
+        ({"pixel_mean": (0.5,)}, "one value a channel"),
+        ({"final_norm": "nowhere"}, "`final_norm`"),
+    ],
+)
+def test_nonsense_is_refused_at_construction(changes, message):
+    with pytest.raises(ValueError, match=message):
+        CoAtNetConfig(**{**SMALL, **changes})
+
+
+def test_replace_refuses_unknown_fields():
+    with pytest.raises(ValueError, match="no field 'strideon'.*stride_on"):
+        CoAtNetConfig(**SMALL).replace(strideon="depthwise")
+
+
+@pytest.mark.parametrize("name", architectures())
+def test_json_round_trip(name):
+    config = ARCHITECTURES[name]
+    assert CoAtNetConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
+
+
+def test_from_dict_refuses_what_is_no_config():
+    for wrong in ({}, {"widths": (1,)}, {**SMALL, "colour": 1}, None):
+        with pytest.raises(ValueError, match="no configuration of a CoAtNet"):
+            CoAtNetConfig.from_dict(wrong)
+
+
+def test_repr_shows_what_differs_from_the_paper():
+    config = CoAtNetConfig(**SMALL, stride_on="pool")
+    assert repr(config) == (
+        "CoAtNetConfig(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=(64, 64), "
+        "stride_on='pool')"
+    )
+    assert eval(repr(config)) == config
+
+
+def test_same_network_ignores_what_weights_do_not_see():
+    config = CoAtNetConfig(**SMALL)
+    free = config.replace(stochastic_depth=0.3, batch_norm_momentum=0.9, input_size=384)
+    assert config.same_network(free) and set(FREE_FIELDS) == {
+        "stochastic_depth",
+        "batch_norm_momentum",
+        "input_size",
+    }
+    assert not config.same_network(config.replace(conv_pool="avg2"))
+
+
+def test_sizes():
+    assert {size_of(name) for name in architectures()} == {
+        *(f"coatnet{number}" for number in range(8)),
+        "coatnet_nano",
+    }
+    assert size_of("coatnet_rmlp_1_rw2_224") == "coatnet1"
+    assert size_of("kecam_coatnet0") == "coatnet0"
+
+
+def test_unknown_architecture_lists_the_known():
+    with pytest.raises(ValueError, match="coatnet0, coatnet1.*Received: 'coatnet8'"):
+        find_architecture("coatnet8")
+
+
+def test_every_choice_is_a_field():
+    assert set(CHOICES) <= {field.name for field in dataclasses.fields(CoAtNetConfig)}
