@@ -103,18 +103,25 @@ def assert_matches(actual: Any, expected: Any, tolerance: float | None = None) -
 # --- ways to call ----------------------------------------------------------------------------
 
 
-def call_unknown_size(layer: keras.layers.Layer, x: Array, **kwargs: Any) -> Any:
-    """Calls a layer or model on a map whose batch, height and width are known only at run time.
+def with_unknown_size(layer: keras.layers.Layer) -> Callable[[Array], Any]:
+    """A layer or model as a function of a map whose size is known only at run time.
 
-    On TensorFlow that takes a graph traced for no particular size. The others know the sizes of
-    what they compute on; there only symbolic calls are of unknown size.
+    On TensorFlow that is a graph traced once, for no particular batch, height and width. The others
+    know the sizes of what they compute on; there only symbolic calls are of unknown size.
     """
     if keras.backend.backend() != "tensorflow":
-        return layer(x, **kwargs)
+        return layer
     import tensorflow as tf
 
-    spec = tf.TensorSpec((None, None, None, x.shape[-1]), x.dtype)
-    return tf.function(lambda x: layer(x, **kwargs), input_signature=[spec])(x)
+    @tf.function
+    def call(x: Any) -> Any:
+        return layer(x)
+
+    def of_any_size(x: Array) -> Any:
+        spec = tf.TensorSpec((None, None, None, x.shape[-1]), x.dtype)
+        return call.get_concrete_function(spec)(tf.constant(x))
+
+    return of_any_size
 
 
 def cotangent_of(shape: Sequence[int]) -> Array:
@@ -136,7 +143,7 @@ def gradients(
     Args:
         layer: a built layer or model.
         *inputs: its positional arguments.
-        unknown_size: whether to differentiate what `call_unknown_size` calls.
+        unknown_size: whether to differentiate what `with_unknown_size` gives.
         **kwargs: its keyword arguments.
 
     Returns:
@@ -361,8 +368,7 @@ def pairwise(options: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
 
 def case_id(case: dict[str, Any]) -> str:
-    """A case of `pairwise` as a readable test id."""
+    """A case of `pairwise` as a short test id."""
     return "-".join(
-        f"{name}={'x'.join(map(str, value)) if isinstance(value, tuple) else value}"
-        for name, value in case.items()
+        "x".join(map(str, v)) if isinstance(v, tuple) else str(v) for v in case.values()
     )

@@ -1,0 +1,387 @@
+"""Pictures in, predictions out, on a finished model.
+
+A picture is made ready as timm does for its evaluations, so that a public checkpoint meets the
+pixels that its published accuracy was measured on. Pillow does the resizing, as it does there: the
+pixels are equal, which no resize of a deep-learning library is (TensorFlow's antialiased bicubic
+one differs by 0.3 of 255 on average), and every common file format is read. As in timm, the
+orientation that a camera wrote into a picture's EXIF tags is ignored.
+"""
+
+from __future__ import annotations
+
+import concurrent.futures
+import dataclasses
+import math
+import os
+import pathlib
+from collections.abc import Iterator, Sequence
+
+import keras
+import numpy as np
+from PIL import Image
+
+from keras_coatnet.applications import CoAtNet
+from keras_coatnet.config import CoAtNetConfig, architectures, find_architecture
+from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.weights import keras_files, registry
+from keras_coatnet.weights.source import SUFFIXES, find_source
+
+CROP_MODES = ("center", "squash")
+INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
+
+# Reading is mostly decompression, which Pillow does outside Python's lock.
+_READERS = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class PictureSettings:
+    """How pictures are made ready for a model.
+
+    Args:
+        size: height and width that the model takes, in pixels; one number for a square.
+        interpolation: how pictures are resized: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...; always
+            antialiased.
+        crop_pct: share of the resized picture's side that is kept, above 0 and at most 1. The
+            default is that of most public checkpoints.
+        crop_mode: `"center"`: the shorter side is resized to size / crop_pct and the middle cut
+            out; `"squash"`: both sides are resized to it, which changes the proportions.
+
+    Raises:
+        ValueError: an argument has no such value.
+
+    Example:
+        >>> PictureSettings(224).size
+        (224, 224)
+    """
+
+    size: int | tuple[int, int]
+    interpolation: str = "bicubic"
+    crop_pct: float = 0.95
+    crop_mode: str = "center"
+
+    def __post_init__(self) -> None:
+        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
+        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+            raise ValueError(
+                f"`size` must be a number of pixels, or (height, width). Received: {self.size!r}"
+            )
+        object.__setattr__(self, "size", size)
+        for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
+            if getattr(self, field) not in choices:
+                raise ValueError(
+                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
+                    f"Received: {getattr(self, field)!r}"
+                )
+        if not 0 < self.crop_pct <= 1:
+            raise ValueError(
+                f"`crop_pct` must be above 0 and at most 1. Received: {self.crop_pct!r}"
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+    """What a model says of one picture.
+
+    Attributes:
+        path: the picture's file.
+        scores: (classes,), a score for each class; None if the picture cannot be read.
+        error: why it cannot be read; None if it can.
+    """
+
+    path: pathlib.Path
+    scores: np.ndarray | None = None
+    error: str | None = None
+
+
+# --- Pictures --------------------------------------------------------------------------------
+
+
+def load_picture(
+    path: str | os.PathLike,
+    size: int | tuple[int, int],
+    interpolation: str = "bicubic",
+    crop_pct: float = 0.95,
+    crop_mode: str = "center",
+) -> np.ndarray:
+    """Reads a picture and makes it ready for a model, as timm's evaluation transform does.
+
+    Grey, palette and CMYK pictures become RGB. Transparent parts become white, and 16-bit values
+    are scaled to 8 bits, where timm would show what lies beneath and cut values off at 255. Of an
+    animation the first frame is taken.
+
+    Args:
+        path: a file of any format that Pillow reads.
+        size: height and width to return, in pixels; one number for a square.
+        interpolation: how to resize, see `PictureSettings`.
+        crop_pct: share of the resized picture's side to keep.
+        crop_mode: `"center"` or `"squash"`.
+
+    Returns:
+        (height, width, 3), uint8: raw pixels, 0 to 255.
+
+    Raises:
+        ValueError: the file is missing, damaged or no picture (the message names it), or an
+            argument makes no sense.
+
+    Example:
+        >>> from skimage import data
+        >>> load_picture(os.path.join(data.data_dir, "coffee.png"), 224).shape
+        (224, 224, 3)
+    """
+    settings = PictureSettings(size, interpolation, crop_pct, crop_mode)
+    picture = _read_rgb(pathlib.Path(path))
+    width, height = _resized_size(*picture.size, settings)
+    if width * height > Image.MAX_IMAGE_PIXELS:  # one pixel high and thousands wide, say
+        raise ValueError(
+            f"{path} is too narrow for crop_mode='center': {picture.width} x {picture.height} "
+            f"pixels would become {width} x {height}. Use crop_mode='squash', or cut it."
+        )
+    resized = picture.resize((width, height), Image.Resampling[interpolation.upper()])
+    top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
+    return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
+
+
+def _read_rgb(path: pathlib.Path) -> Image.Image:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        with Image.open(path) as picture:
+            return _as_rgb(picture)
+    except Exception as error:  # each of Pillow's decoders has errors of its own
+        raise ValueError(f"{path} is no picture, or damaged: {error}") from error
+
+
+def _as_rgb(picture: Image.Image) -> Image.Image:
+    if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+        values = np.asarray(picture).clip(0, 65535)
+        picture = Image.fromarray((values / 257).round().astype("uint8"))
+    elif picture.mode == "F":
+        raise ValueError("it holds floating-point pixels, of unknown range. Save it with 8 bits.")
+    elif picture.has_transparency_data:
+        picture = picture.convert("RGBA")
+        white = Image.new("RGBA", picture.size, "white")
+        picture = Image.alpha_composite(white, picture)
+    return picture.convert("RGB")
+
+
+def _resized_size(width: int, height: int, settings: PictureSettings) -> tuple[int, int]:
+    """Width and height to resize to before the crop, rounded as torchvision and timm round."""
+    target_height, target_width = (math.floor(side / settings.crop_pct) for side in settings.size)
+    if settings.crop_mode == "squash":
+        return target_width, target_height
+    if target_width == target_height:
+        short = min(width, height)
+        return int(target_width * width / short), int(target_height * height / short)
+    ratio = min(width / target_width, height / target_height)
+    return round(width / ratio), round(height / ratio)
+
+
+# --- Models ----------------------------------------------------------------------------------
+
+
+def open_model(
+    weights: str | os.PathLike, architecture: str | CoAtNetConfig | None = None
+) -> tuple[keras.Model, PictureSettings]:
+    """Opens a classifier by name or from a file, and says how its pictures are made ready.
+
+    Args:
+        weights: the name of one of `keras_coatnet.checkpoints()`, which is fetched first if need
+            be; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors` or
+            `.h5` file.
+        architecture: the network of a file of weights, a name out of
+            `keras_coatnet.architectures()` or a `CoAtNetConfig`. Only files of other libraries need
+            it: weights saved from a model of this package know theirs.
+
+    Returns:
+        The model, for raw pixels, and the `PictureSettings` that its accuracy was measured with; of
+        a file, its input's size and the defaults.
+
+    Raises:
+        ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
+            known, or it has no classifier.
+
+    Example:
+        >>> model, settings = open_model("coatnet_0_rw_224.sw_in1k")
+        >>> settings.crop_pct
+        0.95
+    """
+    name = str(weights)
+    if name.endswith(".keras"):
+        model = _load_whole_model(pathlib.Path(weights))
+        return model, default_settings(model)
+    if not name.endswith(SUFFIXES):
+        return _open_checkpoint(name, architecture)
+    config = _architecture_of(pathlib.Path(weights)) if architecture is None else architecture
+    if find_source(weights, [find_architecture(config)], None, "open_model").classes == 0:
+        raise ValueError(f"{name} brings no classifier, so nothing can be predicted with it.")
+    model = CoAtNet(config, weights=weights)
+    return model, default_settings(model)
+
+
+def _load_whole_model(path: pathlib.Path) -> keras.Model:
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    try:
+        return keras.saving.load_model(path, compile=False)
+    except Exception as error:  # Keras raises what the first part that fails does
+        raise ValueError(f"{path} cannot be loaded: {error}") from error
+
+
+def _open_checkpoint(
+    name: str, architecture: str | CoAtNetConfig | None
+) -> tuple[keras.Model, PictureSettings]:
+    found = registry.find(name, None)
+    if architecture not in (None, found.architecture):
+        raise ValueError(
+            f"The checkpoint {found.name} is of the architecture {found.architecture!r}. "
+            f"Received: architecture={architecture!r}. Leave it out."
+        )
+    model = CoAtNet(found.architecture, weights=found.name)
+    return model, PictureSettings(
+        found.input_size, found.interpolation, found.crop_pct, found.crop_mode
+    )
+
+
+def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
+    """The configuration that `CoAtNetModel.save_weights` wrote into a file."""
+    if not path.is_file():
+        raise ValueError(f"There is no file {path}.")
+    ours = path.name.endswith(keras_files.SUFFIXES)
+    identity = keras_files.read_identity(path) if ours else None
+    if identity is None:
+        raise ValueError(
+            f"{path} does not say which network its weights belong to. Name the architecture, one "
+            f"of: {', '.join(architectures())}."
+        )
+    return identity.architecture
+
+
+def default_settings(model: keras.Model) -> PictureSettings:
+    """How pictures are made ready for a model of which nothing else is known.
+
+    Args:
+        model: a model that takes (batch, height, width, 3).
+
+    Returns:
+        `PictureSettings` of the model's size, or of the size that a CoAtNet of unknown height and
+        width is for, with `crop_pct=0.95` of the middle.
+
+    Raises:
+        ValueError: the model takes something else.
+
+    Example:
+        >>> default_settings(CoAtNet("coatnet0")).size
+        (224, 224)
+    """
+    shape = getattr(model, "input_shape", None)  # a subclassed model has none
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(
+            "The model must take one batch of RGB pictures, (batch, height, width, 3). It takes: "
+            f"{shape}"
+        )
+    size = model.architecture.input_size if isinstance(model, CoAtNetModel) else 224
+    return PictureSettings(tuple(side or size for side in shape[1:3]))
+
+
+# --- Predictions -----------------------------------------------------------------------------
+
+
+def predict_pictures(
+    model: keras.Model,
+    paths: Sequence[str | os.PathLike],
+    settings: PictureSettings | None = None,
+    batch: int = 32,
+) -> Iterator[Prediction]:
+    """Classifies pictures, a batch at a time; the next is read while one is computed.
+
+    Args:
+        model: a classifier: (batch, height, width, 3) to (batch, classes). Where its last layer
+            gives logits, the scores are their softmax. It takes raw pixels, or is a CoAtNet that
+            knows what it takes.
+        paths: the pictures' files.
+        settings: how they are made ready; None: `default_settings(model)`.
+        batch: pictures that the model sees at once, at least 1.
+
+    Yields:
+        A `Prediction` for each path, in their order, also for those that cannot be read.
+
+    Raises:
+        ValueError: the model is no classifier of pictures, or `batch` is below 1.
+
+    Example:
+        >>> from skimage import data
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
+        >>> (found,) = predict_pictures(model, [os.path.join(data.data_dir, "coffee.png")])
+        >>> found.scores.shape
+        (10,)
+    """
+    settings = settings or default_settings(model)
+    check_classifier(model)
+    if batch < 1:
+        raise ValueError(f"`batch` must be at least 1. Received: batch={batch!r}")
+    options = dataclasses.asdict(settings)
+
+    def read(path: str | os.PathLike) -> np.ndarray | str:
+        try:
+            return load_picture(path, **options)
+        except ValueError as error:
+            return str(error)
+
+    groups = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+    with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
+        ahead = [pool.map(read, group) for group in groups[:1]]
+        for number, group in enumerate(groups):
+            read_ones = list(ahead.pop())
+            ahead += [pool.map(read, following) for following in groups[number + 1 : number + 2]]
+            yield from _predict_group(model, group, read_ones)
+
+
+def check_classifier(model: keras.Model) -> int:
+    """Checks that a model is a classifier.
+
+    Args:
+        model: a model.
+
+    Returns:
+        How many classes it tells apart.
+
+    Raises:
+        ValueError: its output is not (batch, classes).
+
+    Example:
+        >>> check_classifier(CoAtNet("coatnet0"))
+        1000
+    """
+    shape = getattr(model, "output_shape", None)
+    if not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None:
+        raise ValueError(
+            "The model must be a classifier, with an output of shape (batch, classes). Its output "
+            f"is {shape}: it was probably built with include_top=False."
+        )
+    return shape[-1]
+
+
+def _predict_group(
+    model: keras.Model, paths: Sequence[str | os.PathLike], read_ones: list[np.ndarray | str]
+) -> Iterator[Prediction]:
+    pictures = [picture for picture in read_ones if not isinstance(picture, str)]
+    scores = iter(_scores(model, np.stack(pictures)) if pictures else ())
+    for path, picture in zip(map(pathlib.Path, paths), read_ones, strict=True):
+        if isinstance(picture, str):
+            yield Prediction(path, error=picture)
+        else:
+            yield Prediction(path, next(scores))
+
+
+def _scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    pixels = pictures.astype("float32")
+    if isinstance(model, CoAtNetModel) and not model.include_preprocessing:
+        config = model.architecture
+        pixels = (pixels / 255.0 - np.float32(config.pixel_mean)) / np.float32(config.pixel_std)
+    scores = np.asarray(model.predict_on_batch(pixels), "float32")
+    is_logits = getattr(model.layers[-1], "activation", None) is keras.activations.linear
+    if is_logits and scores.shape[1] > 1:
+        powers = np.exp(scores - scores.max(axis=1, keepdims=True))
+        scores = powers / powers.sum(axis=1, keepdims=True)
+    return scores

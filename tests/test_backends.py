@@ -1,0 +1,42 @@
+"""The tests that must hold on every backend, run once more under JAX and torch.
+
+Keras fixes its backend when it is imported, so each run is a process of its own.
+"""
+
+import os
+import pathlib
+import re
+import subprocess
+import sys
+
+import pytest
+
+pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
+
+ROOT = pathlib.Path(__file__).parents[1]
+ALIKE = [
+    "tests/layers",
+    "tests/test_applications.py",
+    "tests/test_model.py",
+    "tests/test_precision.py",
+    "tests/test_saving.py",
+    "tests/weights/test_timm_parity.py",
+    "tests/weights/test_kecam_parity.py",
+]
+
+
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_the_same_tests_pass(backend):
+    result = subprocess.run(
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        + ["-m", "not tensorflow_only", *ALIKE],
+        cwd=ROOT,
+        env={**os.environ, "KERAS_BACKEND": backend},
+        capture_output=True,
+        text=True,
+    )
+    summary = result.stdout[-6000:]
+    assert result.returncode == 0, summary + result.stderr[-2000:]
+    assert int(re.search(r"(\d+) passed", summary)[1]) > 300, summary
+    assert "skipped" not in summary.splitlines()[-1]
+    print(f"{backend}: {summary.splitlines()[-1]}")

@@ -1,0 +1,379 @@
+"""The command line: as a process against a hub of this machine, and its parts in this process."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import pathlib
+import re
+import shutil
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+import skimage.data
+from PIL import Image
+
+import keras_coatnet
+from keras_coatnet import cli, inference
+from keras_coatnet.labels import class_names
+from keras_coatnet.weights.registry import CHECKPOINTS
+from tests import timm_models
+from tests.hub_server import HubServer
+
+pytestmark = pytest.mark.tensorflow_only
+
+SKIMAGE = pathlib.Path(skimage.data.data_dir)  # these photographs come with the package
+ASTRONAUT, COFFEE, CAT = (SKIMAGE / name for name in ("astronaut.png", "coffee.png", "chelsea.png"))
+CHECKPOINT = "coatnet_0_rw_224.sw_in1k"
+
+
+def run(*arguments: object, **options) -> subprocess.CompletedProcess:
+    """Runs the command line as a user does."""
+    command = [sys.executable, "-m", "keras_coatnet", *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, **options)
+
+
+def said(error_stream: str) -> list[str]:
+    """The lines of an error stream, less what TensorFlow's C++ says whenever it is imported."""
+    return [line for line in error_stream.splitlines() if line.startswith("keras-coatnet:")]
+
+
+# --- As a process, with a checkpoint of the real name and size -------------------------------
+
+
+@dataclasses.dataclass
+class Published:
+    """A randomised checkpoint on a hub, and what timm makes of photographs with it."""
+
+    hub: HubServer
+    home: pathlib.Path
+    best: dict[pathlib.Path, list[tuple[int, float]]]
+
+
+@pytest.fixture(scope="session")
+def published(tmp_path_factory) -> Published:
+    folder = tmp_path_factory.mktemp("published")
+    model = timm_models.random_model("coatnet_0_rw_224", 224)
+    best = {path: _timms_best(model, path) for path in (ASTRONAUT, COFFEE, CAT)}
+    path = pathlib.Path(timm_models.save(model, folder / "model.safetensors"))
+    with HubServer() as hub:
+        hub.add_model(f"timm/{CHECKPOINT}", "model.safetensors", path.read_bytes())
+        path.unlink()
+        yield Published(hub, folder, best)
+
+
+def _timms_best(model, path: pathlib.Path) -> list[tuple[int, float]]:
+    """timm's own five likeliest, by its own transform with its own settings of this model."""
+    timm = timm_models.import_timm()
+    config = timm.data.resolve_model_data_config(model)
+    transform = timm.data.create_transform(**config, is_training=False)
+    with Image.open(path) as picture:
+        pixels = transform(picture.convert("RGB")).numpy().transpose(1, 2, 0)
+    scores = np.asarray(keras.ops.softmax(timm_models.logits(model, pixels[None])))[0]
+    best = np.argsort(-scores)[:5]
+    return [(int(index), float(scores[index])) for index in best]
+
+
+@pytest.mark.slow
+def test_one_photograph_has_timms_predictions_in_a_table(published):
+    environment = published.hub.environment(published.home)
+    done = run("predict", COFFEE, env=environment)
+    assert done.returncode == 0, done.stderr
+    title, *lines = done.stdout.strip().splitlines()
+    assert title == str(COFFEE) and len(lines) == 5
+    for line, (index, score) in zip(lines, published.best[COFFEE], strict=True):
+        share, wordnet_id, name = line.split(maxsplit=2)
+        assert (wordnet_id, name) == class_names(1000)[index]
+        assert float(share.rstrip("%")) == pytest.approx(100 * score, abs=0.011)
+
+
+@pytest.mark.slow
+def test_pictures_a_folder_and_a_damaged_file_as_json(published, tmp_path):
+    (tmp_path / "more" / "below").mkdir(parents=True)
+    shutil.copy(COFFEE, tmp_path / "more" / "1.PNG")
+    shutil.copy(CAT, tmp_path / "more" / "below" / "2.png")
+    (tmp_path / "more" / "notes.txt").write_text("not a picture, and not called one")
+    damaged = tmp_path / "more" / "damaged.jpg"
+    damaged.write_bytes(b"no picture, though it is called one")
+    done = run(
+        *("predict", ASTRONAUT, tmp_path / "more", "--json", "--batch", 2),
+        env=published.hub.environment(published.home),
+    )
+    assert done.returncode == 1, done.stderr
+    answer = json.loads(done.stdout)
+    assert answer["model"] == CHECKPOINT
+    expected = [ASTRONAUT, tmp_path / "more" / "1.PNG", tmp_path / "more" / "below" / "2.png"]
+    assert [entry["picture"] for entry in answer["pictures"]] == list(map(str, expected))
+    for entry, original in zip(answer["pictures"], (ASTRONAUT, COFFEE, CAT), strict=True):
+        indices, scores = zip(*published.best[original], strict=True)
+        assert [one["class"] for one in entry["top"]] == list(indices)
+        named = [(one["wordnet_id"], one["name"]) for one in entry["top"]]
+        assert named == [class_names(1000)[index] for index in indices]
+        np.testing.assert_allclose([one["score"] for one in entry["top"]], scores, atol=1e-4)
+    (skipped,) = answer["skipped"]
+    assert skipped["picture"] == str(damaged)
+    first, last = said(done.stderr)
+    assert "skipped" in first and str(damaged) in first
+    assert last == "keras-coatnet: 1 of 4 pictures skipped"
+
+
+@pytest.mark.slow
+def test_a_mistake_ends_a_process_with_one_line_and_status_2(tmp_path):
+    done = run("predict", tmp_path / "nothing.jpg")
+    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
+    assert said(done.stderr) == [
+        f"keras-coatnet: error: There is no file or folder {tmp_path}/nothing.jpg."
+    ]
+    assert done.stderr.endswith("nothing.jpg.\n")
+
+
+@pytest.mark.slow
+def test_a_reader_that_leaves_early_is_no_error():
+    command = [sys.executable, "-m", "keras_coatnet", "models"]
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
+    with subprocess.Popen(command, **pipes) as process:
+        process.stdout.close()
+        error_stream = process.stderr.read()
+    assert process.returncode == 0
+    assert "Traceback" not in error_stream and "BrokenPipe" not in error_stream
+
+
+# --- In this process, with a small model -----------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def saved(tmp_path_factory) -> pathlib.Path:
+    """A small classifier of ten classes in a file."""
+    from tests.conftest import TINY
+
+    keras.utils.set_random_seed(2)
+    path = tmp_path_factory.mktemp("saved") / "small.keras"
+    keras_coatnet.CoAtNet(TINY, input_shape=(64, 64, 3), classes=10).save(path)
+    return path
+
+
+@pytest.fixture
+def call(capsys):
+    """Calls the command line; returns the status, the output and the error stream."""
+
+    def call(*arguments: object) -> tuple[int, str, str]:
+        try:
+            status = cli.main(list(map(str, arguments)))
+        except SystemExit as end:
+            status = end.code
+        return status, *capsys.readouterr()
+
+    return call
+
+
+def _document(call, *arguments: object) -> dict:
+    status, output, error_stream = call("predict", *arguments, "--json")
+    assert status == 0, error_stream
+    return json.loads(output)
+
+
+def test_unnamed_classes_go_by_their_numbers(call, saved):
+    status, output, error_stream = call("predict", COFFEE, "--model", saved, "--top", 2)
+    assert status == 0 and error_stream == ""
+    title, *lines = output.strip().splitlines()
+    assert title == str(COFFEE) and len(lines) == 2
+    assert all(re.fullmatch(r" +\d+\.\d\d%  class \d", line) for line in lines)
+
+
+def test_labels_name_the_classes(call, saved, tmp_path):
+    labels = tmp_path / "labels.txt"
+    labels.write_text("\n".join(f"leaf of kind {number}" for number in range(10)) + "\n")
+    plain = _document(call, COFFEE, "--model", saved)["pictures"][0]["top"]
+    named = _document(call, COFFEE, "--model", saved, "--labels", labels)["pictures"][0]["top"]
+    assert [one["class"] for one in named] == [one["class"] for one in plain]
+    assert [one["name"] for one in named] == [f"leaf of kind {one['class']}" for one in named]
+    assert {one["wordnet_id"] for one in named} == {None}
+
+
+def test_more_classes_than_there_are(call, saved):
+    top = _document(call, COFFEE, "--model", saved, "--top", 99)["pictures"][0]["top"]
+    assert sorted(one["class"] for one in top) == list(range(10))
+    scores = [one["score"] for one in top]
+    assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
+
+
+def test_crop_options_change_what_the_model_sees(call, saved):
+    model, settings = inference.open_model(saved)
+    settings = dataclasses.replace(settings, crop_pct=1.0, crop_mode="squash")
+    (expected,) = inference.predict_pictures(model, [CAT], settings)
+    squash = ("--crop-mode", "squash", "--crop-pct", 1)
+    (found,) = _document(call, CAT, "--model", saved, *squash)["pictures"]
+    assert found["top"][0]["score"] == pytest.approx(expected.scores.max().item(), abs=1e-6)
+    (default,) = _document(call, CAT, "--weights", saved)["pictures"]
+    assert found["top"] != default["top"]
+
+
+def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tmp_path):
+    shutil.copy(COFFEE, tmp_path / "b.png")
+    shutil.copy(COFFEE, tmp_path / "a.png")
+    (tmp_path / "._a.png").write_bytes(b"a note of a file manager")
+    (tmp_path / "a.csv").write_text("1,2")
+    found = _document(call, tmp_path, "--model", saved)["pictures"]
+    assert [entry["picture"] for entry in found] == [
+        str(tmp_path / "a.png"),
+        str(tmp_path / "b.png"),
+    ]
+
+
+def test_names_that_are_no_text(call, saved, tmp_path):
+    path = tmp_path / "caf\udce9.png"  # a byte that is not UTF-8, as Python shows it
+    shutil.copy(COFFEE, path)
+    (found,) = _document(call, path, "--model", saved)["pictures"]
+    assert found["picture"] == str(path)
+    status, output, _ = call("predict", path, "--model", saved)
+    assert status == 0 and "caf" in output
+
+
+def test_all_pictures_unreadable_is_status_1(call, saved, tmp_path):
+    (tmp_path / "two\nlines.jpg").write_bytes(b"no picture")
+    status, output, error_stream = call("predict", tmp_path, "--model", saved)
+    assert status == 1 and output == ""
+    assert len(error_stream.splitlines()) == len(said(error_stream)) == 2
+
+
+def test_a_terminal_shows_a_bar_and_a_log_gets_lines(call, saved, monkeypatch):
+    arguments = ("predict", COFFEE, CAT, "--model", saved, "--json")
+    monkeypatch.setattr(cli, "_LOG_SECONDS", 0)
+    status, output, error_stream = call(*arguments)
+    assert status == 0 and len(json.loads(output)["pictures"]) == 2
+    assert said(error_stream)[-1] == "keras-coatnet: 2 of 2 pictures done"
+    monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
+    status, output, error_stream = call(*arguments)
+    assert status == 0 and len(json.loads(output)["pictures"]) == 2
+    assert "100%" in error_stream and "2/2" in error_stream and not said(error_stream)
+
+
+def test_an_interruption_is_one_line(call, saved, monkeypatch):
+    def interrupt(*arguments):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(inference, "predict_pictures", interrupt)
+    status, _, error_stream = call("predict", COFFEE, "--model", saved)
+    assert status == 130 and error_stream == "keras-coatnet: interrupted\n"
+
+
+# --- Mistakes --------------------------------------------------------------------------------
+
+MISTAKES = {
+    "no command": ([], "COMMAND"),
+    "unknown command": (["predcit"], "predcit"),
+    "no picture": (["predict"], "PICTURE"),
+    "missing picture": (["predict", "nothing.png"], "nothing.png"),
+    "empty folder": (["predict", "FOLDER"], "no picture in the folder"),
+    "unknown option": (["predict", COFFEE, "--size", "3"], "--size"),
+    "top 0": (["predict", COFFEE, "--top", "0"], "--top.*not '0'"),
+    "top x": (["predict", COFFEE, "--top", "x"], "--top.*not 'x'"),
+    "batch -1": (["predict", COFFEE, "--batch=-1"], "--batch.*not '-1'"),
+    "crop share": (["predict", COFFEE, "--model", "SAVED", "--crop-pct", "2"], "crop_pct"),
+    "crop mode": (["predict", COFFEE, "--crop-mode", "border"], "border"),
+    "unknown model": (["predict", COFFEE, "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
+    "missing model": (["predict", COFFEE, "--model", "no.keras"], "no.keras"),
+    "damaged model": (["predict", COFFEE, "--model", "DAMAGED"], "damaged.keras"),
+    "offline": (["predict", COFFEE], "HF_HUB_OFFLINE"),
+    "unknown architecture": (
+        ["predict", COFFEE, "--model", "FOREIGN", "--architecture", "coatnet99"],
+        "coatnet99",
+    ),
+    "no architecture": (["predict", COFFEE, "--model", "FOREIGN"], "which network"),
+    "missing labels": (["predict", COFFEE, "--model", "SAVED", "--labels", "no.txt"], "no.txt"),
+    "too few labels": (
+        ["predict", COFFEE, "--model", "SAVED", "--labels", "LABELS"],
+        "2 lines, and the model 10",
+    ),
+    "models": (["models", "coatnet0"], "coatnet0"),
+}
+
+
+@pytest.mark.parametrize("mistake", MISTAKES)
+def test_a_mistake_is_one_line_and_status_2(call, saved, tmp_path, monkeypatch, mistake):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    (tmp_path / "damaged.keras").write_bytes(b"no model")
+    (tmp_path / "foreign.safetensors").write_bytes(b"no model")
+    (tmp_path / "labels.txt").write_text("one\ntwo\n")
+    (tmp_path / "folder").mkdir()
+    places = {
+        "SAVED": saved,
+        "DAMAGED": tmp_path / "damaged.keras",
+        "FOREIGN": tmp_path / "foreign.safetensors",
+        "LABELS": tmp_path / "labels.txt",
+        "FOLDER": tmp_path / "folder",
+    }
+    arguments, message = MISTAKES[mistake]
+    status, output, error_stream = call(*(places.get(word, word) for word in arguments))
+    assert status == 2 and output == ""
+    assert re.fullmatch(f"keras-coatnet: error: .*{message}.*\n", error_stream)
+
+
+# --- models, help, version -------------------------------------------------------------------
+
+
+def test_the_table_of_checkpoints_is_the_registry(call):
+    status, output, error_stream = call("models")
+    assert status == 0 and error_stream == ""
+    title, *lines = output.splitlines()
+    assert len(lines) == len(CHECKPOINTS)
+    for line, checkpoint in zip(lines, CHECKPOINTS.values(), strict=True):
+        cells = re.split(r" {2,}", line)
+        side = checkpoint.input_size
+        macs = keras_coatnet.count_flops(
+            checkpoint.architecture, (side, side, 3), classes=checkpoint.classes
+        )
+        assert cells[:2] == [checkpoint.name, checkpoint.architecture]
+        assert cells[2] == f"{checkpoint.parameters / 1e6:.1f}M"
+        assert cells[3:6] == [f"{macs / 1e9:.1f}", str(side), str(checkpoint.classes)]
+        accuracies = [checkpoint.top1, checkpoint.top5]
+        assert cells[6:8] == ["-" if a is None else f"{a:.2f}" for a in accuracies]
+        size = checkpoint.size
+        assert cells[8] == ("-" if size is None else f"{size / 1e6:.0f} MB")
+        assert cells[9:] == [checkpoint.licence, checkpoint.measured_by or "-"]
+
+
+def test_the_list_of_checkpoints_is_the_registry(call):
+    _, output, _ = call("models", "--json")
+    entries = json.loads(output)
+    assert [entry["name"] for entry in entries] == list(keras_coatnet.checkpoints())
+    for entry in entries:
+        multiply_adds = entry.pop("multiply_adds")
+        expected = json.loads(json.dumps(dataclasses.asdict(CHECKPOINTS[entry["name"]])))
+        assert entry == expected
+        assert 1e9 < multiply_adds < 1e11
+
+
+def test_the_architectures_as_table_and_list(call):
+    _, output, _ = call("models", "--architectures", "--json")
+    entries = json.loads(output)
+    assert [entry["name"] for entry in entries] == list(keras_coatnet.architectures())
+    named = [name for entry in entries for name in entry["checkpoints"]]
+    assert sorted(named) == sorted(keras_coatnet.checkpoints())
+    _, output, _ = call("models", "--architectures")
+    for line, entry in zip(output.splitlines()[1:], entries, strict=True):
+        side = entry["input_size"]
+        params = keras_coatnet.count_params(entry["name"], (side, side, 3))
+        assert entry["parameters"] == params
+        assert line.split()[:2] == [entry["name"], f"{params / 1e6:.1f}M"]
+        assert line.split()[3:] == [str(side), str(len(entry["checkpoints"]))]
+
+
+@pytest.mark.parametrize("arguments", [[], ["predict"], ["models"]])
+def test_help_has_examples(call, arguments):
+    status, output, error_stream = call(*arguments, "--help")
+    assert status == 0 and error_stream == ""
+    assert "usage: keras-coatnet" in output and "examples:" in output
+    assert max(map(len, output.splitlines())) <= 100
+
+
+def test_version(call):
+    assert call("--version") == (0, f"keras-coatnet {keras_coatnet.__version__}\n", "")
+
+
+def test_the_default_model_exists():
+    assert cli.DEFAULT_MODEL in CHECKPOINTS

@@ -1,0 +1,144 @@
+"""The package itself: what a wheel holds, what importing costs, whether the examples run."""
+
+import doctest
+import importlib
+import os
+import pathlib
+import pkgutil
+import re
+import subprocess
+import sys
+import tarfile
+import zipfile
+
+import pytest
+
+import keras_coatnet
+
+pytestmark = pytest.mark.tensorflow_only
+
+ROOT = pathlib.Path(__file__).parents[1]
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(keras_coatnet.__path__, "keras_coatnet.")
+    if not module.name.endswith("__main__")
+)
+
+
+@pytest.fixture(scope="module")
+def built(tmp_path_factory):
+    """A wheel and an sdist, built from a copy of the sources."""
+    folder = tmp_path_factory.mktemp("build")
+    names = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.splitlines()
+    for name in names:
+        if (ROOT / name).is_file():
+            target = folder / "source" / name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            target.write_bytes((ROOT / name).read_bytes())
+    subprocess.run(
+        [sys.executable, "-m", "build", "--outdir", str(folder / "dist"), str(folder / "source")],
+        check=True,
+        capture_output=True,
+    )
+    wheel, sdist = (next((folder / "dist").glob(pattern)) for pattern in ("*.whl", "*.tar.gz"))
+    return wheel, sdist
+
+
+@pytest.mark.slow
+def test_wheel_and_sdist_hold_what_they_need(built):
+    wheel, sdist = built
+    inside = zipfile.ZipFile(wheel).namelist()
+    for name in (
+        "keras_coatnet/__init__.py",
+        "keras_coatnet/layers/attention.py",
+        "keras_coatnet/weights/checkpoints.json",
+        "keras_coatnet/classes/imagenet1k.txt",
+        "keras_coatnet/classes/imagenet12k.txt",
+        "keras_coatnet/py.typed",
+    ):
+        assert name in inside
+    assert any(name.endswith("licenses/LICENSE") for name in inside)
+    assert not any(name.startswith(("tests", "examples", "build")) for name in inside)
+    names = {name.partition("/")[2] for name in tarfile.open(sdist).getnames()}
+    assert {"LICENSE", "README.md", "setup.cfg", "examples/quickstart.py"} <= names
+
+
+@pytest.mark.slow
+def test_wheel_installs_and_works_by_itself(built, tmp_path):
+    """Installed into an empty folder, away from the sources."""
+    wheel, _ = built
+    install = [sys.executable, "-m", "pip", "install", "--no-deps", "--no-index", "--quiet"]
+    subprocess.run([*install, "--target", str(tmp_path), str(wheel)], check=True)
+    code = (
+        "import sys, keras_coatnet as k; print(k.__file__); print(len(k.checkpoints())); "
+        "print(k.decode_predictions(__import__('numpy').eye(1000)[:1], 1)[0][0][1])"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    path, checkpoints, name = result.stdout.split()
+    assert pathlib.Path(path).is_relative_to(tmp_path)
+    assert (checkpoints, name) == ("17", "tench")
+
+
+def test_importing_loads_nothing_that_keras_does_not():
+    """What importing costs beyond Keras, in modules rather than in noisy seconds."""
+    code = (
+        "import sys, keras; before = set(sys.modules); import keras_coatnet; "
+        "print(*{m.partition('.')[0] for m in set(sys.modules) - before})"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT
+    )
+    assert set(result.stdout.split()) <= {"keras_coatnet", *sys.stdlib_module_names}
+
+
+@pytest.mark.parametrize("name", ["keras_coatnet", *MODULES])
+def test_docstring_examples_run(name):
+    module = importlib.import_module(name)
+    results = doctest.testmod(module, extraglobs=_examples_see(module))
+    assert results.failed == 0
+
+
+def _examples_see(module):
+    return {"keras_coatnet": keras_coatnet, **vars(keras_coatnet.layers), **vars(keras_coatnet)}
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_public_names_are_documented(name):
+    module = importlib.import_module(name)
+    for key, value in vars(module).items():
+        if key.startswith("_") or getattr(value, "__module__", None) != name:
+            continue
+        assert getattr(value, "__doc__", None), f"{name}.{key} has no docstring"
+
+
+def test_no_private_imports():
+    for path in (ROOT / "keras_coatnet").rglob("*.py"):
+        assert not re.search(r"keras\.src|tensorflow\.python", path.read_text()), path
+
+
+HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
+    "config": set(),
+    "labels": set(),
+    "figures": {"config"},
+    "layers": {"config", "layers"},
+    "model": {"config", "layers"},
+    "weights": {"config", "layers", "model", "weights"},
+    "applications": {"config", "model", "weights"},
+}
+
+
+@pytest.mark.parametrize("room", HOUSE)
+def test_arrows_run_downwards(room):
+    folder = ROOT / "keras_coatnet" / room
+    for path in [*folder.glob("*.py")] if folder.is_dir() else [folder.with_suffix(".py")]:
+        imported = re.findall(r"from keras_coatnet\.?([a-z_]*)", path.read_text())
+        assert set(imported) <= HOUSE[room], path

@@ -1,0 +1,81 @@
+"""Half precision: what stays float32, and that nothing overflows."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+from tests import helpers
+
+POLICIES = ["mixed_float16", "mixed_bfloat16"]
+
+
+def _model(tiny, **arguments):
+    return keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5, **arguments)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_classifier_and_variables_stay_float32(tiny, policy, pictures):
+    keras.config.set_dtype_policy(policy)
+    model = _model(tiny)
+    half = policy.removeprefix("mixed_")
+    assert keras.backend.standardize_dtype(model(pictures).dtype) == "float32"
+    assert model.layers[-1].compute_dtype == "float32"
+    for block in tiny.blocks():
+        assert model.get_layer(block.name).compute_dtype == half
+        if block.kind == "T":
+            attention = model.get_layer(block.name).attention
+            assert attention.query.compute_dtype == half
+            assert attention.position.compute_dtype == "float32"
+    assert {variable.dtype for variable in helpers.seedless(model.variables)} == {"float32"}
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_close_to_float32(tiny, policy, pictures):
+    keras.config.set_dtype_policy("float32")
+    exact = _model(tiny, classifier_activation=None)
+    keras.config.set_dtype_policy(policy)
+    rounded = _model(tiny, classifier_activation=None)
+    helpers.randomise(exact)
+    rounded.set_weights(exact.get_weights())
+    tolerance = 0.02 if policy == "mixed_float16" else 0.1
+    helpers.assert_matches(rounded(pictures), helpers.to_numpy(exact(pictures)), tolerance)
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+@pytest.mark.parametrize("training", [False, True])
+def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, pictures):
+    """Inputs, kernels and tables ten times as large as at the start."""
+    keras.config.set_dtype_policy(policy)
+    model = _model(tiny, include_preprocessing=False)
+    for variable in model.trainable_variables:
+        if len(variable.shape) > 1:
+            variable.assign(10 * variable)
+    x = 10 * (pictures / 127.5 - 1)
+    assert np.isfinite(helpers.to_numpy(model(x, training=training))).all()
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_a_training_step_keeps_finite_gradients(tiny, policy, pictures):
+    keras.config.set_dtype_policy(policy)
+    keras.utils.set_random_seed(0)
+    model = _model(tiny, stochastic_depth=0.2)
+    model.compile(keras.optimizers.AdamW(1e-3), "sparse_categorical_crossentropy")
+    before = [helpers.to_numpy(variable) for variable in model.trainable_variables]
+    history = model.fit(pictures, np.array([0, 1]), epochs=3, verbose=0).history
+    assert np.isfinite(history["loss"]).all()
+    after = [helpers.to_numpy(variable) for variable in model.trainable_variables]
+    assert all(np.isfinite(values).all() for values in after)
+    # A loss scale that overflows skips the step: at least one of the three was taken.
+    assert any(np.abs(a - b).max() > 0 for a, b in zip(after, before, strict=True))
+
+
+@pytest.mark.parametrize("policy", POLICIES)
+def test_raw_pixels_in_half_precision(tiny, policy):
+    """Preprocessing in half precision is off by no more than its rounding."""
+    keras.config.set_dtype_policy(policy)
+    model = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(32, 32, 3))
+    x = np.arange(256, dtype="float32").repeat(12).reshape(1, 32, 32, 3)
+    actual = helpers.to_numpy(model.get_layer("preprocessing")(x))
+    rounding = 2**-11 if policy == "mixed_float16" else 2**-8
+    assert np.abs(actual - (x / 127.5 - 1)).max() < 4 * rounding

@@ -1,0 +1,197 @@
+"""Saving, reloading, exporting, quantising; nothing half written."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+from tests import helpers
+
+VARIANTS = [
+    {},
+    {"relative_position": "mlp", "relative_position_width": 16, "layer_scale": 1e-6},
+    {"transformer_norm": "batch", "final_norm": "before_pool", "hidden_head": False},
+    {"conv_padding": "symmetric", "stride_on": "pool", "conv_activation": "silu"},
+    {"stochastic_depth": 0.2, "transformer_pool": "max3", "ffn_activation": "gelu"},
+]
+
+
+def _model(tiny, **changes):
+    model = keras_coatnet.CoAtNet(tiny.replace(**changes), input_shape=(64, 64, 3), classes=5)
+    helpers.randomise(model)
+    return model
+
+
+@pytest.mark.parametrize("changes", VARIANTS)
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_round_trips_are_exact(tiny, changes, suffix, tmp_path, pictures):
+    model = _model(tiny, **changes)
+    path = tmp_path / f"model{suffix}"
+    if suffix == ".keras":
+        model.save(path)
+        restored = keras.models.load_model(path)
+        assert isinstance(restored, keras_coatnet.CoAtNetModel)
+        assert restored.identity() == model.identity()
+        assert json.dumps(restored.get_config()) == json.dumps(model.get_config())
+    else:
+        model.save_weights(path)
+        restored = keras_coatnet.CoAtNet(model.architecture, weights=path)
+    for theirs, ours in zip(model.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(helpers.to_numpy(theirs), helpers.to_numpy(ours))
+    np.testing.assert_array_equal(
+        helpers.to_numpy(model(pictures)), helpers.to_numpy(restored(pictures))
+    )
+
+
+def test_a_file_carries_its_architecture(tiny, tmp_path):
+    import h5py
+
+    _model(tiny).save_weights(tmp_path / "a.weights.h5")
+    with h5py.File(tmp_path / "a.weights.h5") as file:
+        identity = json.loads(file.attrs["keras_coatnet"])
+    assert keras_coatnet.CoAtNetConfig.from_dict(identity["architecture"]).same_network(tiny)
+    assert identity["classes"] == 5
+
+
+def test_plain_keras_models_load_the_same_files(tiny, tmp_path):
+    """The identity is no obstacle to Keras itself."""
+    model = _model(tiny)
+    model.save_weights(tmp_path / "a.weights.h5")
+    plain = keras.Model(model.input, model.output)
+    plain.load_weights(tmp_path / "a.weights.h5")
+    plain.save_weights(tmp_path / "b.weights.h5")
+    restored = keras_coatnet.CoAtNet(
+        tiny, input_shape=(64, 64, 3), classes=5, weights=tmp_path / "b.weights.h5"
+    )
+    for theirs, ours in zip(model.weights, restored.weights, strict=True):
+        np.testing.assert_array_equal(helpers.to_numpy(theirs), helpers.to_numpy(ours))
+
+
+def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
+    model = _model(tiny)
+    path = tmp_path / "a.weights.h5"
+    model.save_weights(path)
+    good = path.read_bytes()
+
+    def break_off(self, filepath, **kwargs):
+        pathlib.Path(filepath).write_bytes(b"half a file")
+        raise OSError("No space left on device")
+
+    monkeypatch.setattr(keras.Model, "save_weights", break_off)
+    with pytest.raises(OSError, match="No space left"):
+        model.save_weights(path)
+    assert path.read_bytes() == good
+    assert [entry.name for entry in tmp_path.iterdir()] == ["a.weights.h5"]
+
+
+def test_sharded_weights_are_left_to_keras(tiny, tmp_path, pictures):
+    model = _model(tiny)
+    model.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
+    assert len(list(tmp_path.glob("*.weights.h5"))) >= 1
+    other = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
+    other.load_weights(tmp_path / "a.weights.json")
+    helpers.assert_matches(other(pictures), helpers.to_numpy(model(pictures)), 1e-6)
+
+
+def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, pictures):
+    backbone = keras_coatnet.CoAtNet(
+        tiny, include_top=False, pooling="avg", input_shape=(64, 64, 3)
+    )
+    model = keras.Sequential([backbone, keras.layers.Dense(2)])
+    expected = helpers.to_numpy(model(pictures))
+    model.save(tmp_path / "a.keras")
+    restored = keras.models.load_model(tmp_path / "a.keras")
+    assert restored.layers[0].architecture == backbone.architecture
+    np.testing.assert_array_equal(helpers.to_numpy(restored(pictures)), expected)
+
+
+def test_quantised_models_reload(tiny, tmp_path, pictures):
+    model = _model(tiny)
+    expected = helpers.to_numpy(model(pictures))
+    model.quantize("int8")
+    quantised = helpers.to_numpy(model(pictures))
+    assert 0 < np.abs(quantised - expected).max() < 0.1
+    attention = model.get_layer("stage3_block1").attention
+    assert keras.backend.standardize_dtype(attention.query.kernel.dtype) == "int8"
+    model.save(tmp_path / "a.keras")
+    restored = keras.models.load_model(tmp_path / "a.keras")
+    helpers.assert_matches(restored(pictures), quantised, 1e-6)
+
+
+def test_lora_reaches_the_attention(tiny, tmp_path, pictures):
+    model = _model(tiny)
+    expected = helpers.to_numpy(model(pictures))
+    dense = model.get_layer("stage3_block1").attention.query
+    dense.enable_lora(2)
+    helpers.assert_matches(model(pictures), expected, 1e-6)
+    dense.lora_kernel_b.assign(keras.ops.ones_like(dense.lora_kernel_b))
+    tuned = helpers.to_numpy(model(pictures))
+    assert np.abs(tuned - expected).max() > 0
+    model.save(tmp_path / "a.keras")
+    restored = keras.models.load_model(tmp_path / "a.keras")
+    helpers.assert_matches(restored(pictures), tuned, 1e-5)
+
+
+EXCHANGE = """
+import sys
+import numpy as np
+import keras, keras_coatnet
+folder, variants = sys.argv[1], int(sys.argv[2])
+inputs = np.load(f"{folder}/in.npy")
+for number in range(variants):
+    model = keras.models.load_model(f"{folder}/{number}.keras")
+    fresh = keras_coatnet.CoAtNet(model.architecture, weights=f"{folder}/{number}.weights.h5")
+    results = [each.predict(inputs, verbose=0) for each in (model, fresh)]
+    np.save(f"{folder}/{number}.npy", np.stack(results))
+    model.save(f"{folder}/{number}.back.keras")
+"""
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.slow
+@pytest.mark.parametrize("backend", ["jax", "torch"])
+def test_files_cross_backends(tiny, backend, tmp_path, pictures):
+    models = [_model(tiny, **changes) for changes in VARIANTS]
+    np.save(tmp_path / "in.npy", pictures)
+    for number, model in enumerate(models):
+        model.save(tmp_path / f"{number}.keras")
+        model.save_weights(tmp_path / f"{number}.weights.h5")
+    subprocess.run(
+        [sys.executable, "-c", EXCHANGE, str(tmp_path), str(len(models))],
+        check=True,
+        env={**os.environ, "KERAS_BACKEND": backend},
+    )
+    for number, model in enumerate(models):
+        expected = helpers.to_numpy(model(pictures, training=False))
+        for result in np.load(tmp_path / f"{number}.npy"):
+            np.testing.assert_allclose(result, expected, atol=1e-6)
+        back = keras.models.load_model(tmp_path / f"{number}.back.keras")
+        np.testing.assert_array_equal(helpers.to_numpy(back(pictures, training=False)), expected)
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize("size", [64, None])
+def test_saved_model_serves_without_keras(tiny, size, tmp_path, pictures):
+    model = keras_coatnet.CoAtNet(
+        tiny, include_top=False, pooling="avg", input_shape=(size, size, 3)
+    )
+    helpers.randomise(model)
+    model.export(tmp_path / "served", verbose=False)
+    np.save(tmp_path / "in.npy", pictures)
+    code = """
+import sys
+sys.modules["keras"] = sys.modules["keras_coatnet"] = None  # importing either fails now
+import numpy as np, tensorflow as tf
+served = tf.saved_model.load(sys.argv[1] + "/served")
+np.save(sys.argv[1] + "/out.npy", served.serve(np.load(sys.argv[1] + "/in.npy")))
+"""
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
+    np.testing.assert_allclose(
+        np.load(tmp_path / "out.npy"), helpers.to_numpy(model(pictures)), rtol=1e-4, atol=1e-5
+    )

@@ -1,0 +1,425 @@
+"""Our networks against timm's: the same random values in both, the same logits out of both.
+
+Reduced networks run on every backend; the whole ones, as published, on TensorFlow. Nothing here
+imports a backend of Keras.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+from keras_coatnet.config import ARCHITECTURES, CHOICES, FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.weights import foreign_files, timm_layout
+from keras_coatnet.weights.assign import assign
+from keras_coatnet.weights.registry import CHECKPOINTS
+from tests import timm_models
+from tests.timm_models import NAMES, SIZE
+
+CHECKPOINT_NAMES = [name for name, c in CHECKPOINTS.items() if c.source == "timm"]
+
+
+def tolerance(name):
+    """How far logits may be off, in float32; they reach 4 to 12.
+
+    coatnet_bn_0_rw_224 has nothing that scales activations back to 1, so that its logits reach 40,
+    and what rounding does to them is larger still.
+    """
+    return 2e-4 if name == "coatnet_bn_0_rw_224" else 2e-5
+
+
+def compute(model, pictures):
+    return keras.ops.convert_to_numpy(model(pictures, training=False))
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """One architecture's logits, timm's and ours."""
+
+    name: str
+    theirs: np.ndarray
+    ours: np.ndarray
+
+    @property
+    def difference(self):
+        return float(np.abs(self.theirs - self.ours).max())
+
+    @property
+    def agreement(self):
+        return float((self.theirs.argmax(-1) == self.ours.argmax(-1)).mean())
+
+    def check(self):
+        assert 1 < np.abs(self.theirs).max() < 100  # a tolerance means little without a scale
+        assert self.ours.shape == self.theirs.shape
+        assert self.difference <= tolerance(self.name)
+        assert self.agreement == 1
+
+    def __str__(self):
+        return f"{self.name:26} {self.difference:14.1e} {self.agreement:16.0%}"
+
+
+# --- the same logits -------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_reduced_networks_give_timm_s_logits(name, tmp_path):
+    theirs, config = timm_models.random_model(name, SIZE, small=True)
+    path = timm_models.save(theirs, tmp_path / "model.safetensors")
+    ours = keras_coatnet.CoAtNet(
+        config, weights=path, include_preprocessing=False, classifier_activation=None
+    )
+    pictures = timm_models.pictures(4, SIZE)
+    Comparison(name, timm_models.logits(theirs, pictures), compute(ours, pictures)).check()
+
+
+@pytest.fixture(scope="module")
+def table(request):
+    """Rows of the sweep over whole networks; printed once the last has run, captured or not."""
+    rows = []
+    yield rows
+    capture = request.config.pluginmanager.getplugin("capturemanager")
+    with capture.global_and_fixture_disabled():
+        print(f"\n\n{'architecture':26} {'max difference':>14} {'top-1 agreement':>16}")
+        print("\n".join(map(str, sorted(rows, key=lambda row: NAMES.index(row.name)))))
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize("name", NAMES)
+def test_whole_networks_give_timm_s_logits(name, tmp_path, table, capsys):
+    size = ARCHITECTURES[name].input_size
+    # One picture of 384 pixels costs what three of 224 do.
+    pictures = timm_models.pictures(1 if size > 224 else 2, size)
+    theirs = timm_models.random_model(name, size, num_classes=1000)
+    path = timm_models.save(theirs, tmp_path / "model.safetensors")
+    expected = timm_models.logits(theirs, pictures)
+    del theirs
+    ours = keras_coatnet.CoAtNet(
+        name, weights=path, include_preprocessing=False, classifier_activation=None
+    )
+    (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of three runs
+    assert ours.input_shape == (None, size, size, 3)
+    comparison = Comparison(name, expected, compute(ours, pictures))
+    with capsys.disabled():
+        print(f"\n{comparison}", end=" ")
+    table.append(comparison)
+    comparison.check()
+
+
+# --- and every mistake would show ------------------------------------------------------------
+
+# The other value of each field that has no list of choices, and that no file shows.
+OTHER_NUMBERS = {
+    "batch_norm_epsilon": 1e-3,
+    "transformer_norm_epsilon": 1e-5,
+    "expansion": 2,
+    "head_size": 16,
+    "ffn_expansion": 2,
+    "squeeze_ratio": 0.125,
+    "stem_bias": True,
+    "conv_prenorm_activation": False,
+    "conv_bias": True,
+    "attention_bias": False,
+    "transformer_shortcut_bias": True,
+    "ffn_bias": False,
+    "layer_scale": 1.0,
+    "hidden_head": True,
+}
+# What hardly changes a logit of coatnet_0_rw_224, and why. The first is therefore compared with
+# timm's own modules below.
+INVISIBLE = {
+    "transformer_norm_epsilon": "1e-5 and 1e-6 beside a variance of about 1",
+    "relative_position_width": "it has a table",
+    "pixel_mean": "preprocessing only",
+    "pixel_std": "preprocessing only",
+}
+RIGHT = ARCHITECTURES["coatnet_0_rw_224"]
+MISTAKES = [
+    (field, value)
+    for field, value in [
+        *((field, value) for field, values in CHOICES.items() for value in values),
+        *OTHER_NUMBERS.items(),
+    ]
+    if getattr(RIGHT, field) != value
+]
+
+
+@pytest.fixture(scope="module")
+def right():
+    """coatnet_0_rw_224, reduced: its configuration, its values, a batch and timm's logits."""
+    theirs, config = timm_models.random_model(
+        "coatnet_0_rw_224", SIZE, small=True, depths=(1, 1, 2, 1)
+    )
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    pictures = timm_models.pictures(2, SIZE)
+    return config, tensors, pictures, timm_models.logits(theirs, pictures)
+
+
+def error_of(config, tensors, pictures, expected):
+    """Largest difference to timm's logits; infinite if the values do not even fit."""
+    inputs = {"include_preprocessing": False, "classifier_activation": None}
+    model = keras_coatnet.CoAtNet(config, classes=timm_models.CLASSES, **inputs)
+    values, unknown = timm_layout.translate(tensors, config.head_size)
+    assert not unknown
+    try:
+        assign(model, values, "the file")
+    except ValueError:
+        return np.inf
+    return np.abs(compute(model, pictures) - expected).max()
+
+
+def test_the_list_of_mistakes_is_complete():
+    fields = {field.name for field in dataclasses.fields(CoAtNetConfig)}
+    shapes = {"widths", "depths", "layout", "stem_width"}
+    assert fields == {*CHOICES, *OTHER_NUMBERS, *INVISIBLE, *FREE_FIELDS, *shapes}
+    assert {field for field, _ in MISTAKES} == {*CHOICES, *OTHER_NUMBERS}
+
+
+def test_without_a_mistake_there_is_no_difference(right):
+    assert error_of(*right) <= tolerance("coatnet_0_rw_224")
+
+
+@pytest.mark.parametrize(("field", "value"), MISTAKES, ids=str)
+def test_a_wrong_switch_shows(right, field, value):
+    config, *rest = right
+    error = error_of(config.replace(**{field: value}), *rest)
+    assert error < 1e-4 if field in INVISIBLE else error > 1e-4
+
+
+def test_a_mirrored_table_shows(right):
+    config, tensors, *rest = right
+    mirrored = {
+        name: tensor[::-1] if name.endswith("bias_table") else tensor
+        for name, tensor in tensors.items()
+    }
+    assert error_of(config, mirrored, *rest) > 1e-4
+
+
+def test_turned_coordinates_show():
+    """The same mistake where an MLP makes the bias: the sign of the offset."""
+    theirs, config = timm_models.random_model("coatnet_rmlp_1_rw_224", SIZE, small=True)
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    turned = {
+        name: -tensor if name.endswith("rel_pos.mlp.fc1.weight") else tensor
+        for name, tensor in tensors.items()
+    }
+    pictures = timm_models.pictures(4, SIZE)
+    expected = timm_models.logits(theirs, pictures)
+    assert error_of(config, tensors, pictures, expected) <= tolerance("coatnet_rmlp_1_rw_224")
+    assert error_of(config, turned, pictures, expected) > 1e-4
+
+
+# --- the configurations, field by field ------------------------------------------------------
+
+# timm's fields that have one value in all of these networks, which is what our code assumes.
+ONE_VALUE = {
+    "": {"block_type": ("C", "C", "T", "T")},
+    "conv_cfg": {
+        "block_type": "mbconv",
+        "kernel_size": 3,
+        "group_size": 1,  # depthwise
+        "padding": "",  # symmetric
+        "attn_layer": "se",
+        "norm_layer": "batchnorm2d",
+    },
+    "transformer_cfg": {
+        "head_first": True,
+        "attn_drop": 0.0,
+        "proj_drop": 0.0,
+        "window_size": None,
+        "grid_size": None,
+        "no_block_attn": False,
+        "use_nchw_attn": False,
+    },
+}
+# timm's fields that an MBConv CoAtNet does not read at inference.
+WITHOUT_MEANING = {
+    "": {"weight_init"},
+    "conv_cfg": {"init_values", "norm_layer_cl"},  # ConvNeXt blocks only
+    "transformer_cfg": {"partition_ratio", "norm_layer_cl"},  # MaxViT's windows only
+}
+ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # timm's "gelu" is by erf
+POOLS = {"avg2": "avg2", "max": "max3", "max2": "max2"}
+STRIDES = {"pool": "pool", "dw": "depthwise", "1x1": "expansion"}
+NORMS = {"layernorm2d": "layer", "batchnorm2d": "batch"}
+POSITIONS = {"bias": "table", "mlp": "mlp"}
+
+
+class Reader:
+    """One of timm's configurations, which remembers the fields that were asked for."""
+
+    def __init__(self, section, cfg):
+        self.cfg, self.unread = cfg, {field.name for field in dataclasses.fields(cfg)}
+        self.unread -= WITHOUT_MEANING[section]
+        for field, value in ONE_VALUE[section].items():
+            assert self(field) == value, field
+
+    def __call__(self, field):
+        self.unread.discard(field)
+        return getattr(self.cfg, field)
+
+
+def configuration_of(cfg):
+    """What timm's configuration is in ours, but for what belongs to a checkpoint."""
+    whole = Reader("", cfg)
+    conv = Reader("conv_cfg", whole("conv_cfg"))
+    transformer = Reader("transformer_cfg", whole("transformer_cfg"))
+    by_output = conv("expand_output")
+    hidden = whole("head_hidden_size")
+    assert hidden in (None, whole("embed_dim")[-1])
+    expansions = {conv("expand_ratio"), transformer("expand_ratio")}
+    assert all(ratio == int(ratio) for ratio in expansions)
+    fields = {
+        "widths": whole("embed_dim"),
+        "depths": whole("depths"),
+        "layout": whole("block_type"),
+        "stem_width": whole("stem_width"),
+        "stem_bias": whole("stem_bias"),
+        "hidden_head": hidden is not None,
+        # timm's NormMlpClassifierHead pools and then normalises; its ClassifierHead has no norm,
+        # and one stands before it.
+        "final_norm": "before_pool" if hidden is None else "after_pool",
+        "expansion": int(conv("expand_ratio")),
+        "expansion_from": "output" if by_output else "input",
+        "stride_on": STRIDES[conv("stride_mode")],
+        "conv_pool": POOLS[conv("pool_type")],
+        "conv_stride_pool": POOLS[conv("downsample_pool_type")],
+        "conv_padding": "symmetric",
+        "conv_activation": ACTIVATIONS[conv("act_layer")],
+        "conv_prenorm_activation": conv("pre_norm_act"),
+        "conv_bias": conv("output_bias"),
+        "squeeze_ratio": conv("attn_ratio"),
+        "squeeze_from": "output" if by_output else "expanded",
+        "squeeze_activation": ACTIVATIONS[conv("attn_act_layer")],
+        "squeeze_place": "before_norm" if conv("attn_early") else "after_norm",
+        "batch_norm_epsilon": conv("norm_eps"),
+        "batch_norm_momentum": 0.9,  # torch's default of 0.1 is the share of the new batch
+        "head_size": transformer("dim_head"),
+        "attention_width": "output" if transformer("expand_first") else "input",
+        "attention_bias": transformer("attn_bias"),
+        "relative_position": POSITIONS[transformer("rel_pos_type")],
+        "relative_position_width": transformer("rel_pos_dim"),
+        "transformer_pool": POOLS[transformer("pool_type")],
+        "transformer_norm": NORMS[transformer("norm_layer")],
+        "transformer_norm_epsilon": transformer("norm_eps"),
+        "transformer_shortcut_bias": transformer("shortcut_bias"),
+        "ffn_expansion": int(transformer("expand_ratio")),
+        "ffn_activation": ACTIVATIONS[transformer("act_layer")],
+        "ffn_bias": True,
+        "layer_scale": transformer("init_values"),
+        "stochastic_depth": 0.0,
+    }
+    unread = whole.unread | conv.unread | transformer.unread
+    assert not unread, f"timm has fields that this test does not know: {unread}"
+    return fields
+
+
+def timm_configuration(name):
+    maxxvit = timm_models.import_timm().models.maxxvit
+    return maxxvit.model_cfgs[name.rsplit("_", 1)[0]]
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_configurations_are_timm_s_field_by_field(name):
+    expected = configuration_of(timm_configuration(name))
+    of_checkpoint = {"input_size", "pixel_mean", "pixel_std"}
+    assert {*expected, *of_checkpoint} == {f.name for f in dataclasses.fields(CoAtNetConfig)}
+    ours = ARCHITECTURES[name]
+    # Built anew, so that both have gone through the same normalisation (a stem's pair of widths).
+    theirs = CoAtNetConfig(**{**ours.to_dict(), **expected})
+    for field in expected:
+        assert getattr(ours, field) == getattr(theirs, field), field
+
+    default = timm_models.import_timm().get_pretrained_cfg(name)
+    assert (3, ours.input_size, ours.input_size) == default.input_size
+    assert (ours.pixel_mean, ours.pixel_std) == (default.mean, default.std)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_epsilons_and_momenta_are_those_of_timm_s_modules(name):
+    import_torch = timm_models.import_timm()  # first: it sees to torchvision
+    assert import_torch
+    import torch
+
+    model, config = timm_models.reduced(name)
+    conv, transformer = config.batch_norm_epsilon, config.transformer_norm_epsilon
+    met = set()
+    for path, module in model.named_modules():
+        if not isinstance(module, torch.nn.LayerNorm | torch.nn.modules.batchnorm._BatchNorm):
+            continue
+        # Stem and stages 1 and 2 are convolutional; stages 3 and 4, and the end, are not.
+        part = "conv" if path.startswith(("stem.", "stages.0.", "stages.1.")) else "transformer"
+        final = path in ("norm", "head.norm")
+        met.add((part, final))
+        assert module.eps == (conv if part == "conv" else transformer), path
+        batch = not isinstance(module, torch.nn.LayerNorm)
+        assert batch == (part == "conv" or config.transformer_norm == "batch"), path
+        if batch:
+            assert module.momentum == pytest.approx(1 - config.batch_norm_momentum), path
+    assert met == {("conv", False), ("transformer", False), ("transformer", True)}
+
+    ours = keras_coatnet.CoAtNet(config, classes=timm_models.CLASSES)
+    for layer in ours._flatten_layers():
+        if isinstance(layer, keras.layers.BatchNormalization | keras.layers.LayerNormalization):
+            convolutional = layer.path.startswith(("stem", "stage1", "stage2"))
+            assert layer.epsilon == (conv if convolutional else transformer), layer.path
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
+def test_the_registry_says_what_timm_says_of_a_checkpoint(name):
+    ours, theirs = CHECKPOINTS[name], timm_models.import_timm().get_pretrained_cfg(name)
+    assert ours.architecture == theirs.architecture
+    # timm's own entry names the account alone, and the hub's client adds the model's name.
+    assert ours.repo in (theirs.hf_hub_id, f"{theirs.hf_hub_id}{name}")
+    assert ours.classes == theirs.num_classes
+    assert (3, ours.input_size, ours.input_size) == theirs.input_size
+    assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
+    assert ours.interpolation == theirs.interpolation
+    assert (ours.crop_pct, ours.crop_mode) == (theirs.crop_pct, theirs.crop_mode)
+    assert ours.licence == theirs.license
+    # A checkpoint is loaded with the normalisation of its architecture.
+    architecture = ARCHITECTURES[ours.architecture]
+    assert (architecture.pixel_mean, architecture.pixel_std) == (ours.mean, ours.std)
+
+
+def test_the_registry_has_every_coatnet_that_timm_has():
+    pretrained = timm_models.import_timm().list_models("coatnet_*", pretrained=True)
+    assert sorted(pretrained) == sorted(CHECKPOINT_NAMES)
+
+
+@pytest.mark.parametrize("name", CHECKPOINT_NAMES)
+def test_the_registry_counts_timm_s_parameters(name):
+    timm = timm_models.import_timm()
+    import torch
+
+    with torch.device("meta"):  # shapes only
+        model = timm.create_model(
+            CHECKPOINTS[name].architecture, num_classes=CHECKPOINTS[name].classes
+        )
+    assert sum(p.numel() for p in model.parameters()) == CHECKPOINTS[name].parameters
+
+
+def test_files_say_which_architecture_they_are_of():
+    """Of all architectures, only those with the same variables and outputs fit timm's names."""
+    timm = timm_models.import_timm()
+    import torch
+
+    for name in NAMES:
+        with torch.device("meta"):
+            state = timm.create_model(name, num_classes=1000).state_dict()
+        tensors = {
+            key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
+            for key, tensor in state.items()
+        }
+        shown = foreign_files.LAYOUTS[".safetensors"].describe(tensors)
+        fitting = [
+            known
+            for known, config in ARCHITECTURES.items()
+            if all(getattr(config, field) == value for field, value in shown.items())
+        ]
+        others = [
+            other for other in fitting if not ARCHITECTURES[other].same_network(ARCHITECTURES[name])
+        ]
+        assert name in fitting and not others, f"{name}: also taken for {others}"
