@@ -116,22 +116,23 @@ def read_arguments():
     text = "imagenet (default), a checkpoint's name, the path of a file, or none"
     add("--weights", help=text)
     text = "epochs afterwards that train all layers at a low rate; default: 0"
-    add("--fine-tune-epochs", type=int, metavar="EPOCHS", help=text)
+    add("--fine-tune-epochs", type=int, default=0, metavar="EPOCHS", help=text)
     args = parser.parse_args()
 
     defaults = {"epochs": 30, "size": 32, "least_accuracy": 0.98}
     if args.images:
-        defaults = {"epochs": 10, "size": 224, "least_accuracy": 0.0, "fine_tune_epochs": 0}
+        defaults = {"epochs": 10, "size": 224, "least_accuracy": 0.0}
         defaults |= {"model": "CoAtNet0", "weights": "imagenet"}
     elif args.model or args.weights or args.fine_tune_epochs:
         fail("--model, --weights and --fine-tune-epochs need --images FOLDER")
     for name, value in defaults.items():
         if getattr(args, name) is None:
             setattr(args, name, value)
-    for option, least in {"--epochs": 1, "--batch": 1, "--size": 32, "--seed": 0}.items():
-        value = getattr(args, option[2:])
-        if value < least:
-            fail(f"{option} must be at least {least}. Received: {value}")
+    least = {"size": 32, "epochs": 1, "batch": 1, "fine_tune_epochs": 0, "seed": 0}
+    for name, value in least.items():
+        if getattr(args, name) < value:
+            option = name.replace("_", "-")
+            fail(f"--{option} must be at least {value}. Received: {getattr(args, name)}")
     if args.output.is_file():
         fail(f"--output must be a folder. Received: {args.output}, which is a file")
     return args

@@ -200,10 +200,8 @@ def open_model(
         ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
             known, or it has no classifier.
 
-    Example:
-        >>> model, settings = open_model("coatnet_0_rw_224.sw_in1k")
-        >>> settings.crop_pct
-        0.95
+    Example, which needs a network or a cached file:
+        model, settings = open_model("coatnet_0_rw_224.sw_in1k")
     """
     name = str(weights)
     if name.endswith(".keras"):
