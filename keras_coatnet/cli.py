@@ -234,7 +234,9 @@ def _add_models(commands: Any) -> None:
     parser.add_argument(
         "--architectures", action="store_true", help="every network that can be built, untrained"
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON list instead")
+    form = parser.add_mutually_exclusive_group()
+    form.add_argument("--json", action="store_true", help="print one JSON list instead")
+    form.add_argument("--markdown", action="store_true", help="print a Markdown table instead")
 
 
 def _count(text: str) -> int:
@@ -379,8 +381,18 @@ def _models(args: argparse.Namespace) -> int:
         return FINE
     rows = _architecture_rows(facts) if args.architectures else _checkpoint_rows(facts)
     numbers = [index for index, title in enumerate(rows[0]) if title in _NUMBERS]
-    print("\n".join(_aligned(rows, right=numbers)))
+    table = _markdown(rows, numbers) if args.markdown else _aligned(rows, right=numbers)
+    print("\n".join(table))
     return FINE
+
+
+def _markdown(rows: Sequence[Sequence[str]], right: Sequence[int]) -> Iterator[str]:
+    """Lines of a Markdown table; the columns `right` are aligned to the right."""
+    titles, *others = rows
+    yield f"| {' | '.join(titles)} |"
+    yield f"|{'|'.join('---:' if index in right else '---' for index in range(len(titles)))}|"
+    for row in others:
+        yield f"| {' | '.join(row)} |"
 
 
 _NUMBERS = ("params", "GMACs", "pixels", "classes", "top-1", "top-5", "file", "checkpoints")

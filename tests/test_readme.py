@@ -1,0 +1,55 @@
+"""The README says what is true."""
+
+import pathlib
+import re
+
+import pytest
+
+import keras_coatnet
+from keras_coatnet import cli
+
+pytestmark = pytest.mark.tensorflow_only
+
+README = (pathlib.Path(__file__).parents[1] / "README.md").read_text("utf-8")
+
+
+def test_table_of_checkpoints_is_the_registry(capsys):
+    assert cli.main(["models", "--markdown"]) == 0
+    (table,) = re.findall(r"models --markdown -->\n(.*?)<!-- end -->", README, re.S)
+    assert table == capsys.readouterr().out
+
+
+def test_table_of_the_paper_is_counted():
+    rows = re.findall(r"\| `CoAtNet(\d)` \| ([\d,]+) \| ([\d.]+)G", README)
+    assert [number for number, *_ in rows] == list("01234567")
+    for number, parameters, operations in rows:
+        name = f"coatnet{number}"
+        assert int(parameters.replace(",", "")) == keras_coatnet.count_params(name)
+        assert float(operations) == round(keras_coatnet.count_flops(name) / 1e9, 2)
+
+
+def test_every_command_is_in_a_block_of_its_own():
+    blocks = re.findall(r"```bash\n(.*?)```", README, re.S)
+    assert blocks == [
+        'pip install ".[examples]" && python examples/quickstart.py\n',
+        'pip install ".[test]" && pytest\n',
+    ]
+
+
+def test_links_lead_somewhere():
+    for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
+        assert (pathlib.Path(__file__).parents[1] / target).exists(), target
+
+
+def test_code_runs(monkeypatch):
+    """The example, with what it would download replaced by random weights."""
+    (code,) = re.findall(r"```python\n(.*?)```", README, re.S)
+    used = []
+
+    def untrained(weights, **arguments):
+        used.append(weights)
+        return keras_coatnet.CoAtNet("coatnet_0_rw_224", input_shape=(64, 64, 3), **arguments)
+
+    monkeypatch.setattr(keras_coatnet, "CoAtNet0", untrained)
+    exec(compile(code, "README.md", "exec"), {})
+    assert used == ["imagenet", "imagenet"]
