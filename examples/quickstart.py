@@ -23,6 +23,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # in the call are answered at once.
 
 MODELS = [f"CoAtNet{size}" for size in (0, 1, 2, 3, 4, 5, 6, 7, "Nano")]
+SUFFIXES = (".jpeg", ".jpg", ".png")
 TOLERANCE = 1e-4  # of probabilities that should be the same
 SHOWN = 24  # pictures in the drawing
 
@@ -80,7 +81,7 @@ def main():
     print("  saved_model           for TensorFlow alone: raw pixels in, probabilities out")
     print("  classes.txt           names of the classes, in the order of the probabilities")
     print("  quickstart.png        held-out pictures with predictions, and the learning curves")
-    if max(reloaded, served) > TOLERANCE:
+    if not (reloaded <= TOLERANCE and served <= TOLERANCE):
         fail(f"a saved model's probabilities differ by more than {TOLERANCE}", status=1)
     if accuracy < args.least_accuracy:
         least = f"{args.least_accuracy:.2%}"
@@ -106,7 +107,7 @@ def read_arguments():
     add("--output", **folder, default="quickstart_output", help="default: %(default)s")
     add("--epochs", type=int, help="times through the pictures; default: 30, 10 with --images")
     add("--batch", type=int, default=32, help="pictures in one step; default: %(default)s")
-    add("--size", type=int, help="height and width in pixels; default: 32, 224 with --images")
+    add("--size", type=int, help="height and width, from 32; default: 32, 224 with --images")
     add("--seed", type=int, default=0, help="of all that is random; default: %(default)s")
     text = "held-out accuracy, 0 to 1, below which this fails; default: 0.98, 0 with --images"
     add("--least-accuracy", type=float, metavar="SHARE", help=text)
@@ -147,9 +148,7 @@ def find_classes(folder):
         found = ", ".join(path.name for path in classes) or "none"
         fail(f"--images needs at least two sub-folders, one a class. Found in {folder}: {found}")
     for path in classes:
-        files = [
-            file for file in path.rglob("*") if file.suffix.lower() in (".jpg", ".jpeg", ".png")
-        ]
+        files = [file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES]
         if len(files) < 3:
             fail(f"each class needs at least 3 JPEG or PNG pictures. Found in {path}: {len(files)}")
         for file in files:
@@ -168,7 +167,7 @@ def read_digits(args):
 
     digits = load_digits()
     pictures = digits.images[..., None] * (255 / 16)
-    pictures = tf.image.resize(pictures, (args.size, args.size)).numpy().clip(0, 255)
+    pictures = tf.image.resize(pictures, (args.size, args.size)).numpy()
     train_x, held_out_x, train_y, held_out_y = train_test_split(
         pictures, digits.target, test_size=1 / 3, stratify=digits.target, random_state=args.seed
     )
@@ -229,18 +228,15 @@ def transfer_model(args, classes):
 
     weights = None if args.weights == "none" else args.weights
     shape = (args.size, args.size, 3)
+    make = getattr(keras_coatnet, args.model)
     try:
-        backbone = getattr(keras_coatnet, args.model)(
-            weights=weights, include_top=False, pooling="avg", input_shape=shape
-        )
+        backbone = make(weights=weights, include_top=False, pooling="avg", input_shape=shape)
     except (ValueError, OSError) as error:
         fail(error)
-    backbone.trainable = weights is None  # without weights there is nothing worth freezing
-    inputs = keras.Input(shape)
-    # training=False: BatchNorm keeps its statistics, in fine-tuning too.
-    x = backbone(inputs, training=None if weights is None else False)
-    x = keras.layers.LayerNormalization()(x)
-    return keras.Model(inputs, keras.layers.Dense(classes, "softmax")(x)), backbone
+    # Frozen, also BatchNorm keeps its statistics. Without weights there is nothing to keep.
+    backbone.trainable = weights is None
+    head = [keras.layers.LayerNormalization(), keras.layers.Dense(classes, "softmax")]
+    return keras.Sequential([backbone, *head]), backbone
 
 
 def fit(model, train, held_out, epochs, rate):

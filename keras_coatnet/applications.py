@@ -53,7 +53,7 @@ def CoAtNet(
         input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
         input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
             and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
-            top, or the size that the weights are for; (None, None, 3) without.
+            top, or the shape that the weights are for; (None, None, 3) without.
         pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
         classes: outputs of the classifier. Default: 1000, or as many as the weights bring.
         classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
@@ -200,8 +200,9 @@ def _construct(
     if input_tensor is not None:
         inputs, source_inputs = input_tensor, keras.utils.get_source_inputs(input_tensor)
     else:
-        side = config.input_size if include_top else None
-        inputs, source_inputs = keras.Input(inputs_known or (side, side, 3)), None
+        sides = config.input_sides if include_top else (None, None)
+        channels = source.channels if source is not None and source.channels else 3
+        inputs, source_inputs = keras.Input(inputs_known or (*sides, channels)), None
     if source is not None and source.channels not in (None, inputs.shape[-1]):
         raise ValueError(
             f"The weights {source.name} are made for pictures of {source.channels} channels. "
@@ -209,8 +210,8 @@ def _construct(
             "pictures."
         )
     height, width = inputs.shape[1:3]
-    if height is not None and height == width:
-        config = config.replace(input_size=height)
+    if None not in (height, width):
+        config = config.replace(input_size=height if height == width else (height, width))
     model = build_model(
         config,
         inputs,

@@ -119,8 +119,9 @@ class CoAtNetConfig:
         hidden_head: whether a tanh layer of the last width stands before the classifier.
         stochastic_depth: probability that the last block's residual branches are dropped for a
             sample; grows linearly with the block from 0 at the first.
-        input_size: height and width that the network is for, in pixels: the default of
-            `input_shape`, and the size whose relative-bias tables a model of unknown size holds.
+        input_size: the size that the network is for, in pixels: one number, or a pair of height and
+            width. It is the default of `input_shape`, and the size whose relative-bias tables a
+            model of unknown size holds.
         pixel_mean: mean of each channel, as a share of 255, which preprocessing subtracts.
         pixel_std: standard deviation of each channel, likewise, by which it divides.
 
@@ -172,7 +173,7 @@ class CoAtNetConfig:
     final_norm: str | None = "after_pool"
     hidden_head: bool = True
     stochastic_depth: float = 0.0
-    input_size: int = 224
+    input_size: int | tuple[int, int] = 224
     pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
@@ -182,6 +183,8 @@ class CoAtNetConfig:
         stem = self.stem_width
         stem = _tuples("stem_width", stem) if isinstance(stem, (tuple, list)) else (stem, stem)
         object.__setattr__(self, "stem_width", stem)
+        if isinstance(self.input_size, list):
+            object.__setattr__(self, "input_size", tuple(self.input_size))
         self._check_values()
         self._check_stages()
         self._check_heads()
@@ -212,9 +215,13 @@ class CoAtNetConfig:
             )
         for width in self.stem_width:
             _check_positive_int("stem_width", width)
-        _check_positive_int("input_size", self.input_size)
-        if self.input_size < 32:
-            raise ValueError(f"`input_size` must be at least 32. Received: {self.input_size}")
+        for side in self.input_sides:
+            _check_positive_int("input_size", side)
+        if len(self.input_sides) != 2 or min(self.input_sides) < 32:
+            raise ValueError(
+                "`input_size` must be at least 32: one number, or a height and a width. "
+                f"Received: {self.input_size}"
+            )
         for field in ("squeeze_ratio", "batch_norm_epsilon", "transformer_norm_epsilon"):
             _check_number(field, getattr(self, field), above=0.0)
         for field in ("stochastic_depth", "batch_norm_momentum"):
@@ -298,6 +305,12 @@ class CoAtNetConfig:
                     stochastic_depth=self.stochastic_depth * number / max(total - 1, 1),
                 )
                 number, width_in = number + 1, width
+
+    @property
+    def input_sides(self) -> tuple[int, int]:
+        """Height and width of `input_size`."""
+        size = self.input_size
+        return size if isinstance(size, tuple) else (size, size)
 
     @property
     def width(self) -> int:

@@ -277,8 +277,9 @@ def default_settings(model: keras.Model) -> PictureSettings:
             "The model must take one batch of RGB pictures, (batch, height, width, 3). It takes: "
             f"{shape}"
         )
-    size = model.architecture.input_size if isinstance(model, CoAtNetModel) else 224
-    return PictureSettings(tuple(side or size for side in shape[1:3]))
+    sides = model.architecture.input_sides if isinstance(model, CoAtNetModel) else (224, 224)
+    known = zip(shape[1:3], sides, strict=True)
+    return PictureSettings(tuple(side or default for side, default in known))
 
 
 # --- Predictions -----------------------------------------------------------------------------

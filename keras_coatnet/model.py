@@ -33,19 +33,26 @@ class CoAtNetModel(keras.Model):
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
+        channels: channels of the pictures that it takes.
     """
 
     architecture: CoAtNetConfig
     include_preprocessing: bool
     classes: int | None
+    channels: int
 
     def identify(
-        self, architecture: CoAtNetConfig, include_preprocessing: bool, classes: int | None
+        self,
+        architecture: CoAtNetConfig,
+        include_preprocessing: bool,
+        classes: int | None,
+        channels: int,
     ) -> None:
-        """Sets the three attributes of the class."""
+        """Sets the attributes of the class."""
         self.architecture = architecture
         self.include_preprocessing = include_preprocessing
         self.classes = classes
+        self.channels = channels
 
     def identity(self) -> dict[str, Any]:
         """What `identify` set, as a dictionary that JSON can hold."""
@@ -53,6 +60,7 @@ class CoAtNetModel(keras.Model):
             "architecture": self.architecture.to_dict(),
             "include_preprocessing": self.include_preprocessing,
             "classes": self.classes,
+            "channels": self.channels,
         }
 
     def get_config(self) -> dict[str, Any]:
@@ -141,7 +149,8 @@ def build_model(
         x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name="max_pool")(x)
 
     model = CoAtNetModel(inputs if source_inputs is None else source_inputs, x, name=name)
-    model.identify(config, include_preprocessing, classes if include_top else None)
+    classes = classes if include_top else None
+    model.identify(config, include_preprocessing, classes, channels=inputs.shape[-1])
     return model
 
 
@@ -188,7 +197,10 @@ def _stem(config: CoAtNetConfig, x: Any) -> Any:
 
 def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
     """Size of the stem's map, by which tables are made: that of the input, where it is known."""
-    known = [config.input_size if size is None else size for size in input_shape[1:3]]
+    known = [
+        side if size is None else size
+        for side, size in zip(config.input_sides, input_shape[1:3], strict=True)
+    ]
     return halved((None, *known, 0))[1:3]
 
 

@@ -28,7 +28,7 @@ ALIKE = [
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_the_same_tests_pass(backend):
     result = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "no:xdist"]
+        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
         + ["-m", "not tensorflow_only", *ALIKE],
         cwd=ROOT,
         env={**os.environ, "KERAS_BACKEND": backend},

@@ -77,6 +77,8 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"stochastic_depth": -0.1}, "at least 0"),
         ({"layer_scale": -1e-6}, "`layer_scale`"),
         ({"input_size": 16}, "at least 32"),
+        ({"input_size": (64, 16)}, "at least 32"),
+        ({"input_size": (64, 64, 3)}, "one number, or a height and a width"),
         ({"pixel_std": (0.5, 0.0, 0.5)}, "`pixel_std`"),
         ({"pixel_mean": (0.5,)}, "one value a channel"),
         ({"final_norm": "nowhere"}, "`final_norm`"),

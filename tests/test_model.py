@@ -1,5 +1,8 @@
 """Whole networks: against plain NumPy, of every layout and size, with gradients everywhere."""
 
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -171,3 +174,20 @@ def test_fit_learns(tiny):
     history = model.fit(x, labels, batch_size=16, epochs=12, verbose=0).history
     assert history["loss"][-1] < 0.3 < history["loss"][0]
     assert history["accuracy"][-1] > 0.95
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.slow
+def test_construction_holds_the_parameters_once():
+    """CoAtNet-5, 2.7 GB. CoAtNet-7 is made by the same code, but would fill a small machine."""
+    code = """
+import resource
+import keras_coatnet
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+before = peak()
+model = keras_coatnet.CoAtNet5(weights=None)
+print((peak() - before) / (4 * model.count_params()))
+"""
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr[-2000:]
+    assert 0.9 < float(result.stdout) < 1.3

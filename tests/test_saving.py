@@ -59,6 +59,21 @@ def test_a_file_carries_its_architecture(tiny, tmp_path):
     assert identity["classes"] == 5
 
 
+@pytest.mark.parametrize("shape", [(64, 64, 1), (64, 96, 4)])
+def test_a_file_carries_its_input(tiny, shape, tmp_path):
+    model = keras_coatnet.CoAtNet(tiny, input_shape=shape, classes=5)
+    model.save_weights(tmp_path / "a.weights.h5")
+    restored = keras_coatnet.CoAtNet(tiny, weights=tmp_path / "a.weights.h5")
+    assert restored.input_shape == (None, *shape)
+    with pytest.raises(ValueError, match=f"pictures of {shape[-1]} channels"):
+        keras_coatnet.CoAtNet(tiny, weights=tmp_path / "a.weights.h5", input_shape=(64, 64, 3))
+    backbone = keras_coatnet.CoAtNet(tiny, False, weights=tmp_path / "a.weights.h5")
+    assert backbone.input_shape == (None, None, None, shape[-1])
+    x = np.random.default_rng(0).uniform(0, 255, (1, *shape)).astype("float32")
+    features = keras.Model(model.input, model.get_layer("stage4_block1").output)
+    helpers.assert_matches(backbone(x), helpers.to_numpy(features(x)), 1e-6)
+
+
 def test_plain_keras_models_load_the_same_files(tiny, tmp_path):
     """The identity is no obstacle to Keras itself."""
     model = _model(tiny)

@@ -24,6 +24,7 @@ class Identity:
     architecture: CoAtNetConfig
     include_preprocessing: bool
     classes: int | None
+    channels: int
 
 
 def read_identity(path: pathlib.Path) -> Identity | None:

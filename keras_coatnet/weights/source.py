@@ -77,15 +77,16 @@ def find_source(
 def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
     identity = keras_files.read_identity(path)
     if identity is None:
-        architecture, classes = candidates[0], None
+        architecture, classes, channels = candidates[0], None, None
     else:
         architecture, classes = identity.architecture, identity.classes or 0
+        channels = identity.channels
         _check_offered(str(path), architecture, candidates, asker)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         keras_files.load(model, path, fresh)
 
-    return Source(str(path), architecture, classes, None, load)
+    return Source(str(path), architecture, classes, channels, load)
 
 
 def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:

@@ -16,6 +16,7 @@ from tests.helpers import (
     assert_slopes,
     case_id,
     pairwise,
+    path_within,
     precision,
     random_map,
     randomise,
@@ -162,7 +163,7 @@ def test_training_uses_and_moves_batch_statistics(stride, momentum):
     assert_matches(layer(x, training=True), expected, 10 * precision().tolerance)
     assert len(norms.moved) == 6
     for variable in layer.variables:
-        path = variable.path.removeprefix(f"{layer.name}/")
+        path = path_within(layer, variable)
         if path in norms.moved:
             assert_matches(variable, norms.moved[path], 10 * precision().tolerance)
         else:
@@ -175,7 +176,7 @@ def test_inference_leaves_the_statistics_alone(training):
     layer, weights = built(x, 12)
     assert_matches(layer(x, training=training), expect(x, weights))
     for variable in layer.variables:
-        path = variable.path.removeprefix(f"{layer.name}/")
+        path = path_within(layer, variable)
         np.testing.assert_array_equal(to_numpy(variable), weights[path])
 
 
@@ -197,7 +198,7 @@ def test_stochastic_depth_scales_the_branch_alone(rate, scale):
 
 def _statistics(layer: MBConv) -> dict:
     return {
-        variable.path.removeprefix(f"{layer.name}/"): to_numpy(variable)
+        path_within(layer, variable): to_numpy(variable)
         for variable in layer.variables
         if "moving" in variable.path
     }

@@ -16,6 +16,7 @@ from tests.helpers import (
     assert_slopes,
     case_id,
     pairwise,
+    path_within,
     precision,
     random_map,
     randomise,
@@ -181,7 +182,7 @@ def test_training_uses_and_moves_batch_statistics(momentum):
     assert_matches(layer(x, training=True), expected, 10 * precision().tolerance)
     assert len(norms.moved) == 4
     for variable in layer.variables:
-        path = variable.path.removeprefix(f"{layer.name}/")
+        path = path_within(layer, variable)
         if path in norms.moved:
             assert_matches(variable, norms.moved[path], 10 * precision().tolerance)
         else:
@@ -245,7 +246,7 @@ def test_unknown_size(stride, position):
             table = reference.fit_table(weights["attention/position/table"], *halved)
             copied["attention/position/table"] = table
         for variable in static.variables:
-            variable.assign(copied[variable.path.removeprefix(f"{static.name}/")])
+            variable.assign(copied[path_within(static, variable)])
         assert_matches(output, to_numpy(static(x)))
 
 

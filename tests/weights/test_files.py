@@ -587,6 +587,7 @@ def of_size_zero(tmp_path_factory):
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("of_size_zero")
 @pytest.mark.parametrize("name", ["coatnet_0_rw_224", "coatnet_bn_0_rw_224", "coatnet_0_224"])
 def test_coatnet0_finds_the_architecture_of_a_file(of_size_zero, pictures, name):
     path, theirs = of_size_zero[name]
@@ -604,6 +605,7 @@ def test_coatnet0_finds_the_architecture_of_a_file(of_size_zero, pictures, name)
 
 
 @pytest.mark.slow
+@pytest.mark.xdist_group("of_size_zero")
 def test_fine_tuned_weights_load_again_without_a_name(of_size_zero, pictures, tmp_path):
     shape = (SIZE, SIZE, 3)
     with pytest.warns(UserWarning, match="classifier for 3 classes"):

@@ -17,7 +17,8 @@ from keras_coatnet.weights.registry import CHECKPOINTS
 from tests import timm_models
 from tests.hub_server import HubServer
 
-pytestmark = pytest.mark.tensorflow_only
+# One worker of pytest-xdist runs them all: they share a server and 110 MB of weights.
+pytestmark = [pytest.mark.tensorflow_only, pytest.mark.xdist_group("names")]
 
 NAME = "coatnet_0_rw_224.sw_in1k"  # what CoAtNet0 means by "imagenet"
 NAME_12K = "coatnet_rmlp_1_rw2_224.sw_in12k"  # what CoAtNet1 means by "imagenet12k"
@@ -138,7 +139,8 @@ def test_all_names_lead_to_one_file_and_a_cached_one_is_quick(hub, capsys):
     with capsys.disabled():
         print(
             f"\nCoAtNet0: cached weights {seconds['warm']:.2f} s; untrained {seconds['bare']:.2f} s"
-            f" (ratio {ratio:.2f}); the same network untrained {seconds['same']:.2f} s ({own:.2f})"
+            f" (ratio {ratio:.2f}); the same network untrained {seconds['same']:.2f} s ({own:.2f})",
+            file=sys.stderr,  # what pytest-xdist shows of a worker
         )
     assert ratio < 3  # under 2 on an idle machine
 

@@ -5,6 +5,8 @@ imports a backend of Keras.
 """
 
 import dataclasses
+import os
+import sys
 
 import keras
 import numpy as np
@@ -74,21 +76,31 @@ def test_reduced_networks_give_timm_s_logits(name, tmp_path):
     Comparison(name, timm_models.logits(theirs, pictures), compute(ours, pictures)).check()
 
 
-@pytest.fixture(scope="module")
-def table(request):
-    """Rows of the sweep over whole networks; printed once the last has run, captured or not."""
-    rows = []
-    yield rows
-    capture = request.config.pluginmanager.getplugin("capturemanager")
-    with capture.global_and_fixture_disabled():
-        print(f"\n\n{'architecture':26} {'max difference':>14} {'top-1 agreement':>16}")
-        print("\n".join(map(str, sorted(rows, key=lambda row: NAMES.index(row.name)))))
+@pytest.fixture
+def report(tmp_path_factory, capsys):
+    """Prints a comparison, and all of them once the last is in, captured or not.
+
+    Two workers of pytest-xdist share a folder, and of their streams only stderr is shown.
+    """
+    folder = tmp_path_factory.getbasetemp()
+    folder = folder.parent if "PYTEST_XDIST_WORKER" in os.environ else folder
+
+    def report(comparison):
+        (folder / f"{comparison.name}.parity").write_text(str(comparison))
+        paths = [folder / f"{name}.parity" for name in NAMES]
+        with capsys.disabled():
+            print(f"\n{comparison}", file=sys.stderr)
+            if all(path.exists() for path in paths):
+                head = f"{'architecture':26} {'max difference':>14} {'top-1 agreement':>16}"
+                print("", head, *(p.read_text() for p in paths), sep="\n", file=sys.stderr)
+
+    return report
 
 
 @pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("name", NAMES)
-def test_whole_networks_give_timm_s_logits(name, tmp_path, table, capsys):
+def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     size = ARCHITECTURES[name].input_size
     # One picture of 384 pixels costs what three of 224 do.
     pictures = timm_models.pictures(1 if size > 224 else 2, size)
@@ -102,9 +114,7 @@ def test_whole_networks_give_timm_s_logits(name, tmp_path, table, capsys):
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of three runs
     assert ours.input_shape == (None, size, size, 3)
     comparison = Comparison(name, expected, compute(ours, pictures))
-    with capsys.disabled():
-        print(f"\n{comparison}", end=" ")
-    table.append(comparison)
+    report(comparison)
     comparison.check()
 
 
@@ -181,6 +191,7 @@ def test_without_a_mistake_there_is_no_difference(right):
     assert error_of(*right) <= tolerance("coatnet_0_rw_224")
 
 
+@pytest.mark.tensorflow_only  # it is the comparison that is tested, and once is enough
 @pytest.mark.parametrize(("field", "value"), MISTAKES, ids=str)
 def test_a_wrong_switch_shows(right, field, value):
     config, *rest = right
