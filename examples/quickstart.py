@@ -308,13 +308,16 @@ def draw(path, history, accuracy, examples, class_names):
     left, right = figure.subfigures(1, 2, width_ratios=(3, 2))
     left.suptitle("Held-out pictures as they were recognised: wrong ones in red, and first")
     axes = left.subplots(4, 6).ravel()
-    for axis in axes:
+    for axis in axes[len(examples) :]:
         axis.set_axis_off()
     for axis, (picture, label, guess) in zip(axes, examples, strict=False):
-        wrong = guess != label
-        title = f"{class_names[guess]} (is {class_names[label]})" if wrong else class_names[guess]
-        axis.set_title(title, color="crimson" if wrong else "black")
+        title, colour = class_names[guess], "black"
+        if guess != label:
+            title, colour = f"{title} (is {class_names[label]})", "crimson"
+        axis.set_title(title, color=colour)
         axis.imshow(picture.astype("uint8"), cmap="gray_r")
+        axis.set(xticks=[], yticks=[])
+        axis.spines[:].set_color(colour)
     right.suptitle(f"Held-out accuracy {accuracy:.2%}")
     epochs = range(1, len(history["loss"]) + 1)
     for axis, name in zip(right.subplots(2, 1, sharex=True), ("loss", "accuracy"), strict=True):

@@ -44,7 +44,14 @@ def gelu_tanh(x: Any) -> Any:
         >>> float(gelu_tanh(0.0))
         0.0
     """
-    return ops.gelu(x, approximate=True)
+    x = ops.convert_to_tensor(x)
+    if keras.backend.standardize_dtype(x.dtype) in ("float32", "bfloat16"):
+        return ops.gelu(x, approximate=True)
+    # In float64 TensorFlow's has a constant of float32. In float16 the cube of 41 is beyond range,
+    # and the slope becomes infinity times zero; tanh is 1 long before.
+    inner = ops.clip(x, -10.0, 10.0)
+    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)
+    return 0.5 * x * (1.0 + ops.tanh(inner))
 
 
 ACTIVATIONS: dict[str, Callable[[Any], Any]] = {

@@ -10,6 +10,7 @@ from keras import ops
 from keras_coatnet.layers.base import (
     PACKAGE,
     CompositeLayer,
+    check_choice,
     full_precision,
     kernel_initializer,
     spatial_size,
@@ -66,11 +67,7 @@ class RelativeSelfAttention(CompositeLayer):
                 "The attention's width must be a multiple of `head_size`. Received: "
                 f"attention_width={attention_width}, head_size={head_size}"
             )
-        if relative_position not in ("table", "mlp"):
-            raise ValueError(
-                "`relative_position` must be 'table' or 'mlp'. "
-                f"Received: relative_position={relative_position!r}"
-            )
+        check_choice("relative_position", relative_position, ("table", "mlp"))
         self.width = width
         self.head_size = head_size
         self.attention_width = attention_width

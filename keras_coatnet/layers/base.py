@@ -22,6 +22,24 @@ def full_precision(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     return policy
 
 
+def check_choice(argument: str, value: Any, choices: tuple) -> None:
+    """Refuses a value that is none of the choices.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+        choices: the values it may have.
+
+    Raises:
+        ValueError: the value is none of them.
+    """
+    if value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {argument}={value!r}"
+        )
+
+
 def spatial_size(x: Any) -> tuple[Any, Any]:
     """Height and width of a channels-last map: ints where they are static, else scalar tensors."""
     dynamic = ops.shape(x)

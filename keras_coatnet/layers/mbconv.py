@@ -8,9 +8,9 @@ import keras
 from keras import ops
 
 from keras_coatnet.layers.activations import get_activation
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
 from keras_coatnet.layers.normalization import batch_norm_options
-from keras_coatnet.layers.pooling import Downsample, halved
+from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
 
@@ -75,10 +75,12 @@ class MBConv(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        _check("strides", strides, (1, 2))
-        _check("stride_on", stride_on, ("expansion", "depthwise", "pool"))
-        _check("padding", padding, ("same", "symmetric"))
-        _check("squeeze_place", squeeze_place, ("after_norm", "before_norm"))
+        check_choice("strides", strides, (1, 2))
+        check_choice("pool", pool, POOLS)
+        check_choice("stride_pool", stride_pool, POOLS)
+        check_choice("stride_on", stride_on, ("expansion", "depthwise", "pool"))
+        check_choice("padding", padding, ("same", "symmetric"))
+        check_choice("squeeze_place", squeeze_place, ("after_norm", "before_norm"))
         self.width = width
         self.expanded_width = 4 * width if expanded_width is None else expanded_width
         self.squeezed_width = max(1, width // 4) if squeezed_width is None else squeezed_width
@@ -200,11 +202,3 @@ class MBConv(CompositeLayer):
             "batch_norm_momentum": self.batch_norm_momentum,
             "stochastic_depth": self.stochastic_depth,
         }
-
-
-def _check(argument: str, value: Any, choices: tuple) -> None:
-    if value not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {', '.join(map(repr, choices))}. "
-            f"Received: {argument}={value!r}"
-        )

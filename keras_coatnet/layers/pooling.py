@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_coatnet.layers.base import PACKAGE
+from keras_coatnet.layers.base import PACKAGE, check_choice
 
 POOLS = ("max2", "avg2", "max3")
 
@@ -34,10 +34,7 @@ class Downsample(keras.layers.Layer):
 
     def __init__(self, pool: str = "max2", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if pool not in POOLS:
-            raise ValueError(
-                f"`pool` must be one of {', '.join(map(repr, POOLS))}. Received: pool={pool!r}"
-            )
+        check_choice("pool", pool, POOLS)
         self.pool = pool
         self.built = True
 

@@ -68,10 +68,19 @@ def resize_table(table: Any, height: Any, width: Any) -> Any:
     xp = np if isinstance(table, np.ndarray) else ops
     new_rows, new_columns = 2 * height - 1, 2 * width - 1
     if not (isinstance(height, int) and rows == new_rows):
-        table = xp.einsum("hrc,Rr->hRc", table, interpolation_matrix(rows, new_rows))
+        matrix = _like(table, interpolation_matrix(rows, new_rows))
+        table = xp.einsum("hrc,Rr->hRc", table, matrix)
     if not (isinstance(width, int) and columns == new_columns):
-        table = xp.einsum("hrc,Cc->hrC", table, interpolation_matrix(columns, new_columns))
+        matrix = _like(table, interpolation_matrix(columns, new_columns))
+        table = xp.einsum("hrc,Cc->hrC", table, matrix)
     return table
+
+
+def _like(table: Any, matrix: Any) -> Any:
+    """The matrix in the table's dtype: a product keeps it on every backend."""
+    if isinstance(table, np.ndarray):
+        return matrix.astype(table.dtype)
+    return ops.cast(matrix, table.dtype)
 
 
 def spread_to_pairs(values: Any, height: Any, width: Any) -> Any:

@@ -8,10 +8,10 @@ import keras
 
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.attention import RelativeSelfAttention
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.normalization import norm_options
-from keras_coatnet.layers.pooling import Downsample, halved
+from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
 
 
@@ -80,10 +80,9 @@ class TransformerBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        if strides not in (1, 2):
-            raise ValueError(f"`strides` must be 1 or 2. Received: strides={strides!r}")
-        if norm not in ("layer", "batch"):
-            raise ValueError(f"`norm` must be 'layer' or 'batch'. Received: norm={norm!r}")
+        check_choice("strides", strides, (1, 2))
+        check_choice("pool", pool, POOLS)
+        check_choice("norm", norm, ("layer", "batch"))
         self.width = width
         self.strides = strides
         self.head_size = head_size

@@ -46,8 +46,8 @@ def test_slope_is_that_of_the_definition(name):
     function, step = reference.ACTIVATIONS[name], 1e-5
     around = points.astype("float64")
     expected = (function(around + step) - function(around - step)) / (2 * step)
-    tolerance = 1e-7 if precision().dtype == "float64" else 1e-5
-    assert_matches(slopes(name, points, precision().dtype), expected, tolerance)
+    allowed = 1e-7 if precision().dtype == "float64" else 1e-5
+    assert_matches(slopes(name, points, precision().dtype), expected, allowed)
 
 
 def test_gelus_differ_by_more_than_the_tolerance():

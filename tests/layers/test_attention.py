@@ -14,6 +14,7 @@ from tests.helpers import (
     assert_same_after_serialisation,
     assert_shapes,
     assert_slopes,
+    bias_tolerance,
     case_id,
     copy_weights,
     pairwise,
@@ -79,7 +80,8 @@ def test_equals_the_reference(case):
     assert any("bias" in path for path in weights) == (
         case["use_bias"] or case["position"] == "mlp"
     )
-    assert_matches(layer(x), expect(x, weights))
+    computed = case["position"] not in ("built", "fitting")
+    assert_matches(layer(x), expect(x, weights), bias_tolerance(computed=computed))
 
 
 def test_defaults():
@@ -117,7 +119,8 @@ def test_unknown_size(position, known):
         )
         x = random_map(2, *size, 8)
         output = call(x)
-        assert_matches(output, expect(x, weights))
+        computed = position == "mlp" or size != (4, 5)
+        assert_matches(output, expect(x, weights), bias_tolerance(computed=computed))
 
         static, _ = built(x, 12, **({} if position == "table" else kind))
         copied = dict(weights)
@@ -125,7 +128,7 @@ def test_unknown_size(position, known):
             copied["position/table"] = reference.fit_table(weights["position/table"], *size)
         for variable in static.variables:
             variable.assign(copied[path_within(static, variable)])
-        assert_matches(output, to_numpy(static(x)))
+        assert_matches(output, to_numpy(static(x)), bias_tolerance(computed=computed))
 
 
 def test_unknown_size_needs_a_table_size():

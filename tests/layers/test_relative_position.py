@@ -22,6 +22,7 @@ from tests.helpers import (
     assert_matches,
     assert_same_after_serialisation,
     assert_slopes,
+    bias_tolerance,
     precision,
     random_map,
     randomise,
@@ -68,10 +69,11 @@ def test_interpolation_matrix(source, target):
 def test_resize_table(size):
     table = random_map(3, 7, 9)
     expected = reference.fit_table(table.astype("float64"), *size)
+    allowed = bias_tolerance(computed=size != (4, 5))
     for height, width in (size, map(as_tensor, size)):
         resized = resize_table(keras.ops.convert_to_tensor(table), height, width)
         assert keras.backend.standardize_dtype(resized.dtype) == precision().dtype
-        assert_matches(resized, expected)
+        assert_matches(resized, expected, allowed)
 
 
 def test_resize_table_leaves_a_fitting_one_alone():
@@ -99,7 +101,9 @@ def test_table_equals_the_reference(size, tensors):
     offsets = reference.fit_table(table, *size)
     biases = layer(height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
-    assert_matches(biases, reference.spread_to_pairs(offsets, *size))
+    # Sizes that are tensors may fit, but the resize cannot be left out.
+    allowed = bias_tolerance(computed=size != (4, 5))
+    assert_matches(biases, reference.spread_to_pairs(offsets, *size), allowed)
 
 
 def test_table_is_read_by_key_minus_query():
@@ -145,7 +149,8 @@ def test_mlp_equals_the_reference(size, tensors):
     offsets = reference.mlp_offsets(weights, *size)
     biases = layer(height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
-    assert_matches(biases, reference.spread_to_pairs(offsets, *size))
+    allowed = bias_tolerance(computed=True)
+    assert_matches(biases, reference.spread_to_pairs(offsets, *size), allowed)
 
 
 def test_mlp_gradients():
@@ -190,7 +195,7 @@ def test_weights_load_at_another_size(tmp_path, size):
     expected = reference.fit_table(weights["position/table"], *size)
     if size == (4, 5):
         np.testing.assert_array_equal(to_numpy(table), expected)
-    assert_matches(table, expected, 1e-6)
+    assert_matches(table, expected, 3e-6)
     x = random_map(2, *size, 8, dtype="float32")
     weights["position/table"] = expected
     assert_matches(loaded(x), reference.attention(x.astype("float64"), weights, 4), 1e-5)
@@ -239,10 +244,10 @@ def test_every_size_works_in_every_dtype(make, dtype):
     for variable, value in zip(other.variables, layer.get_weights(), strict=True):
         variable.assign(value.astype(keras.backend.standardize_dtype(variable.dtype)))
     # Half precision rounds the values once or twice; their sizes and places are right.
-    tolerance = {"float64": 1e-5, "mixed_bfloat16": 2e-2}.get(dtype, 4e-3)
+    allowed = {"float64": 1e-5, "mixed_bfloat16": 2e-2}.get(dtype, 4e-3)
     for height, width in SIZES:
         expected = to_numpy(layer(height=height, width=width))
-        assert_matches(other(height=height, width=width), expected, tolerance)
+        assert_matches(other(height=height, width=width), expected, allowed)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])

@@ -33,7 +33,8 @@ def built(x: np.ndarray, *args: object, **kwargs: object) -> tuple[SqueezeExcite
 def test_equals_the_reference(activation, size):
     x = random_map(3, *size, 8)
     layer, weights = built(x, 5, activation)
-    assert_matches(layer(x), reference.squeeze_excite(x.astype("float64"), weights, activation))
+    expected = reference.squeeze_excite(x.astype("float64"), weights, activation)
+    assert_matches(layer(x), expected)
 
 
 def test_activates_by_silu_unless_told():

@@ -14,6 +14,7 @@ from tests.helpers import (
     assert_same_after_serialisation,
     assert_shapes,
     assert_slopes,
+    bias_tolerance,
     case_id,
     pairwise,
     path_within,
@@ -108,7 +109,8 @@ def test_equals_the_reference(case):
     assert weights["attention/projection/kernel"].shape == (attention_width, case["width"])
     hidden = case["ffn_expansion"] * case["width"]
     assert weights["ffn_expand/kernel"].shape == (case["width"], hidden)
-    assert_matches(layer(x, training=False), expect(x, weights, **arguments))
+    allowed = bias_tolerance(computed=case["position"] != "built")
+    assert_matches(layer(x, training=False), expect(x, weights, **arguments), allowed)
 
 
 @pytest.mark.parametrize(("strides", "width"), [(1, 8), (2, 8), (2, 12), (1, 12)])
@@ -189,10 +191,10 @@ def test_training_uses_and_moves_batch_statistics(momentum):
             np.testing.assert_array_equal(to_numpy(variable), weights[path])
 
 
-@pytest.mark.parametrize(("rate", "scale"), [(0.5, 2.0), (0.25, 4 / 3)])
+@pytest.mark.parametrize(("rate", "scale"), [(0.5, 2.0), (0.75, 4.0)])
 def test_stochastic_depth_draws_for_each_branch(rate, scale):
     keras.utils.set_random_seed(2)
-    samples = 48
+    samples = 96
     x = random_map(samples, 3, 4, 8)
     layer, weights = built(x, 12, strides=2, stochastic_depth=rate, layer_scale=0.5)
     assert_matches(layer(x), expect(x, weights, strides=2))
@@ -206,7 +208,7 @@ def test_stochastic_depth_draws_for_each_branch(rate, scale):
         candidates += [middle, middle + scale * ffn]
     output = to_numpy(layer(x, training=True))
     distances = np.abs(np.stack(candidates) - output).max(axis=(2, 3, 4))
-    # Dropped are none, either or both; with 48 samples every outcome comes up.
+    # Dropped are none, either or both; with 96 samples every outcome comes up.
     outcomes = distances.argmin(axis=0)
     assert set(outcomes) == {0, 1, 2, 3}
     expected = np.stack(candidates)[outcomes, np.arange(samples)]
@@ -228,6 +230,7 @@ def test_stochastic_depth_draws_for_each_branch(rate, scale):
 )
 def test_unknown_size(stride, position):
     arguments = {**STRIDES[stride], **POSITIONS[position]}
+    allowed = bias_tolerance(computed=True)
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
     layer = TransformerBlock(12, head_size=4, dtype=precision().dtype, **arguments)
     model = keras.Model(inputs, layer(inputs))
@@ -236,7 +239,7 @@ def test_unknown_size(stride, position):
     for size in ((5, 7), (6, 4)):
         x = random_map(2, *size, 8)
         output = call(x)
-        assert_matches(output, expect(x, weights, **arguments))
+        assert_matches(output, expect(x, weights, **arguments), allowed)
 
         # A block built on that very map holds a table of its size after the stride.
         static, _ = built(x, 12, **{**arguments, "table_size": None})
@@ -247,7 +250,7 @@ def test_unknown_size(stride, position):
             copied["attention/position/table"] = table
         for variable in static.variables:
             variable.assign(copied[path_within(static, variable)])
-        assert_matches(output, to_numpy(static(x)))
+        assert_matches(output, to_numpy(static(x)), allowed)
 
 
 def test_unknown_size_needs_a_table_size():
@@ -314,13 +317,13 @@ def test_mixed_precision(position, norm, dtype):
     assert_matches(output, expect(x, weights, **arguments), 1e-2 if dtype == "float16" else 5e-2)
 
 
-def test_serialisation():
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+@pytest.mark.parametrize("position", POSITIONS)
+def test_serialisation(position, norm):
     x = random_map(2, 5, 7, 8, dtype="float32")
-    for position in POSITIONS.values():
-        for norm in ("layer", "batch"):
-            arguments = {"strides": 2, "norm": norm, "layer_scale": 0.5, **position}
-            layer, _ = built(x, 12, dtype="float32", **arguments)
-            assert_same_after_serialisation(layer, x)
+    arguments = {"strides": 2, "norm": norm, "layer_scale": 0.5, **POSITIONS[position]}
+    layer, _ = built(x, 12, dtype="float32", **arguments)
+    assert_same_after_serialisation(layer, x)
 
 
 def test_config():

@@ -5,6 +5,7 @@ imports a backend of Keras.
 """
 
 import dataclasses
+import gc
 import os
 import sys
 
@@ -97,9 +98,19 @@ def report(tmp_path_factory, capsys):
     return report
 
 
+# The largest take 3 GB each while they are compared: one worker of pytest-xdist runs them all.
+LARGE = ("coatnet_2_rw_224", "coatnet_rmlp_2_rw_224", "coatnet_rmlp_2_rw_384", "coatnet_3_rw_224")
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow_only
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=pytest.mark.xdist_group("large") if name in LARGE else ())
+        for name in NAMES
+    ],
+)
 def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     size = ARCHITECTURES[name].input_size
     # One picture of 384 pixels costs what three of 224 do.
@@ -108,12 +119,15 @@ def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     path = timm_models.save(theirs, tmp_path / "model.safetensors")
     expected = timm_models.logits(theirs, pictures)
     del theirs
+    gc.collect()  # models are in cycles, and two of these fill a gigabyte
     ours = keras_coatnet.CoAtNet(
         name, weights=path, include_preprocessing=False, classifier_activation=None
     )
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of three runs
     assert ours.input_shape == (None, size, size, 3)
     comparison = Comparison(name, expected, compute(ours, pictures))
+    del ours
+    gc.collect()
     report(comparison)
     comparison.check()
 
