@@ -99,7 +99,7 @@ def random_weights(make, path: pathlib.Path) -> pathlib.Path:
 
 @pytest.mark.slow
 def test_transfer_learning_on_a_folder(tmp_path, folder, quickstart, monkeypatch, capsys):
-    """From weights in a file, frozen and then fine-tuned, with the smallest network for CoAtNet-0."""
+    """From weights in a file, frozen and then fine-tuned, by the smallest network of all."""
     make = functools.partial(keras_coatnet.CoAtNet, SMALLEST)
     monkeypatch.setattr(keras_coatnet, "CoAtNet0", make)
     weights = random_weights(make, tmp_path / "trained.weights.h5")
