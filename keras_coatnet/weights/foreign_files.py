@@ -9,6 +9,8 @@ import numpy as np
 from keras_coatnet.weights import kecam_layout, timm_layout
 
 LAYOUTS = {".safetensors": timm_layout, ".h5": kecam_layout}
+# Bytes of one array, beyond any of a CoAtNet: an h5 file may declare more than it stores.
+LIMIT = 1 << 30
 _FLOATS = ("F64", "F32", "F16")
 
 
@@ -75,11 +77,17 @@ def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
                 f"{path} holds {name} as {item.dtype}; weights must be float. Is it a file of "
                 "keras_cv_attention_models?"
             )
+        if f"{layer}/{variable}" in tensors:
+            raise ValueError(f"{path} holds {layer}/{variable} twice.")
+        if item.size * item.dtype.itemsize > LIMIT:
+            raise ValueError(f"{path} is damaged: {name} claims the shape {item.shape}.")
         tensors[f"{layer}/{variable}"] = np.asarray(item, dtype="float32")
 
     try:
         with h5py.File(path) as file:
             weights = file["model_weights"] if "model_weights" in file else file
+            if not isinstance(weights, h5py.Group):
+                raise ValueError(f"{path} is damaged: its model_weights are no group.")
             weights.visititems(collect)
     except (OSError, RuntimeError, KeyError) as error:
         raise ValueError(

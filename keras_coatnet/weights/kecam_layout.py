@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = re.compile(r"stack_(\d+)_block_(\d+)_(.+)")
+_BLOCK = re.compile(r"stack_([1-9][0-9]*)_block_([1-9][0-9]*)_(.+)")
 _OUTSIDE_BLOCKS = {
     "stem_1_conv": "stem_conv1",
     "stem_1_bn": "stem_norm",
@@ -63,9 +63,9 @@ def translate(
         else:
             found = list(_translate_one(match[3], part, tensor, _IN_BLOCKS, name))
             prefix = f"stage{match[1]}_block{match[2]}/"
+        if not found or any(prefix + path in values for path, _ in found):
+            unknown.append(name)  # or a second array for the same variable
         values.update((prefix + path, value) for path, value in found)
-        if not found:
-            unknown.append(name)
     return values, unknown
 
 

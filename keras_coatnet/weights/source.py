@@ -104,7 +104,7 @@ def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], ask
     return Source(
         name=str(path),
         architecture=fitting[0],
-        classes=0 if classifier is None else classifier.shape[-1],
+        classes=classifier.shape[-1] if classifier is not None and classifier.ndim else 0,
         channels=None if stem is None or stem.ndim != 4 else stem.shape[2],
         load=lambda model, fresh: assign(model, values, str(path), fresh),
     )
@@ -131,7 +131,10 @@ def _translated(
 ) -> dict[str, np.ndarray]:
     layout = foreign_files.LAYOUTS[path.suffix]
     options = {"head_size": config.head_size} if layout is timm_layout else {}
-    values, unknown = layout.translate(tensors, **options)
+    try:
+        values, unknown = layout.translate(tensors, **options)
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold the weights of a CoAtNet: {error}") from error
     if unknown:
         shown = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
         raise ValueError(

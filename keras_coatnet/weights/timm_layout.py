@@ -14,7 +14,7 @@ from typing import Any
 
 import numpy as np
 
-_BLOCK = re.compile(r"stages\.(\d+)\.blocks\.(\d+)\.(.+)")
+_BLOCK = re.compile(r"stages\.(0|[1-9][0-9]*)\.blocks\.(0|[1-9][0-9]*)\.(.+)")
 _IGNORED = re.compile(r".*num_batches_tracked|.*relative_position_index|.*rel_coords_log")
 
 _OUTSIDE_BLOCKS = {
@@ -92,9 +92,9 @@ def translate(
             modules = _TRANSFORMER if match.group(1, 2) in transformers else _MBCONV
             rest = match[3]
         found = list(_translate_one(rest, tensor, modules, head_size, name))
+        if not found or any(prefix + path in values for path, _ in found):
+            unknown.append(name)  # or a second tensor for the same variable
         values.update((prefix + path, value) for path, value in found)
-        if not found:
-            unknown.append(name)
     return values, unknown
 
 
@@ -131,7 +131,8 @@ def _kernel(weight: np.ndarray, depthwise: bool, name: str) -> np.ndarray:
 def _split_qkv(
     tensor: np.ndarray, part: str, head_size: int, name: str
 ) -> Iterator[tuple[str, np.ndarray]]:
-    if len(tensor) % (3 * head_size) or tensor.ndim not in (1, 2, 4):
+    allowed = (1,) if part == "bias" else (2, 4)
+    if tensor.ndim not in allowed or not tensor.size or len(tensor) % (3 * head_size):
         raise ValueError(
             f"{name} must have a multiple of {3 * head_size} rows, q, k and v of each head. "
             f"Received: {tensor.shape}"
@@ -182,11 +183,12 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         if has(r".*\.attn\.qkv\..*") and has(r"norm\.running_mean")
         else "layer",
         "relative_position": "mlp" if mlp else "table",
+        "stem_bias": has(r"stem\.conv1\.bias"),
         "hidden_head": has(r"head\.pre_logits\..*"),
         "final_norm": "before_pool" if has(r"norm\.weight") else "after_pool",
         "transformer_shortcut_bias": has(r"stages\.3\.blocks\.0\.shortcut\.expand\.bias"),
     }
-    if mlp:
+    if mlp and mlp[0].ndim:
         fields["relative_position_width"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
     if all(kernel is not None and kernel.ndim for kernel in stem):
