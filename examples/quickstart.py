@@ -11,6 +11,7 @@ does the same with your pictures, one sub-folder a class, on top of a CoAtNet-0 
 """
 
 import argparse
+import math
 import os
 import pathlib
 import subprocess
@@ -240,25 +241,29 @@ def transfer_model(args, classes):
 
 
 def fit(model, train, held_out, epochs, rate):
-    """Trains with AdamW: the rate warms up for a tenth of the steps, then falls to 0 as a cosine.
+    """Trains with AdamW: the rate warms up for a tenth of the epochs, then falls as a cosine.
 
     The held-out pictures are only measured: nothing is chosen by them.
     """
     import keras
 
-    steps = epochs * len(train)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        0.0, decay_steps=steps - steps // 10, warmup_target=rate, warmup_steps=steps // 10
-    )
+    def rate_in(epoch):
+        warm = (epoch + 1) / max(1, epochs // 10)
+        return rate * min(warm, 0.5 + 0.5 * math.cos(math.pi * epoch / epochs))
+
     model.compile(
-        optimizer=keras.optimizers.AdamW(schedule, weight_decay=0.05),
+        optimizer=keras.optimizers.AdamW(rate, weight_decay=0.05),
         loss="sparse_categorical_crossentropy",
         metrics=["accuracy"],
     )
-    # A bar for people, a line an epoch for files. `train` shuffles itself.
-    verbose = 1 if sys.stdout.isatty() else 2
-    arguments = {"epochs": epochs, "shuffle": False, "verbose": verbose}
-    return model.fit(train, validation_data=held_out, **arguments).history
+    return model.fit(
+        train,
+        validation_data=held_out,
+        epochs=epochs,
+        callbacks=[keras.callbacks.LearningRateScheduler(rate_in)],
+        shuffle=False,  # `train` shuffles itself
+        verbose=1 if sys.stdout.isatty() else 2,  # a bar for people, a line an epoch for files
+    ).history
 
 
 def save_and_reload(model, path, pictures):

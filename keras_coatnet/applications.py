@@ -191,8 +191,7 @@ def _construct(
     config, source = candidates[0], None
     if weights is not None:
         source = find_source(weights, candidates, size, asker)
-        free = {field: overrides[field] for field in FREE_FIELDS if field in overrides}
-        config = source.architecture.replace(**free)
+        config = _overridden(source, overrides)
     fresh = None
     if source is not None and include_top:
         classes, fresh = _classes_with(weights, source, classes)
@@ -228,6 +227,24 @@ def _construct(
         network = model if input_tensor is None else keras.Model(input_tensor, model.output)
         source.load(network, fresh)
     return model
+
+
+def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
+    """The architecture of the weights, with what may be changed without making them misfit."""
+    config = source.architecture.replace(**overrides)
+    if not config.same_network(source.architecture):
+        fixed = {
+            name: getattr(source.architecture, name)
+            for name in overrides
+            if name not in FREE_FIELDS
+        }
+        had = ", ".join(f"{name}={value!r}" for name, value in fixed.items())
+        raise ValueError(
+            f"The weights {source.name} are of a network with {had}. Received: "
+            f"{', '.join(f'{name}={overrides[name]!r}' for name in fixed)}. Leave these arguments "
+            "out, or use weights=None."
+        )
+    return config
 
 
 def _classes_with(weights: Any, source: Source, classes: int) -> tuple[int, str | None]:

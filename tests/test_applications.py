@@ -320,6 +320,15 @@ def test_weights_of_another_network(tmp_path):
     )
 
 
+def test_weights_and_changes_of_their_network_are_refused(tmp_path):
+    path = tmp_path / "a.weights.h5"
+    keras_coatnet.CoAtNet("coatnet_0_rw_224", **SHAPE, classes=2).save_weights(path)
+    with pytest.raises(ValueError, match="with stride_on='pool'. Received: stride_on='depthwise'"):
+        keras_coatnet.CoAtNet0(weights=path, stride_on="depthwise")
+    model = keras_coatnet.CoAtNet0(weights=path, stochastic_depth=0.1)
+    assert model.architecture.stochastic_depth == 0.1
+
+
 def test_own_architecture_loads_without_being_named(tmp_path, pictures):
     """What is fine-tuned from a public network and saved loads through the size's constructor."""
     tuned = keras_coatnet.CoAtNet("coatnet_0_rw_224", input_shape=(64, 64, 3), classes=2)
