@@ -319,7 +319,7 @@ def draw(path, history, accuracy, examples, class_names):
         title, colour = class_names[guess], "black"
         if guess != label:
             title, colour = f"{title} (is {class_names[label]})", "crimson"
-        axis.set_title(title, color=colour)
+        axis.set_title(title, color=colour, fontsize=12 if len(title) < 12 else 7)
         axis.imshow(picture.astype("uint8"), cmap="gray_r")
         axis.set(xticks=[], yticks=[])
         axis.spines[:].set_color(colour)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
@@ -31,11 +32,13 @@ def pictures() -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def _restore_global_settings():
+def _restore_global_settings(request):
     policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(layout)
+    if request.node.get_closest_marker("slow"):
+        gc.collect()  # a model is full of cycles; the next may be as large
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
