@@ -18,6 +18,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras_coatnet
+from keras_coatnet import cli_training
 from keras_coatnet.config import ARCHITECTURES
 from keras_coatnet.weights import registry
 
@@ -41,6 +42,8 @@ examples:
   keras-coatnet predict cat.jpg
   keras-coatnet predict holiday/ more/*.png --top 3
   keras-coatnet models
+  keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data flowers/
+  keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet/val
 
 `keras-coatnet COMMAND --help` explains a command and its options.
 
@@ -125,7 +128,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         _say("interrupted")
         return INTERRUPTED
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, ImportError) as error:
         _say(f"error: {error}")
         return MISTAKE
 
@@ -148,7 +151,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="keras-coatnet",
-        description="CoAtNet for Keras 3: classify pictures, and see which models there are.",
+        description="CoAtNet for Keras 3: classify pictures, train and evaluate networks.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -157,6 +160,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_predict(commands)
     _add_models(commands)
+    cli_training.add_commands(commands, _add_command)
     return parser
 
 

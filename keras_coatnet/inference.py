@@ -365,7 +365,7 @@ def _predict_group(
     model: keras.Model, paths: Sequence[str | os.PathLike], read_ones: list[np.ndarray | str]
 ) -> Iterator[Prediction]:
     pictures = [picture for picture in read_ones if not isinstance(picture, str)]
-    scores = iter(_scores(model, np.stack(pictures)) if pictures else ())
+    scores = iter(class_scores(model, np.stack(pictures)) if pictures else ())
     for path, picture in zip(map(pathlib.Path, paths), read_ones, strict=True):
         if isinstance(picture, str):
             yield Prediction(path, error=picture)
@@ -373,7 +373,22 @@ def _predict_group(
             yield Prediction(path, next(scores))
 
 
-def _scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+def class_scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    """What a classifier says of pictures.
+
+    Args:
+        model: a classifier. It takes raw pixels, or is a CoAtNet that knows what it takes.
+        pictures: (batch, height, width, 3), raw pixels, 0 to 255.
+
+    Returns:
+        (batch, classes), float32: the model's output, or the softmax of its logits.
+
+    Example:
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
+        >>> class_scores(model, np.zeros((1, 64, 64, 3), "uint8")).shape
+        (1, 10)
+    """
     pixels = pictures.astype("float32")
     if isinstance(model, CoAtNetModel) and not model.include_preprocessing:
         config = model.architecture

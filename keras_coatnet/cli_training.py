@@ -1,0 +1,288 @@
+"""The sub-commands `train` and `evaluate`: see `cli`, of which they are a part."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import typing
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.recipes import FAMILIES, find_recipe
+
+if TYPE_CHECKING:
+    from keras_coatnet.inference import PictureSettings
+
+FINE, CANNOT_GO_ON, STOPPED = 0, 1, 143
+
+# Arguments of their own, or not for the command line.
+_NOT_OPTIONS = ("name", "model", "data", "weights")
+
+_TRAIN_EXAMPLES = """\
+examples:
+  What recipes there are, with the command, the hardware and the accuracy of each:
+    keras-coatnet train --list
+
+  A checkpoint learns your own pictures, a sub-folder for each class:
+    keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --model coatnet_0_rw_224 \\
+        --data flowers/ --output runs/flowers
+
+  The paper's CoAtNet-0, with ILSVRC2012_img_train.tar and _val.tar in DIR/downloads/manual:
+    keras-coatnet train in1k_pretrain --model coatnet0 --data-dir DIR --output runs/c0
+
+  The same with a smaller batch; both learning rates become an eighth:
+    keras-coatnet train in1k_pretrain --batch 512 --data-dir DIR --output runs/c0
+
+  What that would do, without doing it:
+    keras-coatnet train in1k_pretrain --batch 512 --dry-run
+
+The same command goes on with a run that was interrupted. Every field of a recipe is an option. The
+run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
+confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5 and final.weights.h5.
+
+Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
+number of --epochs does not; schedule and warm-up are shares of the run.
+
+exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many pictures are
+unreadable, another machine is gone); 2 a mistake in the call, or a full disk; 143 stopped by
+SIGTERM, and saved
+"""
+
+_EVALUATE_EXAMPLES = """\
+examples:
+  A public checkpoint on ImageNet's validation pictures, one folder for each WordNet id:
+    keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet/val
+
+  The same through tensorflow-datasets:
+    keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet2012 --data-dir DIR
+
+  What came of a run, on its own held-out pictures and with its own settings:
+    keras-coatnet evaluate --run runs/flowers
+
+Pictures are resized and cropped as in the measurement of the checkpoint's accuracy, or as in the
+run; for other files to the size of the model's input.
+
+exit status: 0 all fine; 2 a mistake in the call
+"""
+
+
+def add_commands(commands: Any, add_command: Callable[..., argparse.ArgumentParser]) -> None:
+    """Adds the sub-commands to the parser of `cli`.
+
+    Args:
+        commands: what `add_subparsers` returned.
+        add_command: makes a sub-command: `(commands, name, run, help, epilog)`.
+    """
+    _add_train(add_command(commands, "train", _train, "train a network", _TRAIN_EXAMPLES))
+    _add_evaluate(
+        add_command(
+            commands, "evaluate", _evaluate, "measure a classifier's accuracy", _EVALUATE_EXAMPLES
+        )
+    )
+
+
+def _add_train(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    add(
+        "recipe",
+        nargs="?",
+        help=f"one of {', '.join(FAMILIES)}; or a recipe's .json file",
+    )
+    add("--list", action="store_true", help="say what recipes there are")
+    add("--dry-run", action="store_true", help="print the effective recipe, and stop")
+    add("--model", metavar="NAME", help=_help_of("model"))
+    add("--weights", metavar="WEIGHTS", help=_help_of("weights"))
+    add("--data", metavar="DATA", help=_help_of("data"))
+    add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
+    add("--output", metavar="DIR", help="the run's folder (default: runs/RECIPE_MODEL)")
+    add(
+        "--strategy",
+        default="auto",
+        help="auto, one_device, mirrored, multi_worker or tpu; on JAX data_parallel or "
+        "model_parallel (default: %(default)s)",
+    )
+    add("--devices", type=int, metavar="N", help="how many of this machine's devices")
+    group = parser.add_argument_group("fields of the recipe (default: as the recipe says)")
+    kinds = typing.get_type_hints(Recipe)
+    for field in dataclasses.fields(Recipe):
+        if field.name in _NOT_OPTIONS:
+            continue
+        option = f"--{field.name.replace('_', '-')}"
+        if kinds[field.name] is bool:
+            group.add_argument(
+                option,
+                action=argparse.BooleanOptionalAction,
+                default=argparse.SUPPRESS,
+                help=_help_of(field.name),
+            )
+        else:
+            group.add_argument(
+                option,
+                type=_converter(kinds[field.name]),
+                default=argparse.SUPPRESS,
+                choices=field.metadata["choices"],
+                metavar=None if field.metadata["choices"] else "VALUE",
+                help=_help_of(field.name),
+            )
+
+
+def _add_evaluate(parser: argparse.ArgumentParser) -> None:
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", metavar="WEIGHTS", help="a checkpoint's name, or a file")
+    what.add_argument("--run", metavar="DIR", dest="run_folder", help="the folder of `train`")
+    add("--architecture", metavar="NAME", help="the network of a file that does not say it")
+    add("--data", metavar="DATA", help="a folder of pictures, or a tensorflow-datasets name")
+    add("--split", help="a sub-folder, or a split (default: the one for validation)")
+    add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
+    add("--batch", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
+    add("--positive", metavar="CLASS", help="of two classes, the one that precision is about")
+    add(
+        "--broken-limit",
+        type=int,
+        default=10,
+        metavar="N",
+        help="pictures that may be unreadable (default: 10)",
+    )
+    add(
+        "--crop-pct",
+        type=float,
+        metavar="SHARE",
+        help="share of the resized side that is kept, above 0 and at most 1",
+    )
+    add("--crop-mode", choices=("center", "squash"), help="cut out the middle, or squeeze")
+    add("--output", metavar="DIR", help="write evaluation.json, tables and confusion.png there")
+    add(
+        "--classes",
+        type=int,
+        metavar="N",
+        default=20,
+        help="rows of the table of classes, the worst first; 0: all (default: 20)",
+    )
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def _help_of(field: str) -> str:
+    (found,) = (f for f in dataclasses.fields(Recipe) if f.name == field)
+    return found.metadata["help"].replace("%", "%%")
+
+
+def _converter(kind: Any) -> Callable[[str], Any]:
+    """What turns an option's text into a value of a field of this type."""
+    kinds = typing.get_args(kind) or (kind,)
+    (number,) = (k for k in kinds if k is not type(None))
+
+    def convert(text: str) -> Any:
+        return None if type(None) in kinds and text == "none" else number(text)
+
+    convert.__name__ = number.__name__  # argparse's message names it
+    return convert
+
+
+# --- train -------------------------------------------------------------------------------------
+
+
+def _train(args: argparse.Namespace) -> int:
+    if args.list:
+        for family in FAMILIES.values():
+            models = "any" if family.models is None else ", ".join(family.models)
+            print(f"{family.name}\n    {family.about.strip()}\n    Models: {models}.\n")
+        return FINE
+    if args.recipe is None:
+        raise ValueError(f"Which recipe? One of {', '.join(FAMILIES)}; see `train --list`.")
+    recipe = _effective_recipe(args)
+    print(recipe.describe(), flush=True)
+    if args.dry_run:
+        return FINE
+    output = args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}"
+
+    from keras_coatnet.training import devices, trainer
+
+    if args.strategy in ("auto", "mirrored") and (args.devices or 1) > 1:
+        devices.divide_cpu(args.devices)
+    try:
+        result = trainer.train(
+            recipe, output, data_dir=args.data_dir, strategy=args.strategy, devices=args.devices
+        )
+    except trainer.TrainingError as error:
+        print(f"keras-coatnet: error: {error}", file=sys.stderr)
+        return CANNOT_GO_ON
+    except trainer.Stopped as stopped:
+        print(f"keras-coatnet: {stopped}", file=sys.stderr)
+        return STOPPED
+    print(result.summary())
+    return FINE
+
+
+def _effective_recipe(args: argparse.Namespace) -> Recipe:
+    recipe = find_recipe(args.recipe, args.model)
+    names = {field.name for field in dataclasses.fields(Recipe)}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    for name in ("model", "weights", "data"):
+        if given[name] is None:
+            del given[name]
+    recipe = recipe.replace(**given)
+    recipe.architecture()  # says now if there is none
+    return recipe
+
+
+# --- evaluate ----------------------------------------------------------------------------------
+
+
+def _evaluate(args: argparse.Namespace) -> int:
+    from keras_coatnet.inference import open_model
+    from keras_coatnet.training.evaluation import evaluate
+    from keras_coatnet.training.sources import open_source, open_sources
+
+    if args.run_folder is None:
+        if args.data is None:
+            raise ValueError("Which pictures? Give --data: a folder, or a data set's name.")
+        source = open_source(args.data, args.split, data_dir=args.data_dir)
+        model, settings = open_model(args.weights, args.architecture)
+    else:
+        recipe, weights = _run_of(pathlib.Path(args.run_folder))
+        if args.data is None and args.split is None:
+            _, source = open_sources(
+                recipe.data, data_dir=args.data_dir, held_out=recipe.held_out, seed=recipe.seed
+            )
+        else:
+            source = open_source(args.data or recipe.data, args.split, data_dir=args.data_dir)
+        model, _ = open_model(weights)
+        settings = recipe.picture_settings()
+        args.positive = args.positive or recipe.positive
+    settings = _asked_for(settings, args)
+    found = evaluate(
+        model,
+        source,
+        settings,
+        batch=args.batch,
+        positive=args.positive,
+        broken_limit=args.broken_limit,
+    )
+    if args.output:
+        found.save(args.output)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print(found.per_class_table(limit=args.classes or None))
+        print(f"\n{source.name}: {settings}\n{found.summary_table()}")
+    return FINE
+
+
+def _run_of(folder: pathlib.Path) -> tuple[Recipe, pathlib.Path]:
+    """The recipe and the final weights of a run."""
+    if not (folder / "final.weights.h5").is_file():
+        raise ValueError(
+            f"{folder} holds no final.weights.h5: it is not the folder of a run that is complete."
+        )
+    return Recipe.load(folder / "recipe.json"), folder / "final.weights.h5"
+
+
+def _asked_for(settings: PictureSettings, args: argparse.Namespace) -> PictureSettings:
+    asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
+    given = {field: value for field, value in asked.items() if value is not None}
+    return dataclasses.replace(settings, **given)

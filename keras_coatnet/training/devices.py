@@ -1,0 +1,192 @@
+"""One choice of where a run computes, and the engine that goes with it."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.training.optimization import AdamW
+from keras_coatnet.training.recipe import Recipe
+
+TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
+STRATEGIES = tuple(dict.fromkeys(("auto", *TENSORFLOW_STRATEGIES, *JAX_STRATEGIES)))
+
+
+def make_engine(
+    strategy: str,
+    devices: int | None,
+    make_model: Callable[[], CoAtNetModel],
+    make_optimizer: Callable[[CoAtNetModel], AdamW],
+    recipe: Recipe,
+) -> Any:
+    """Makes the engine that trains on the devices that were chosen.
+
+    Args:
+        strategy: one of `STRATEGIES`.
+
+            - `"auto"`: what there is: a cluster if TF_CONFIG names one, a TPU if TPU_NAME does, all
+              GPUs if there are several, else one device.
+            - `"one_device"`: the first GPU, or the CPU.
+            - `"mirrored"`: the GPUs of this machine, or logical devices of its CPU (TensorFlow).
+            - `"multi_worker"`: the same command on each machine, with a TF_CONFIG of its own; the
+              output folder is one that all of them see (TensorFlow).
+            - `"tpu"`: the TPU that TPU_NAME names, or the one of this machine (TensorFlow).
+            - `"data_parallel"`: all devices, each with the whole network (JAX).
+            - `"model_parallel"`: all devices, each with a part of it (JAX): for CoAtNet6 and 7.
+        devices: how many of this machine's devices; None: all. With `"model_parallel"`: among how
+            many the network is divided; None: all.
+        make_model: builds the model.
+        make_optimizer: builds the optimiser for a model.
+        recipe: what is computed.
+
+    Returns:
+        A `TensorFlowEngine` or a `JaxEngine`.
+
+    Raises:
+        ValueError: there is no such strategy here, there are fewer devices, or they do not divide
+            the batch.
+    """
+    backend = keras.backend.backend()
+    offered = {"tensorflow": TENSORFLOW_STRATEGIES, "jax": JAX_STRATEGIES}.get(backend)
+    if offered is None:
+        raise ValueError(
+            f"Training runs on the backends tensorflow and jax. KERAS_BACKEND is {backend!r}."
+        )
+    if strategy not in ("auto", *offered):
+        raise ValueError(
+            f"On the backend {backend} the strategy must be one of "
+            f"{', '.join(map(repr, ('auto', *offered)))}. Received: strategy={strategy!r}"
+        )
+    if devices is not None and devices < 1:
+        raise ValueError(f"`devices` must be at least 1. Received: devices={devices}")
+    if backend == "jax":
+        from keras_coatnet.training.jax_engine import JaxEngine
+
+        chosen = _jax_distribution(strategy, devices)
+        engine = JaxEngine
+        replicas = _jax_replicas(chosen)
+    else:
+        from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
+
+        chosen = _tensorflow_strategy(strategy, devices)
+        engine = TensorFlowEngine
+        replicas = chosen.num_replicas_in_sync
+    if recipe.batch % (replicas * recipe.accumulate):
+        parts = f"{replicas} devices" if replicas > 1 else "1 device"
+        if recipe.accumulate > 1:
+            parts += f" times accumulate={recipe.accumulate}"
+        raise ValueError(
+            f"A batch of {recipe.batch} cannot be divided among {parts}. Choose a batch that is a "
+            f"multiple of {replicas * recipe.accumulate}."
+        )
+    return engine(chosen, make_model, make_optimizer, recipe)
+
+
+# --- TensorFlow ------------------------------------------------------------------------------
+
+
+def _tensorflow_strategy(strategy: str, devices: int | None) -> Any:
+    import tensorflow as tf
+
+    gpus = tf.config.list_physical_devices("GPU")
+    if strategy == "auto":
+        workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
+        if sum(len(addresses) for addresses in workers.values()) > 1:
+            strategy = "multi_worker"
+        elif os.environ.get("TPU_NAME"):
+            strategy = "tpu"
+        else:
+            strategy = "mirrored" if len(gpus) > 1 or (devices or 1) > 1 else "one_device"
+    if strategy == "tpu":
+        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", ""))
+        tf.config.experimental_connect_to_cluster(resolver)
+        tf.tpu.experimental.initialize_tpu_system(resolver)
+        return tf.distribute.TPUStrategy(resolver)
+    if strategy == "multi_worker":
+        return _multi_worker_strategy(tf)
+    if strategy == "one_device":
+        if devices not in (None, 1):
+            raise ValueError(f"The strategy 'one_device' takes one. Received: devices={devices}")
+        return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
+    if not gpus:
+        return tf.distribute.MirroredStrategy(_logical_cpus(tf, devices or 1))
+    if (devices or 1) > len(gpus):
+        raise ValueError(f"There are {len(gpus)} GPUs. Received: devices={devices}")
+    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices or len(gpus))])
+
+
+def _multi_worker_strategy(tf: Any) -> Any:
+    cluster = os.environ.get("TF_CONFIG")
+    try:
+        task = json.loads(cluster or "")["task"]
+        int(task["index"])
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            "The strategy 'multi_worker' needs the environment variable TF_CONFIG, such as "
+            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
+            f'"index": 0}}}}. Received: TF_CONFIG={cluster!r}'
+        ) from error
+    return tf.distribute.MultiWorkerMirroredStrategy()
+
+
+def _logical_cpus(tf: Any, count: int) -> list[str]:
+    """Devices that a CPU is divided into: for tests of what several devices compute."""
+    if len(tf.config.list_logical_devices("CPU")) < count:
+        raise ValueError(
+            f"There is no GPU, and the CPU is not divided into {count} logical devices. Call "
+            "divide_cpu before TensorFlow does anything else, as the command line does."
+        )
+    return [f"CPU:{i}" for i in range(count)]
+
+
+def divide_cpu(count: int) -> None:
+    """Divides a CPU into logical devices, where there is no GPU.
+
+    It computes no faster; it shows what several devices compute.
+
+    Args:
+        count: into how many.
+
+    Raises:
+        ValueError: TensorFlow has started already.
+    """
+    import tensorflow as tf
+
+    if tf.config.list_physical_devices("GPU"):
+        return
+    (cpu, *_) = tf.config.list_physical_devices("CPU")
+    try:
+        tf.config.set_logical_device_configuration(
+            cpu, [tf.config.LogicalDeviceConfiguration()] * count
+        )
+    except RuntimeError as error:
+        raise ValueError(f"The CPU can be divided only at the start: {error}") from error
+
+
+# --- JAX ---------------------------------------------------------------------------------------
+
+
+def _jax_distribution(strategy: str, devices: int | None) -> Any:
+    from keras_coatnet.training import parallel
+
+    if strategy == "model_parallel":
+        return parallel.model_parallel(devices)
+    if strategy == "data_parallel" or (strategy == "auto" and _jax_devices() > 1):
+        return parallel.data_parallel(devices)
+    return None
+
+
+def _jax_devices() -> int:
+    return len(keras.distribution.list_devices())
+
+
+def _jax_replicas(distribution: Any) -> int:
+    from keras_coatnet.training.jax_engine import data_replicas
+
+    return data_replicas(distribution)

@@ -1,0 +1,261 @@
+"""Learning-rate schedule, AdamW as recipes want it, and the average of the weights."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_coatnet.layers.base import PACKAGE
+from keras_coatnet.model import CoAtNetModel
+
+# The paper's group leaves these out of weight decay: one number a channel, and the tables.
+NO_DECAY = (r"bias$", r"gamma$", r"beta$", r"scale$", r"/position/table$")
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class WarmUpSchedule(keras.optimizers.schedules.LearningRateSchedule):
+    """Rises linearly from zero, then falls to a minimum by a cosine, a line, or not at all.
+
+    Args:
+        peak: the rate after the warm-up.
+        minimum: the rate at the end; a constant schedule does not use it.
+        total_steps: steps of the whole run, warm-up included.
+        warmup_steps: steps in which the rate rises; the last of them has the peak.
+        shape: `"cosine"`, `"linear"` or `"constant"`.
+
+    Raises:
+        ValueError: there is no such shape, or the warm-up is longer than the run.
+
+    Example:
+        >>> float(WarmUpSchedule(1e-3, 1e-5, 100, 10)(4)) == float(keras.ops.cast(5e-4, "float32"))
+        True
+    """
+
+    def __init__(
+        self,
+        peak: float,
+        minimum: float,
+        total_steps: int,
+        warmup_steps: int = 0,
+        shape: str = "cosine",
+    ) -> None:
+        super().__init__()
+        if shape not in ("cosine", "linear", "constant"):
+            raise ValueError(
+                f"`shape` must be 'cosine', 'linear' or 'constant'. Received: shape={shape!r}"
+            )
+        if not 0 <= warmup_steps <= total_steps:
+            raise ValueError(
+                f"`warmup_steps` must be from 0 to total_steps={total_steps}. "
+                f"Received: warmup_steps={warmup_steps}"
+            )
+        self.peak = peak
+        self.minimum = minimum
+        self.total_steps = total_steps
+        self.warmup_steps = warmup_steps
+        self.shape = shape
+
+    def __call__(self, step: Any) -> Any:
+        step = ops.cast(step, "float32")
+        done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
+        done = ops.clip(done, 0.0, 1.0)
+        if self.shape == "cosine":
+            left = 0.5 * (1.0 + ops.cos(math.pi * done))
+        elif self.shape == "linear":
+            left = 1.0 - done
+        else:
+            left = ops.ones_like(done)
+        rate = self.minimum + (self.peak - self.minimum) * left
+        rising = self.peak * (step + 1.0) / max(1, self.warmup_steps)
+        return ops.where(step < self.warmup_steps, rising, rate)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            "peak": self.peak,
+            "minimum": self.minimum,
+            "total_steps": self.total_steps,
+            "warmup_steps": self.warmup_steps,
+            "shape": self.shape,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class AdamW(keras.optimizers.AdamW):
+    """Keras's AdamW with a rate for each variable, told by its path.
+
+    Args:
+        learning_rate: a number or a schedule.
+        weight_decay: decoupled decay, in units of the learning rate.
+        no_decay: regular expressions; variables whose path one of them finds do not decay.
+        rate_scales: factor on the learning rate (and so on the decay) for the layers of these
+            names, the first part of a variable's path; 1 for all others.
+        gradients_are_summed: whether the gradients that arrive are already summed over a
+            TensorFlow strategy's replicas. Clipping by the global norm must come after that sum,
+            and Keras has no other switch for it.
+        **kwargs: further arguments of `keras.optimizers.AdamW`.
+
+    Example:
+        >>> AdamW(1e-3, weight_decay=0.05, rate_scales={"stem_conv1": 0.1}).weight_decay
+        0.0
+    """
+
+    def __init__(
+        self,
+        learning_rate: Any = 1e-3,
+        weight_decay: float = 0.0,
+        no_decay: Sequence[str] = NO_DECAY,
+        rate_scales: Mapping[str, float] | None = None,
+        gradients_are_summed: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        # Keras would decay at the unscaled rate, in a pass of its own: `update_step` does both.
+        super().__init__(learning_rate, weight_decay=0.0, **kwargs)
+        self.decay = weight_decay
+        self.no_decay = tuple(no_decay)
+        self.rate_scales = dict(rate_scales or {})
+        self.gradients_are_summed = gradients_are_summed
+        self._decays: list[float] = []
+        self._scales: list[float] = []
+
+    def build(self, var_list: Sequence[keras.Variable]) -> None:
+        if self.built:
+            return
+        super().build(var_list)
+        for variable in var_list:
+            spared = any(re.search(pattern, variable.path) for pattern in self.no_decay)
+            self._decays.append(0.0 if spared else self.decay)
+            self._scales.append(self.rate_scales.get(variable.path.partition("/")[0], 1.0))
+
+    def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
+        index = self._get_variable_index(variable)
+        rate = ops.cast(learning_rate, variable.dtype) * self._scales[index]
+        if self._decays[index]:
+            self.assign_sub(variable, variable * (rate * self._decays[index]))
+        super().update_step(gradient, variable, rate)
+
+    def _apply_weight_decay(self, variables: Any) -> None:
+        """Nothing: see `update_step`."""
+
+    def _all_reduce_sum_gradients(self, grads_and_vars: Any) -> Any:
+        if self.gradients_are_summed:
+            return list(grads_and_vars)
+        return super()._all_reduce_sum_gradients(grads_and_vars)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "weight_decay": self.decay,
+            "no_decay": self.no_decay,
+            "rate_scales": self.rate_scales,
+            "gradients_are_summed": self.gradients_are_summed,
+        }
+
+
+def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
+    """Layer-wise decay of the learning rate (as BEiT's): smaller the further from the head.
+
+    Args:
+        model: the network.
+        decay: factor from one block to the one below it.
+
+    Returns:
+        The factor for each layer's name: 1 for the head, `decay` for the last block, and so on
+        down to the stem.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet
+        >>> round(layer_rate_scales(CoAtNet("coatnet0"), 0.5)["stage4_block1"], 2)
+        0.25
+    """
+    blocks = [block.name for block in model.architecture.blocks()]
+    depth = {name: len(blocks) - index for index, name in enumerate(blocks)}
+    scales = {}
+    for layer in model.layers:
+        below = len(blocks) + 1 if layer.name.startswith("stem") else 0
+        scales[layer.name] = decay ** depth.get(layer.name, below)
+    return scales
+
+
+def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
+    """Makes a part of a network keep what it has learnt.
+
+    A frozen BatchNorm also keeps its statistics, as everywhere in Keras.
+
+    Args:
+        model: the network.
+        up_to: `"none"`, `"stem"`, or `"stage1"` to `"stage4"`: the stem and all stages to that one.
+        batch_norm: whether every BatchNorm is frozen, wherever it is.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet
+        >>> model = CoAtNet("coatnet0")
+        >>> freeze(model, "stage4", batch_norm=False)
+        >>> sorted({v.path.split("/")[0] for v in model.trainable_variables})
+        ['hidden', 'norm', 'predictions']
+    """
+    stages = {"none": -1, "stem": 0}
+    last = stages[up_to] if up_to in stages else int(up_to.removeprefix("stage"))
+    for layer in model.layers:
+        stage = 0 if layer.name.startswith("stem") else None
+        if match := re.match(r"stage(\d)_", layer.name):
+            stage = int(match[1])
+        if stage is not None and stage <= last:
+            layer.trainable = False
+        if batch_norm:
+            _freeze_batch_norm(layer)
+
+
+def _freeze_batch_norm(layer: keras.layers.Layer) -> None:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        layer.trainable = False
+    for part in vars(layer).values():
+        if isinstance(part, keras.layers.Layer):
+            _freeze_batch_norm(part)
+
+
+def per_example_loss(kind: str, labels: Any, logits: Any) -> Any:
+    """Cross-entropy of each example.
+
+    Args:
+        kind: `"softmax"`: classes exclude each other; `"sigmoid"`: each class is a question of its
+            own, and their losses are summed, as in the code of the paper's group.
+        labels: (batch, classes), shares or truth values.
+        logits: (batch, classes), before any activation.
+
+    Returns:
+        (batch,), float32.
+
+    Example:
+        >>> round(float(per_example_loss("softmax", [[1.0, 0.0]], [[0.0, 0.0]])[0]), 4)
+        0.6931
+        >>> round(float(per_example_loss("sigmoid", [[1.0, 0.0]], [[0.0, 0.0]])[0]), 4)
+        1.3863
+    """
+    labels, logits = ops.cast(labels, "float32"), ops.cast(logits, "float32")
+    if kind == "softmax":
+        return -ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1)
+    # max(x, 0) - x y + log(1 + exp(-|x|)): no overflow on either side.
+    losses = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    return ops.sum(losses, axis=-1)
+
+
+def average_share(decay: float, step: Any) -> Any:
+    """How much of the old average stays when the weights of a step are mixed in.
+
+    Short runs would keep their first weights for ever, so the share starts low: (1 + step) /
+    (10 + step), as in TensorFlow's ExponentialMovingAverage with a step count.
+
+    Args:
+        decay: the share in the long run.
+        step: updates so far.
+
+    Returns:
+        The share, a scalar.
+    """
+    step = ops.cast(step, "float32")
+    return ops.minimum(ops.cast(decay, "float32"), (1.0 + step) / (10.0 + step))

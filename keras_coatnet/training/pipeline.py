@@ -1,0 +1,332 @@
+"""The input pipeline: from a source of encoded pictures to batches, in `tf.data`.
+
+What happens to an example is decided by the seed and by its place in the whole run, counted over
+all epochs, and by nothing else. So a run that is taken up again at some step sees what it would
+have seen, and 1, 2 or 4 replicas on one or more machines see the same global batches, each its
+part: chunk k of n of a global batch belongs to replica k.
+"""
+
+from __future__ import annotations
+
+import hashlib
+
+import tensorflow as tf
+
+from keras_coatnet.inference import PictureSettings
+from keras_coatnet.training.augmentation import Augmentation, flip, mix
+from keras_coatnet.training.decoding import (
+    BrokenPictures,
+    decode_for_evaluation,
+    decode_for_training,
+)
+from keras_coatnet.training.randaugment import DRAWS, randaugment
+from keras_coatnet.training.sources import Source
+
+__all__ = ["Augmentation", "BrokenPictures", "evaluation_dataset", "training_dataset"]
+
+_ELEMENT = {
+    "image": tf.TensorSpec([], tf.string),
+    "label": tf.TensorSpec([], tf.int64),
+    "name": tf.TensorSpec([], tf.string),
+}
+_GROUP = 8  # pictures that are decoded together, see `decode_for_training`
+_NO_END = tf.int64.max
+
+
+def training_dataset(
+    source: Source,
+    *,
+    size: int | tuple[int, int],
+    augmentation: Augmentation,
+    label_smoothing: float,
+    global_batch: int,
+    seed: int,
+    start_step: int = 0,
+    replicas: int = 1,
+    first_replica: int = 0,
+    local_replicas: int = 1,
+    broken: BrokenPictures,
+) -> tf.data.Dataset:
+    """Batches for training, without an end: each epoch in an order of its own.
+
+    An epoch has `source.count // global_batch` steps; the examples left over are others in each
+    epoch. The place of a picture that cannot be read is taken by the nearest one in its chunk that
+    can, with its label.
+
+    Args:
+        source: where the examples come from.
+        size: height and width of the pictures; one number for a square.
+        augmentation: what is done to the pictures.
+        label_smoothing: s, at least 0 and below 1: labels become y (1 - s) + s / classes.
+        global_batch: examples in a step of all replicas together; a multiple of `replicas`.
+        seed: decides the orders, crops, operations and mixing.
+        start_step: how many steps to leave out, counted from the beginning of the run.
+        replicas: into how many equal chunks a global batch is cut.
+        first_replica: the first chunk of each global batch that is wanted here.
+        local_replicas: how many chunks of each global batch are wanted here; they follow one
+            another. The others are not decoded.
+        broken: told of pictures that cannot be read; ends the run if they are too many.
+
+    Returns:
+        A dataset of (images, labels): (global_batch / replicas, height, width, 3), float32, 0 to
+        255, and (global_batch / replicas, classes), float32.
+
+    Raises:
+        ValueError: the source holds less than one global batch, or an argument makes no sense.
+            While it is iterated, TensorFlow's errors: see `BrokenPictures.error`.
+
+    Example:
+        batches = training_dataset(
+            source, size=224, augmentation=Augmentation(mixup=0.8), label_smoothing=0.1,
+            global_batch=256, seed=1, broken=BrokenPictures(limit=10),
+        )
+    """
+    size = PictureSettings(size).size
+    chunk = _chunk_size(global_batch, replicas, first_replica, local_replicas)
+    _check_training(source, augmentation, label_smoothing, chunk, global_batch, start_step)
+    augment_key, crop_key, mixing_key = (
+        tf.constant(_derived_seed(seed, purpose), tf.int64)
+        for purpose in ("augment", "crop", "mix")
+    )
+
+    def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        seeds = tf.stack([tf.fill(tf.shape(position), crop_key), position], axis=1)
+        images, are_valid = decode_for_training(
+            example["image"], example["name"], seeds, size, augmentation, broken
+        )
+        return position, images, example["label"], are_valid
+
+    def augment(position: tf.Tensor, image: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        layers = augmentation.randaugment_layers
+        draws = tf.random.stateless_uniform([1 + DRAWS * layers], tf.stack([augment_key, position]))
+        image = tf.ensure_shape(image, [*size, 3])
+        if augmentation.flip:
+            image = flip(image, draws[0])
+        if layers:
+            by_layer = tf.reshape(draws[1:], [layers, DRAWS])
+            image = randaugment(image, by_layer, augmentation.randaugment_magnitude)
+        return position, image, *rest
+
+    def assemble(
+        position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = tf.cond(
+            tf.reduce_all(are_valid),
+            lambda: (images, labels),
+            lambda: _with_stand_ins(images, labels, are_valid, broken),
+        )
+        labels = _smoothed_one_hot(labels, len(source.classes), label_smoothing, source.name)
+        if not augmentation.mixes:
+            return tf.cast(images, tf.float32), labels
+        step, first = position[0] // global_batch, position[0] % global_batch
+        step_seed = tf.stack([mixing_key, step])
+        return mix(images, labels, augmentation, step_seed, first, global_batch)
+
+    dataset = _all_epochs(source, global_batch, seed, start_step)
+    dataset = _only_local(dataset, global_batch, chunk, first_replica, local_replicas)
+    dataset = dataset.batch(_GROUP).map(decode, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(chunk, drop_remainder=True)
+    dataset = dataset.map(assemble, num_parallel_calls=tf.data.AUTOTUNE)
+    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+
+
+def evaluation_dataset(
+    source: Source,
+    *,
+    size: int | tuple[int, int],
+    crop_ratio: float,
+    interpolation: str,
+    global_batch: int,
+    crop_mode: str = "center",
+    replicas: int = 1,
+    first_replica: int = 0,
+    local_replicas: int = 1,
+    broken: BrokenPictures,
+) -> tf.data.Dataset:
+    """Batches for evaluation: every example once, in the source's natural order.
+
+    The pixels are those of `keras_coatnet.inference.load_picture`. The last global batch is filled
+    up with black pictures of weight 0, so that all replicas have equally many batches; a picture
+    that cannot be read is one of those, too.
+
+    Args:
+        source: where the examples come from.
+        size: height and width of the pictures; one number for a square.
+        crop_ratio: share of the resized picture's side that is kept (timm's `crop_pct`).
+        interpolation: how pictures are resized, see `keras_coatnet.inference.PictureSettings`.
+        global_batch: examples in a step of all replicas together; a multiple of `replicas`.
+        crop_mode: `"center"` or `"squash"`, see `PictureSettings`.
+        replicas: into how many equal chunks a global batch is cut.
+        first_replica: the first chunk of each global batch that is wanted here.
+        local_replicas: how many chunks of each global batch are wanted here.
+        broken: told of pictures that cannot be read; ends the run if they are too many.
+
+    Returns:
+        A dataset of (images, labels, weights): (global_batch / replicas, height, width, 3),
+        float32, 0 to 255; (global_batch / replicas,), int64; the same, float32, 0 or 1.
+
+    Raises:
+        ValueError: an argument makes no sense. While it is iterated, TensorFlow's errors: see
+            `BrokenPictures.error`.
+
+    Example:
+        batches = evaluation_dataset(
+            source, size=224, crop_ratio=0.95, interpolation="bicubic", global_batch=64,
+            broken=BrokenPictures(limit=0),
+        )
+    """
+    settings = PictureSettings(size, interpolation, crop_ratio, crop_mode)
+    chunk = _chunk_size(global_batch, replicas, first_replica, local_replicas)
+    filling = -source.count % global_batch
+
+    def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        image, is_valid = tf.cond(
+            position < source.count,
+            lambda: decode_for_evaluation(example["image"], example["name"], settings, broken),
+            lambda: (tf.zeros([*settings.size, 3], tf.uint8), False),
+        )
+        return image, example["label"], tf.cast(is_valid, tf.float32)
+
+    nothing = {key: tf.zeros(spec.shape, spec.dtype) for key, spec in _ELEMENT.items()}
+    filler = tf.data.Dataset.from_tensors(nothing).repeat(filling)
+    dataset = source.examples(None, 0).take(source.count).concatenate(filler).enumerate()
+    dataset = _only_local(dataset, global_batch, chunk, first_replica, local_replicas)
+    dataset = dataset.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = dataset.batch(chunk, drop_remainder=True)
+    dataset = dataset.map(lambda images, *rest: (tf.cast(images, tf.float32), *rest))
+    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+
+
+# --- Arguments -------------------------------------------------------------------------------
+
+
+def _chunk_size(global_batch: int, replicas: int, first_replica: int, local_replicas: int) -> int:
+    if min(global_batch, replicas) < 1 or global_batch % replicas:
+        raise ValueError(
+            f"A global batch of {global_batch} cannot be cut into {replicas} equal chunks. Choose "
+            "a multiple of the number of replicas."
+        )
+    if first_replica < 0 or local_replicas < 1 or first_replica + local_replicas > replicas:
+        raise ValueError(
+            f"There are {replicas} replicas, 0 to {replicas - 1}. Received: "
+            f"first_replica={first_replica}, local_replicas={local_replicas}"
+        )
+    return global_batch // replicas
+
+
+def _check_training(
+    source: Source,
+    augmentation: Augmentation,
+    label_smoothing: float,
+    chunk: int,
+    global_batch: int,
+    start_step: int,
+) -> None:
+    if source.count < global_batch:
+        raise ValueError(
+            f"{source.name} has {source.count} examples, less than one global batch of "
+            f"{global_batch}. Choose a smaller batch."
+        )
+    if augmentation.mixes and chunk % 2:
+        raise ValueError(
+            "mixup and CutMix take pictures in pairs, so each replica's batch must be even. It is "
+            f"{chunk}. Choose another batch or number of replicas, or leave out the mixing."
+        )
+    if not 0 <= label_smoothing < 1:
+        raise ValueError(
+            f"`label_smoothing` must be at least 0 and below 1. Received: {label_smoothing!r}"
+        )
+    if start_step < 0:
+        raise ValueError(f"`start_step` must be at least 0. Received: {start_step!r}")
+
+
+def _derived_seed(seed: int, purpose: str) -> int:
+    """A seed for one purpose, 0 to 2^31 - 1: neighbouring seeds have nothing in common."""
+    digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") >> 1
+
+
+# --- Examples --------------------------------------------------------------------------------
+
+
+def _all_epochs(source: Source, global_batch: int, seed: int, start_step: int) -> tf.data.Dataset:
+    """(position in the run, example) without an end.
+
+    Sources are Python functions, called when their epoch begins: the dataset they make is handed
+    over as a value, so that no example passes through Python.
+    """
+    steps = source.count // global_batch
+    first_epoch = start_step // steps
+
+    def make(epoch: tf.Tensor) -> tf.Tensor:
+        epoch = int(epoch)
+        start = (start_step % steps) * global_batch if epoch == first_epoch else 0
+        examples = source.examples(_derived_seed(seed, f"epoch {epoch}"), start)
+        if examples.element_spec != _ELEMENT:
+            raise ValueError(
+                f"{source.name} must give elements of {_ELEMENT}. It gives: {examples.element_spec}"
+            )
+        return tf.data.experimental.to_variant(examples.take(steps * global_batch - start))
+
+    def open_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
+        variant = tf.ensure_shape(tf.py_function(make, [epoch], tf.variant), [])
+        return tf.data.experimental.from_variant(variant, _ELEMENT)
+
+    epochs = tf.data.Dataset.range(first_epoch, _NO_END)
+    return epochs.flat_map(open_epoch).enumerate(start_step * global_batch)
+
+
+def _only_local(
+    dataset: tf.data.Dataset, global_batch: int, chunk: int, first_replica: int, local_replicas: int
+) -> tf.data.Dataset:
+    if local_replicas * chunk == global_batch:
+        return dataset
+
+    def is_local(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tf.Tensor:
+        replica = position % global_batch // chunk
+        return (replica >= first_replica) & (replica < first_replica + local_replicas)
+
+    return dataset.filter(is_local)
+
+
+def _options() -> tf.data.Options:
+    options = tf.data.Options()
+    options.deterministic = True
+    # Each worker asks for its own part; sharding by tf.distribute would take a part of that.
+    policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = policy
+    return options
+
+
+# --- Batches ---------------------------------------------------------------------------------
+
+
+def _with_stand_ins(
+    images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, broken: BrokenPictures
+) -> tuple[tf.Tensor, tf.Tensor]:
+    """Puts the nearest valid picture in each broken one's place; of two, the one it mixes with."""
+    count = images.shape[0]
+
+    def check(any_valid: tf.Tensor) -> tf.Tensor:
+        if not any_valid:
+            broken.refuse_batch(count)
+        return any_valid
+
+    any_valid = tf.py_function(check, [tf.reduce_any(are_valid)], tf.bool)
+    with tf.control_dependencies([any_valid]):
+        places = tf.range(count)
+        distances = 2 * tf.abs(places[:, None] - places[None])
+        distances -= tf.cast(places[:, None] // 2 == places[None] // 2, tf.int32)
+        distances = tf.where(are_valid[None], distances, 2 * count)
+        nearest = tf.where(are_valid, places, tf.argmin(distances, axis=1, output_type=tf.int32))
+    return tf.gather(images, nearest), tf.gather(labels, nearest)
+
+
+def _smoothed_one_hot(labels: tf.Tensor, classes: int, smoothing: float, source: str) -> tf.Tensor:
+    message = f"A label of {source} is not among its {classes} classes, 0 to {classes - 1}."
+    check = tf.debugging.Assert(
+        tf.reduce_all((labels >= 0) & (labels < classes)), [message, labels]
+    )
+    with tf.control_dependencies([check]):
+        return tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes

@@ -1,0 +1,292 @@
+"""What decides a training run: one frozen dataclass, each field with its reason beside it."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+import os
+import pathlib
+import typing
+from typing import TYPE_CHECKING, Any
+
+from keras_coatnet.config import CoAtNetConfig, architectures, find_architecture
+
+if TYPE_CHECKING:
+    from keras_coatnet.inference import PictureSettings
+
+SCHEDULES = ("cosine", "linear", "constant")
+LOSSES = ("softmax", "sigmoid")
+CROPS = ("random_resized", "centre", "whole")
+FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
+PRECISIONS = ("float32", "mixed_bfloat16")
+CROP_MODES = ("center", "squash")
+NAN_POLICIES = ("stop", "skip")
+
+
+def _field(default: Any, help: str, choices: tuple | None = None) -> Any:
+    """A field with the words that the command line says of it."""
+    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """All that decides what a run computes. The paper's recipes are in `recipes.py`.
+
+    Attributes with a choice list take one of it. The learning rate counts for the recipe's own
+    batch; see `replace` for what another one does.
+
+    Raises:
+        ValueError: a field's value makes no sense.
+
+    Example:
+        >>> Recipe(model="coatnet0", epochs=3, batch=64).replace(batch=32).learning_rate
+        0.0005
+    """
+
+    # What is trained on what.
+    name: str = _field("custom", "what the run is called")
+    model: str = _field("coatnet0", "an architecture's name, or a JSON file of a CoAtNetConfig")
+    weights: str | None = _field(None, "start from these: a checkpoint's name, or a file")
+    data: str | None = _field(None, "a folder of pictures, or a tensorflow-datasets name")
+    image_size: int = _field(224, "height and width of the pictures, in pixels")
+    seed: int = _field(0, "decides initial weights, order and augmentation of the pictures")
+
+    # How long, and how fast.
+    epochs: int = _field(300, "passes over the training pictures")
+    batch: int = _field(4096, "pictures a step, over all devices")
+    learning_rate: float = _field(1e-3, "the highest learning rate, at this batch")
+    minimum_learning_rate: float = _field(1e-5, "the last learning rate, at this batch")
+    schedule: str = _field("cosine", "how the rate falls from one to the other", SCHEDULES)
+    warmup: float = _field(0.0, "share of all steps in which the rate rises from zero")
+    weight_decay: float = _field(0.05, "AdamW's decoupled decay; biases, norms, tables: none")
+    beta_1: float = _field(0.9, "AdamW's decay of the mean of the gradients")
+    beta_2: float = _field(0.999, "AdamW's decay of the mean of their squares")
+    epsilon: float = _field(1e-8, "AdamW's term against division by zero")
+    clip_norm: float | None = _field(1.0, "largest global norm of the gradients")
+    ema: float | None = _field(None, "decay of the moving average of the weights, if any")
+    layer_decay: float = _field(1.0, "factor on the rate for each layer further from the head")
+
+    # Against overfitting.
+    loss: str = _field("softmax", "cross-entropy of classes that exclude each other or not", LOSSES)
+    label_smoothing: float = _field(0.1, "share of a label that is spread over all classes")
+    stochastic_depth: float = _field(0.0, "rate at which the last block is dropped")
+    crop: str = _field("random_resized", "how training pictures are cut", CROPS)
+    crop_area: float = _field(0.08, "smallest share of a picture that a random crop keeps")
+    flip: bool = _field(True, "whether half of the pictures are mirrored")
+    randaugment_layers: int = _field(0, "RandAugment's operations a picture; 0: none")
+    randaugment_magnitude: float = _field(0.0, "RandAugment's strength")
+    mixup: float = _field(0.0, "alpha of mixup; 0: none")
+    cutmix: float = _field(0.0, "alpha of CutMix; 0: none")
+
+    # For networks that have learnt before.
+    freeze: str = _field("none", "stem and stages up to this one keep their weights", FREEZES)
+    freeze_batch_norm: bool = _field(False, "whether BatchNorm keeps its scales and statistics")
+
+    # Evaluation.
+    crop_ratio: float = _field(0.875, "share of a picture's side that evaluation keeps")
+    crop_mode: str = _field("center", "cut out the middle, or squeeze all of it in", CROP_MODES)
+    interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
+    held_out: float = _field(0.2, "share of a data set without validation part that becomes one")
+    positive: str | None = _field(None, "of two classes, the one that precision and F1 are about")
+    evaluation_epochs: int = _field(1, "epochs between two evaluations")
+
+    # What the machine needs, without a change of what is computed beyond rounding.
+    precision: str = _field("float32", "what layers compute in", PRECISIONS)
+    accumulate: int = _field(1, "parts in which a device computes its share of a batch")
+    rematerialise: bool = _field(False, "compute blocks anew in the backward pass: less memory")
+
+    # What happens when something goes wrong.
+    on_nan: str = _field("stop", "stop, or go back and skip the batch", NAN_POLICIES)
+    broken_limit: int = _field(10, "pictures that may be unreadable before the run stops")
+    checkpoint_steps: int = _field(1000, "steps between two checkpoints, besides one an epoch")
+    keep_checkpoints: int = _field(3, "checkpoints that are kept")
+    log_steps: int = _field(50, "steps between two rows of the log")
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            _check_type(self, field)
+            choices = field.metadata["choices"]
+            if choices and getattr(self, field.name) not in choices:
+                raise ValueError(
+                    f"`{field.name}` must be one of {', '.join(map(repr, choices))}. "
+                    f"Received: {field.name}={getattr(self, field.name)!r}"
+                )
+        for names, lowest, highest, what in _RANGES:
+            for name in names:
+                value = getattr(self, name)
+                if value is not None and not lowest <= value <= highest:
+                    raise ValueError(f"`{name}` must be {what}. Received: {name}={value!r}")
+        if self.minimum_learning_rate > self.learning_rate:
+            raise ValueError(
+                "`minimum_learning_rate` must not be above `learning_rate`. Received: "
+                f"{self.minimum_learning_rate} > {self.learning_rate}"
+            )
+        if self.keep_checkpoints < 2:
+            raise ValueError(
+                "`keep_checkpoints` must be at least 2, so that there is one to fall back to. "
+                f"Received: keep_checkpoints={self.keep_checkpoints}"
+            )
+
+    def replace(self, **changes: Any) -> Recipe:
+        """A recipe with other values.
+
+        Another batch changes both learning rates in proportion (the linear rule of Goyal et al.,
+        2017), unless the change names them. Another number of epochs leaves them: schedule and
+        warm-up are shares of the run, so they shrink or stretch with it.
+
+        Args:
+            **changes: fields and their new values.
+
+        Returns:
+            A `Recipe`.
+
+        Raises:
+            ValueError: there is no such field, or its value makes no sense.
+        """
+        known = {field.name for field in dataclasses.fields(self)}
+        if unknown := sorted(set(changes) - known):
+            raise ValueError(
+                f"A recipe has no {', '.join(map(repr, unknown))}. It has: "
+                f"{', '.join(sorted(known))}"
+            )
+        checked = dataclasses.replace(self, **{"minimum_learning_rate": 0.0, **changes})
+        factor = checked.batch / self.batch
+        if "learning_rate" in changes:  # a constant or a falling rate from the new highest one
+            factor = checked.learning_rate / self.learning_rate
+        rates = {
+            name: getattr(self, name) * factor
+            for name in ("learning_rate", "minimum_learning_rate")
+        }
+        return dataclasses.replace(self, **{**rates, **changes})
+
+    def steps_per_epoch(self, examples: int) -> int:
+        """How many whole batches a data set has.
+
+        Args:
+            examples: pictures of the data set.
+
+        Returns:
+            Steps, at least 1.
+
+        Raises:
+            ValueError: there are fewer pictures than a batch has.
+        """
+        if examples < self.batch:
+            raise ValueError(
+                f"There are {examples} training pictures, fewer than a batch of {self.batch}. "
+                "Choose a smaller batch."
+            )
+        return examples // self.batch
+
+    def warmup_steps(self, total_steps: int) -> int:
+        """Steps of the warm-up in a run of `total_steps`."""
+        return math.ceil(self.warmup * total_steps)
+
+    def architecture(self) -> CoAtNetConfig:
+        """The network's configuration, with this recipe's size and stochastic depth.
+
+        Raises:
+            ValueError: there is no such architecture, or the file holds none.
+        """
+        path = pathlib.Path(self.model)
+        if path.suffix == ".json":
+            config = _config_of_file(path)
+        elif self.model in architectures():
+            config = find_architecture(self.model)
+        else:
+            raise ValueError(
+                "`model` must be the path of a .json file, or one of: "
+                f"{', '.join(architectures())}. Received: model={self.model!r}"
+            )
+        return config.replace(stochastic_depth=self.stochastic_depth, input_size=self.image_size)
+
+    def picture_settings(self) -> PictureSettings:
+        """How evaluation makes pictures ready."""
+        from keras_coatnet.inference import PictureSettings
+
+        return PictureSettings(
+            self.image_size,
+            interpolation=self.interpolation,
+            crop_pct=self.crop_ratio,
+            crop_mode=self.crop_mode,
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields, as a dictionary that JSON can hold."""
+        return dataclasses.asdict(self)
+
+    def save(self, path: str | os.PathLike) -> None:
+        """Writes the recipe to a JSON file, whole or not at all."""
+        path = pathlib.Path(path)
+        partial = path.with_name(f".{os.getpid()}.{path.name}")
+        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
+        os.replace(partial, path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> Recipe:
+        """Reads a recipe from a JSON file.
+
+        Args:
+            path: a file that `save` wrote, or one written by hand; fields left out have their
+                defaults.
+
+        Returns:
+            A `Recipe`.
+
+        Raises:
+            ValueError: there is no such file, or it is no recipe.
+        """
+        try:
+            return cls(**json.loads(pathlib.Path(path).read_text()))
+        except (OSError, TypeError, json.JSONDecodeError) as error:
+            raise ValueError(f"{path} is no recipe: {error}") from error
+
+    def describe(self) -> str:
+        """The fields as text, one to a line."""
+        width = max(len(field.name) for field in dataclasses.fields(self))
+        return "\n".join(f"{name:<{width}}  {value}" for name, value in self.to_dict().items())
+
+
+_KINDS = typing.get_type_hints(Recipe)
+_RANGES = (
+    (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
+    (
+        ("epochs", "batch", "accumulate", "evaluation_epochs", "checkpoint_steps", "log_steps"),
+        1,
+        math.inf,
+        "at least 1",
+    ),
+    (("minimum_learning_rate", "weight_decay"), 0, math.inf, "at least 0"),
+    (("learning_rate", "epsilon", "clip_norm"), 1e-30, math.inf, "above 0"),
+    (("beta_1", "beta_2", "ema"), 0, 1 - 1e-9, "at least 0 and below 1"),
+    (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
+    (("warmup", "label_smoothing"), 0, 1, "from 0 to 1"),
+    (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
+    (("held_out",), 1e-6, 1 - 1e-6, "above 0 and below 1"),
+    (("randaugment_layers", "broken_limit", "seed"), 0, math.inf, "at least 0"),
+    (("randaugment_magnitude",), 0, 30, "from 0 to 30"),
+    (("mixup", "cutmix"), 0, math.inf, "at least 0"),
+)
+
+
+def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
+    """Refuses a value of another type; a whole number stands for a real one."""
+    value, expected = getattr(recipe, field.name), _KINDS[field.name]
+    kinds = typing.get_args(expected) or (expected,)
+    if float in kinds and isinstance(value, int) and not isinstance(value, bool):
+        object.__setattr__(recipe, field.name, float(value))
+        return
+    is_bool_for_number = isinstance(value, bool) and bool not in kinds
+    if not isinstance(value, kinds) or is_bool_for_number:
+        raise ValueError(
+            f"`{field.name}` must be {field.type.replace('|', 'or')}. "
+            f"Received: {field.name}={value!r}"
+        )
+
+
+def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
+    try:
+        return CoAtNetConfig.from_dict(json.loads(path.read_text()))
+    except (OSError, TypeError, ValueError) as error:
+        raise ValueError(f"{path} holds no CoAtNetConfig: {error}") from error
