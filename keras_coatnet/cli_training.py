@@ -12,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.training.recipe import Recipe
-from keras_coatnet.training.recipes import FAMILIES, find_recipe
+from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings

@@ -73,7 +73,9 @@ class Augmentation:
         )
         self._require("randaugment_magnitude", 0 <= self.randaugment_magnitude <= 30, "0 to 30")
         for field in ("mixup", "cutmix"):
-            self._require(field, 0 <= getattr(self, field) <= 100, "0 (none) to 100")
+            value = getattr(self, field)
+            # Below, both of Beta's gamma variates may fall under the smallest positive number.
+            self._require(field, value == 0 or 0.01 <= value <= 100, "0 (none), or 0.01 to 100")
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
         if not holds:
@@ -152,10 +154,9 @@ def _mixing_shares(augmentation, seed, pairs):
     one, other = tf.unstack(
         tf.random.stateless_gamma([2, pairs], gamma_seed, alpha, dtype=tf.float64)
     )
-    # Tiny alphas make both 0 now and then; either end is then as good as the other.
-    share = tf.math.divide_no_nan(one, one + other)
+    share = tf.cast(one / (one + other), tf.float32)
     y, x = tf.unstack(tf.random.stateless_uniform([2, pairs], place_seed))
-    return tf.cast(share, tf.float32), cuts, y, x
+    return share, cuts, y, x
 
 
 def _boxes(share, y, x, height, width):

@@ -78,7 +78,7 @@ class CheckpointFolder:
         from safetensors.numpy import save
 
         self.path.mkdir(parents=True, exist_ok=True)
-        arrays = {key: np.ascontiguousarray(value) for key, value in checkpoint.arrays.items()}
+        arrays = {key: np.asarray(value, order="C") for key, value in checkpoint.arrays.items()}
         notes = json.dumps(dict(checkpoint.notes))
         metadata = {
             "format": _FORMAT,

@@ -3,8 +3,8 @@
 JPEG, of which data sets at this scale are made, is decoded by TensorFlow: only the rows and columns
 of the crop, at a half, quarter or eighth of the size where that is still enough pixels, and with
 the same exact transforms as Pillow. All else goes to Pillow, as `keras_coatnet.inference` reads
-pictures: other formats, CMYK, files with something after their end, and whatever TensorFlow
-refuses. So training, evaluation and prediction see the same pixels in the same file.
+pictures: other formats, files with something after their end, whatever TensorFlow refuses. So
+training, evaluation and prediction see the same pixels in the same file.
 
 Pictures that are only evaluated go through Pillow altogether: TensorFlow's antialiased bilinear
 resize is within 1 of 255 of Pillow's, but its bicubic and Lanczos ones are up to 9 off where an
@@ -186,43 +186,44 @@ def _is_plain_jpeg(contents: tf.Tensor) -> tf.Tensor:
     Without the check of the last two, a file that was cut off below the crop would count as whole
     in one epoch and as broken in the next.
     """
+    last = tf.maximum(tf.strings.length(contents) - 2, 0)
+    two = tf.fill(tf.shape(contents), 2)
     starts = tf.strings.substr(contents, 0, 2) == b"\xff\xd8"
-    return starts & (tf.strings.substr(contents, -2, 2) == b"\xff\xd9")
+    return starts & (tf.strings.substr(contents, last, two) == b"\xff\xd9")
 
 
 def _decode_jpeg(content, seed, size, augmentation):
     shape = tf.io.extract_jpeg_shape(content)
-    # An error here, as all others, leaves the picture to Pillow.
-    tf.debugging.assert_less(shape[2], 4, message="CMYK")
-    top, left, height, width = tf.unstack(_crop_box(shape, seed, size, augmentation))
-    shrink = tf.minimum(height // size[0], width // size[1])
+    box = _crop_box(shape, seed, size, augmentation)
+    shrink = tf.reduce_min(box[2:] // tf.constant(size))
 
     def decode(ratio: int) -> tf.Tensor:
-        window = [top // ratio, left // ratio]
-        window += [tf.maximum(height // ratio, 1), tf.maximum(width // ratio, 1)]
+        extent = box[2:] // ratio
+        begin = tf.minimum((box[:2] + ratio // 2) // ratio, -(-shape[:2] // ratio) - extent)
+        window = tf.concat([begin, extent], axis=0)
         return tf.io.decode_and_crop_jpeg(
             content, window, channels=3, ratio=ratio, dct_method="INTEGER_ACCURATE"
         )
 
     choices = [functools.partial(decode, ratio) for ratio in _JPEG_RATIOS]
     choice = tf.reduce_sum([tf.cast(shrink < ratio, tf.int32) for ratio in _JPEG_RATIOS[:-1]])
-    return _resize(tf.switch_case(choice, choices), size)
+    return _rounded(tf.image.resize(tf.switch_case(choice, choices), size), size)
 
 
 def _crop_and_resize(pixels, seed, size, augmentation):
+    """Antialiased where the picture shrinks to half or less; otherwise as JPEG, much faster."""
     box = _crop_box(tf.shape(pixels), seed, size, augmentation)
-    return _resize(tf.slice(pixels, [box[0], box[1], 0], [box[2], box[3], 3]), size)
-
-
-def _resize(pixels, size):
-    """Bilinear; antialiased where a picture shrinks to half or less, and else four times faster."""
-    shape = tf.shape(pixels)
+    part = tf.slice(pixels, [box[0], box[1], 0], [box[2], box[3], 3])
     resized = tf.cond(
-        tf.maximum(shape[0] // size[0], shape[1] // size[1]) >= 2,
-        lambda: tf.image.resize(pixels, size, antialias=True),
-        lambda: tf.image.resize(pixels, size),
+        tf.reduce_max(box[2:] // tf.constant(size)) >= 2,
+        lambda: tf.image.resize(part, size, antialias=True),
+        lambda: tf.image.resize(part, size),
     )
-    return tf.cast(tf.ensure_shape(resized, [*size, 3]) + 0.5, tf.uint8)
+    return _rounded(resized, size)
+
+
+def _rounded(pixels, size):
+    return tf.cast(tf.ensure_shape(pixels, [*size, 3]) + 0.5, tf.uint8)
 
 
 def _crop_box(shape, seed, size, augmentation):

@@ -32,6 +32,10 @@ _ELEMENT = {
 _GROUP = 8  # pictures that are decoded together, see `decode_for_training`
 _NO_END = tf.int64.max
 
+# The functions below have no Python control flow to turn into TensorFlow's, and looking for some in
+# all that they call takes seconds.
+_as_written = tf.autograph.experimental.do_not_convert
+
 
 def training_dataset(
     source: Source,
@@ -89,6 +93,7 @@ def training_dataset(
         for purpose in ("augment", "crop", "mix")
     )
 
+    @_as_written
     def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         seeds = tf.stack([tf.fill(tf.shape(position), crop_key), position], axis=1)
         images, are_valid = decode_for_training(
@@ -96,6 +101,7 @@ def training_dataset(
         )
         return position, images, example["label"], are_valid
 
+    @_as_written
     def augment(position: tf.Tensor, image: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
         layers = augmentation.randaugment_layers
         draws = tf.random.stateless_uniform([1 + DRAWS * layers], tf.stack([augment_key, position]))
@@ -107,6 +113,7 @@ def training_dataset(
             image = randaugment(image, by_layer, augmentation.randaugment_magnitude)
         return position, image, *rest
 
+    @_as_written
     def assemble(
         position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor]:
@@ -180,6 +187,7 @@ def evaluation_dataset(
     chunk = _chunk_size(global_batch, replicas, first_replica, local_replicas)
     filling = -source.count % global_batch
 
+    @_as_written
     def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         image, is_valid = tf.cond(
             position < source.count,
@@ -269,6 +277,7 @@ def _all_epochs(source: Source, global_batch: int, seed: int, start_step: int) -
             )
         return tf.data.experimental.to_variant(examples.take(steps * global_batch - start))
 
+    @_as_written
     def open_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         variant = tf.ensure_shape(tf.py_function(make, [epoch], tf.variant), [])
         return tf.data.experimental.from_variant(variant, _ELEMENT)
@@ -283,6 +292,7 @@ def _only_local(
     if local_replicas * chunk == global_batch:
         return dataset
 
+    @_as_written
     def is_local(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tf.Tensor:
         replica = position % global_batch // chunk
         return (replica >= first_replica) & (replica < first_replica + local_replicas)

@@ -19,12 +19,12 @@ beyond AutoAugment's ranges:
 
 Two differences. The pixels of the last two rows are for a side of 224, and grow and shrink with it:
 there they are fixed, which moves a picture of 64 x 64 out of sight. And the operations that Pillow
-has are exactly Pillow's, where that code is nearly so: its Contrast takes the number of pixels over
-256 for their mean.
+has are exactly Pillow's (AutoContrast to 1 of 255: it rounds down without Pillow's rounding errors)
+where that code is nearly so: its Contrast takes the number of pixels over 256 for their mean.
 
-What makes it fast: only the chosen operation runs (`tf.switch_case`), and each is a few plain
-operations on the whole picture, a table of 256 entries for each channel, or one projective
-transform to the nearest pixels, as in the reference code.
+What makes it fast: only the chosen operation runs (`tf.switch_case`), on one picture, and each is a
+few plain operations, or a table of 256 entries for each channel (Equalize), or one projective
+transform to the nearest pixels, as in the reference code (Rotate and the shears).
 """
 
 from __future__ import annotations
@@ -74,18 +74,18 @@ def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tens
 
 def _autocontrast(image, level, direction, point):
     floats = tf.cast(image, tf.float32)  # which TensorFlow reduces faster than bytes
-    low, high = (
-        tf.cast(reduce(reduce(floats, 0), 0), tf.float64)
-        for reduce in (tf.reduce_min, tf.reduce_max)
-    )
+    low, high = (reduce(reduce(floats, 0), 0) for reduce in (tf.reduce_min, tf.reduce_max))
     scale = 255.0 / tf.maximum(high - low, 1.0)
-    values = tf.range(256, dtype=tf.float64)[:, None]
-    stretched = tf.clip_by_value(values * scale - low * scale, 0.0, 255.0)
-    return _by_tables(image, tf.where(high > low, stretched, values))
+    low, scale = (tf.where(high > low, low, 0.0), tf.where(high > low, scale, 1.0))
+    height, width, channels = image.shape
+    flat = tf.reshape(floats, [height, width * channels])  # two axes: broadcast fast
+    low, scale = tf.tile(low, [width]), tf.tile(scale, [width])
+    # No fraction comes nearer than 1 / 255 to the whole number above it.
+    return tf.reshape(tf.cast((flat - low) * scale + 1e-3, tf.uint8), image.shape)
 
 
 def _equalize(image, level, direction, point):
-    positions = tf.reshape(tf.cast(image, tf.int32) + tf.constant([0, 256, 512]), [-1])
+    positions = tf.reshape(_by_channel(image), [-1])
     counts = tf.math.bincount(positions, minlength=768, maxlength=768)
     counts = tf.transpose(tf.reshape(counts, [3, 256]))
     values = tf.range(256)[:, None]
@@ -99,7 +99,14 @@ def _equalize(image, level, direction, point):
 def _by_tables(image, tables):
     """Replaces each value by the entry in its channel's column of `tables`, (256, 3)."""
     entries = tf.reshape(tf.transpose(tf.cast(tables, tf.uint8)), [-1])
-    return tf.gather(entries, tf.cast(image, tf.int32) + tf.constant([0, 256, 512]))
+    return tf.reshape(tf.gather(entries, _by_channel(image)), image.shape)
+
+
+def _by_channel(image):
+    """(height, width * 3), int32: 0 to 255 for red, 256 to 511 for green, 512 to 767 for blue."""
+    height, width, channels = image.shape
+    flat = tf.reshape(tf.cast(image, tf.int32), [height, width * channels])
+    return flat + tf.tile(tf.constant([0, 256, 512]), [width])
 
 
 def _invert(image, level, direction, point):
@@ -125,7 +132,8 @@ def _solarize_add(image, level, direction, point):
 
 
 def _color(image, level, direction, point):
-    return _blend(_luminance(image), image, level)
+    grey = _luminance(image)
+    return tf.stack([_blend(grey, one, level) for one in tf.unstack(image, axis=-1)], axis=-1)
 
 
 def _contrast(image, level, direction, point):
@@ -150,11 +158,9 @@ def _sharpness(image, level, direction, point):
 
 
 def _luminance(image):
-    """Pillow's grey values, (height, width, 1), as floats: its integer weights, in exact sums."""
-    weights = tf.constant([[19595.0], [38470.0], [7471.0]])
-    flat = tf.reshape(tf.cast(image, tf.float32), [-1, 3]) @ weights
-    grey = tf.floor((flat + 32768.0) / 65536.0)
-    return tf.reshape(grey, [*image.shape[:2], 1])
+    """Pillow's grey values, (height, width), as floats: its whole weights, in exact sums."""
+    red, green, blue = tf.unstack(tf.cast(image, tf.float32), axis=-1)
+    return tf.floor((19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0) / 65536.0)
 
 
 def _blend(degenerate, image, level):
@@ -165,7 +171,7 @@ def _blend(degenerate, image, level):
 
 
 # --- Operations on places --------------------------------------------------------------------
-# A transform's six numbers say where a pixel comes from: x = a x' + b y' + c, y = d x' + e y' + f.
+# Six numbers say where the pixel at (x, y) comes from: (a x + b y + c, d x + e y + f).
 
 
 def _rotate(image, level, direction, point):
@@ -184,13 +190,20 @@ def _shear_y(image, level, direction, point):
 
 
 def _translate_x(image, level, direction, point):
-    pixels = direction * level * 100 * (image.shape[1] / _REFERENCE_SIDE)
-    return _transform(image, [1.0, 0.0, pixels, 0.0, 1.0, 0.0])
+    return _translate(image, level * 100 * image.shape[1] / _REFERENCE_SIDE, direction, axis=1)
 
 
 def _translate_y(image, level, direction, point):
-    pixels = direction * level * 100 * (image.shape[0] / _REFERENCE_SIDE)
-    return _transform(image, [1.0, 0.0, 0.0, 0.0, 1.0, pixels])
+    return _translate(image, level * 100 * image.shape[0] / _REFERENCE_SIDE, direction, axis=0)
+
+
+def _translate(image, pixels, direction, axis):
+    pixels = math.floor(pixels + 0.5)
+    around = [[pixels, pixels] if axis == one else [0, 0] for one in range(3)]
+    padded = tf.pad(image, around, constant_values=GREY)
+    first = pixels * (1 + tf.cast(direction, tf.int32))
+    begin = [first if axis == one else 0 for one in range(3)]
+    return tf.ensure_shape(tf.slice(padded, begin, image.shape), image.shape)
 
 
 def _transform(image, numbers):
@@ -210,7 +223,7 @@ def _cutout(image, level, direction, point):
     near_y = _within(height, centre_y, int(level * 40 * height / _REFERENCE_SIDE))
     near_x = _within(width, centre_x, int(level * 40 * width / _REFERENCE_SIDE))
     hidden = near_y[:, None] * tf.repeat(near_x, 3)[None, :]
-    flat = tf.reshape(image, [height, width * 3])  # two axes: TensorFlow broadcasts them fast
+    flat = tf.reshape(image, [height, width * 3])
     return tf.reshape(flat * (1 - hidden) + GREY * hidden, image.shape)
 
 

@@ -31,7 +31,7 @@ def _field(default: Any, help: str, choices: tuple | None = None) -> Any:
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that decides what a run computes. The paper's recipes are in `recipes.py`.
+    """All that decides what a run computes. The paper's recipes are in `named_recipes.py`.
 
     Attributes with a choice list take one of it. The learning rate counts for the recipe's own
     batch; see `replace` for what another one does.

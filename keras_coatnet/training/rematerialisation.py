@@ -83,7 +83,9 @@ class _Uncast(keras.layers.Layer):
 
 def _compute_twice(block: keras.layers.Layer, call: Callable[..., Any], x: Any) -> Any:
     learnt, state = block.trainable_variables, block.non_trainable_variables
-    before = [keras.ops.convert_to_tensor(variable) for variable in state]
+    # Copies: on TensorFlow and torch the variables themselves would be read again the second time,
+    # when the state has been assigned, and gradients would not reach them as arguments.
+    before = [keras.ops.copy(variable) for variable in state]
     changed = []
 
     def compute(x: Any, *values: Any) -> tuple:
@@ -91,6 +93,8 @@ def _compute_twice(block: keras.layers.Layer, call: Callable[..., Any], x: Any) 
         with keras.StatelessScope(mapping) as scope:
             given = [scope.get_current_value(variable) for variable in state]
             y = call(x, training=True)
+            # No gradient: with several outputs to start from, TensorFlow's replicas would go
+            # through their synchronised BatchNorms in different orders, and fail.
             after = [scope.get_current_value(variable) for variable in state]
         # Which they are is the same each time; frozen layers among them do not change.
         changed[:] = [
@@ -98,9 +102,10 @@ def _compute_twice(block: keras.layers.Layer, call: Callable[..., Any], x: Any) 
             for variable, old, new in zip(state, given, after, strict=True)
             if new is not old
         ]
-        return y, *(new for old, new in zip(given, after, strict=True) if new is not old)
+        new_values = [new for old, new in zip(given, after, strict=True) if new is not old]
+        return y, *map(keras.ops.stop_gradient, new_values)
 
-    values = [keras.ops.convert_to_tensor(variable) for variable in learnt]
+    values = [keras.ops.copy(variable) for variable in learnt]
     y, *after = keras.remat(compute)(x, *values)
     for variable, value in zip(changed, after, strict=True):
         variable.assign(value)

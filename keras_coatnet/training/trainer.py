@@ -104,11 +104,8 @@ def train(
         Stopped: the process was told to end (SIGTERM), and has saved a checkpoint.
 
     Example:
-        >>> import tempfile
-        >>> train(Recipe(model="coatnet0"), tempfile.mkdtemp())
-        Traceback (most recent call last):
-        ...
-        ValueError: The recipe 'custom' names no data. Give `data`: a folder of pictures, or ...
+        recipe = find_recipe("transfer").replace(data="flowers", weights="imagenet", epochs=5)
+        print(train(recipe, "runs/flowers").summary())
     """
     if recipe.data is None:
         raise ValueError(

@@ -132,8 +132,16 @@ def write_gashissdb(
         (manual / name).write_bytes(content)
 
 
-def store(data_dir: Path, name: str, features: dict, splits: dict[str, list[dict]]) -> pathlib.Path:
+def store(
+    data_dir: Path,
+    name: str,
+    features: dict,
+    splits: dict[str, list[dict]],
+    shards: int | None = None,
+) -> pathlib.Path:
     """Writes a data set as tensorflow-datasets prepares it, for which there is no builder.
+
+    `shards` is the number of files for each split.
 
     Returns:
         The folder with its `dataset_info.json`.
@@ -157,6 +165,6 @@ def store(data_dir: Path, name: str, features: dict, splits: dict[str, list[dict
     Writer.name = name
     writer = Writer(data_dir=os.fspath(data_dir))
     writer.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        download_config=tfds.download.DownloadConfig(try_download_gcs=False, num_shards=shards)
     )
     return pathlib.Path(writer.data_dir)

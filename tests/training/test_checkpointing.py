@@ -28,7 +28,7 @@ def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
     assert (found.step, found.notes) == (expected.step, expected.notes)
     assert set(found.arrays) == set(expected.arrays)
     for key, array in expected.arrays.items():
-        assert found.arrays[key].dtype == array.dtype
+        assert (found.arrays[key].dtype, found.arrays[key].shape) == (array.dtype, array.shape)
         np.testing.assert_array_equal(found.arrays[key], array)
 
 

@@ -26,7 +26,7 @@ pytestmark = pytest.mark.tensorflow_only
 SKIMAGE = pathlib.Path(skimage.data.data_dir)
 CLASSES = ("cat", "coffee", "rocket")
 COUNT, BATCH = 22, 8  # two steps an epoch, six examples left over
-FULL = Augmentation(randaugment_layers=2, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
+FULL = Augmentation(randaugment_layers=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
 PLAIN = Augmentation(crop="whole", flip=False)
 
 
@@ -131,7 +131,7 @@ def test_a_seed_decides_everything(reference):
     assert (other[0][0] != reference[0][0]).mean() > 0.9
 
 
-@pytest.mark.parametrize("start", [1, 2, 3, 4])
+@pytest.mark.parametrize("start", [1, 2, 3])
 def test_a_resumed_run_sees_the_same(reference, start):
     _assert_equal(_take(_training(start_step=start), 5 - start), reference[start:])
 
@@ -160,10 +160,11 @@ def test_what_belongs_to_other_workers_is_not_decoded():
         source.name, source.count, CLASSES, lambda seed, start: source.examples(None, start)
     )
     broken = BrokenPictures(0)
-    dataset = _training(natural, replicas=2, first_replica=1, local_replicas=1, broken=broken)
+    options = {"augmentation": PLAIN, "replicas": 2, "broken": broken}
+    dataset = _training(natural, first_replica=1, **options)
     assert len(_take(dataset, 3)) == 3 and broken.names == []
     with pytest.raises(tf.errors.OpError):
-        _take(_training(natural, replicas=2, first_replica=0, broken=broken), 1)
+        _take(_training(natural, **options), 1)
 
 
 def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
@@ -201,16 +202,16 @@ def _natural(augmentation: Augmentation, contents: list[bytes] | None = None, **
 
 def test_resuming_asks_the_source_to_skip():
     calls = []
-    _take(_training(_source(calls=calls), start_step=5), 1)
+    _take(_training(_source(calls=calls), augmentation=PLAIN, start_step=5), 1)
     seed, start = calls[0]
     assert start == BATCH
     calls.clear()
-    _take(_training(_source(calls=calls)), 6)
+    _take(_training(_source(calls=calls), augmentation=PLAIN), 6)
     assert calls[2] == (seed, 0)  # the third epoch's order
 
 
 def test_smoothing_is_the_published_formula():
-    for smoothing in (0.0, 0.1, 1e-4):
+    for smoothing in (0.1, 1e-4):
         _, labels = _take(_natural(PLAIN, label_smoothing=smoothing), 1)[0]
         expected = np.eye(3)[np.arange(BATCH) % 3] * (1 - smoothing) + smoothing / 3
         np.testing.assert_allclose(labels, expected, atol=1e-6)
@@ -253,12 +254,12 @@ def test_labels_and_elements_that_make_no_sense_are_refused():
     source = _source()
     few = Source(source.name, source.count, CLASSES[:2], source.examples)
     with pytest.raises(tf.errors.InvalidArgumentError, match="not among its 2 classes"):
-        _take(_training(few), 1)
+        _take(_training(few, augmentation=PLAIN), 1)
     bare = Source(
         "bare", COUNT, CLASSES, lambda *_: source.examples(None, 0).map(lambda one: one["image"])
     )
     with pytest.raises(tf.errors.OpError, match="bare must give elements of"):
-        _take(_training(bare), 1)
+        _take(_training(bare, augmentation=PLAIN), 1)
 
 
 # --- Crops -----------------------------------------------------------------------------------
@@ -274,10 +275,10 @@ def _ramp(width: int = 400, height: int = 300) -> Image.Image:
 def _boxes(augmentation: Augmentation, kind: str, count: int) -> np.ndarray:
     """(count, 4): left, right, top, bottom of the crops, as shares of the picture's sides."""
     content = _encode(_ramp(), kind, **({"quality": 95} if kind == "JPEG" else {}))
-    dataset = _natural(augmentation, [content] * 8, size=16)
+    dataset = _natural(augmentation, [content] * 8, size=48)
     images = np.concatenate([images for images, _ in _take(dataset, count // 8)]) / 255
     red, green = images[..., 0].mean(axis=1), images[..., 1].mean(axis=2)
-    half = [(values[:, -1] - values[:, 0]) / 30 for values in (red, green)]  # of one pixel
+    half = [(values[:, -1] - values[:, 0]) / 94 for values in (red, green)]  # of one pixel
     return np.stack(
         [red[:, 0] - half[0], red[:, -1] + half[0], green[:, 0] - half[1], green[:, -1] + half[1]],
         axis=1,
@@ -322,19 +323,16 @@ def test_flips_are_of_every_second_picture():
     assert 70 < (images[:, 0, 0, 0] > 128).sum() < 130  # of 200: four standard deviations
 
 
-@pytest.mark.parametrize(
-    "size, allowed", [((150, 200), 1), ((75, 100), 1.5), ((37, 50), 2), (18, 2)]
-)
-def test_smaller_decoding_is_as_good_as_resizing_the_whole(size, allowed):
-    """At a half, a quarter and an eighth, beside Pillow's antialiased resize of all pixels."""
-    picture = _photograph("astronaut.png", (400, 300))
+def test_smaller_decoding_is_as_good_as_resizing_the_whole():
+    """At a half and at an eighth, beside Pillow's mean over the same boxes of pixels."""
+    picture = _photograph("astronaut.png", (400, 304))
     content = _encode(picture, quality=95)
-    images, _ = _take(_natural(PLAIN, [content] * 8, size=size), 1)[0]
-    height, width = (size, size) if isinstance(size, int) else size
     with Image.open(io.BytesIO(content)) as decoded:
-        expected = np.array(decoded.resize((width, height), Image.Resampling.BILINEAR), "float64")
-    scale = np.abs(expected - np.roll(expected, 1, axis=1)).mean()
-    assert np.abs(images[0] - expected).mean() < allowed * max(scale / 8, 1)
+        for ratio, allowed in ((2, 1.0), (8, 0.7)):
+            expected = np.array(decoded.reduce(ratio), "float64")
+            dataset = _natural(PLAIN, [content] * 2, size=expected.shape[:2], global_batch=2)
+            images, _ = _take(dataset, 1)[0]
+            assert np.abs(images[0] - expected).mean() < allowed  # neighbours differ by 10 to 20
 
 
 # --- Kinds of files and broken ones ----------------------------------------------------------
@@ -360,13 +358,14 @@ def _kinds() -> dict[str, bytes]:
     }
 
 
-@pytest.mark.parametrize("name", _kinds())
-def test_every_kind_of_file_becomes_the_rgb_that_prediction_sees(name, tmp_path):
-    content = _kinds()[name]
-    (tmp_path / name).write_bytes(content)
-    expected = load_picture(tmp_path / name, (90, 120), crop_pct=1.0)
-    trained, _ = _take(_natural(PLAIN, [content] * 8, size=(90, 120)), 1)[0]
-    np.testing.assert_array_equal(trained[0], expected)
+def test_every_kind_of_file_becomes_the_rgb_that_prediction_sees(tmp_path):
+    kinds = _kinds()
+    dataset = _natural(PLAIN, list(kinds.values()), size=(90, 120), global_batch=len(kinds))
+    images, _ = _take(dataset, 1)[0]
+    for (name, content), found in zip(kinds.items(), images, strict=True):
+        (tmp_path / name).write_bytes(content)
+        expected = load_picture(tmp_path / name, (90, 120), crop_pct=1.0)
+        np.testing.assert_array_equal(found, expected, name)
 
 
 def _broken_contents() -> dict[str, bytes]:
@@ -382,26 +381,43 @@ def _broken_contents() -> dict[str, bytes]:
     }
 
 
-def _training_with_broken(index: int, content: bytes, **changes):
-    contents = [*WHOLE[:BATCH]]
-    contents[index] = content
-    broken = BrokenPictures(1)
-    return _take(_natural(contents=contents, broken=broken, **changes), 2), broken
-
-
-@pytest.mark.parametrize("kind", _broken_contents())
 @pytest.mark.parametrize("crop", ["whole", "random_resized"])
-def test_a_broken_picture_is_named_and_its_neighbour_takes_its_place(kind, crop):
-    apart = Augmentation(crop=crop, area=(0.08, 0.2))
-    options = {"augmentation": apart, "label_smoothing": 0.0}
-    found, broken = _training_with_broken(4, _broken_contents()[kind], **options)
-    expected = _take(_natural(contents=WHOLE[:BATCH], **options), 2)
-    assert broken.names == ["4.jpg"] and broken.error is None
-    assert broken.reasons["4.jpg"]
+def test_broken_pictures_are_named_and_neighbours_take_their_places(crop):
+    kinds = _broken_contents()
+    contents = WHOLE[: 2 * len(kinds)]
+    for index, content in enumerate(kinds.values()):
+        contents[2 * index] = content
+    options = {
+        "augmentation": Augmentation(crop=crop, area=(0.08, 0.2)),
+        "label_smoothing": 0.0,
+        "global_batch": len(contents),
+    }
+    broken = BrokenPictures(len(kinds))
+    found = _take(_natural(contents=contents, broken=broken, **options), 3)
+    expected = _take(_natural(contents=WHOLE[: len(contents)], **options), 3)
+    assert sorted(broken.names) == sorted(f"{2 * index}.jpg" for index in range(len(kinds)))
+    assert broken.error is None
+    reasons = [broken.reasons[f"{2 * index}.jpg"] for index in range(len(kinds))]
+    for reason, word in zip(
+        reasons, ["truncated", "truncated", "empty", "no picture", "truncated", ""], strict=True
+    ):
+        assert word in reason and len(reason) > 5
+    # Of the two nearest, the one it would be mixed with.
+    places = np.arange(len(contents)) | 1
     for (images, labels), (whole, whole_labels) in zip(found, expected, strict=True):
-        places = [0, 1, 2, 3, 5, 5, 6, 7]  # of the two nearest, the one it would be mixed with
+        np.testing.assert_array_equal(images[1::2], whole[1::2])
         np.testing.assert_array_equal(images, whole[places])
         np.testing.assert_array_equal(labels, whole_labels[places])
+
+
+def test_the_nearest_readable_picture_stands_in():
+    contents = WHOLE[:8]
+    for index in (2, 3, 4, 7):
+        contents[index] = b"broken"
+    broken = BrokenPictures(4)
+    images, _ = _take(_natural(PLAIN, contents, broken=broken), 1)[0]
+    whole, _ = _take(_natural(PLAIN, WHOLE[:8]), 1)[0]
+    np.testing.assert_array_equal(images, whole[[0, 1, 1, 1, 5, 5, 6, 6]])
 
 
 def test_replicas_and_resumed_runs_agree_about_broken_pictures():
@@ -422,7 +438,7 @@ def test_too_many_broken_pictures_end_the_run_and_all_are_named():
         contents[index] = contents[index][:300]
     broken = BrokenPictures(2)
     with pytest.raises(tf.errors.OpError):
-        _take(_training(_source(contents), broken=broken), 10)
+        _take(_training(_source(contents), augmentation=PLAIN, broken=broken), 10)
     assert isinstance(broken.error, ValueError)
     assert "3 pictures cannot be read, more than the limit of 2" in str(broken.error)
     for name in ("1.jpg", "9.jpg", "15.jpg"):
@@ -432,7 +448,7 @@ def test_too_many_broken_pictures_end_the_run_and_all_are_named():
 def test_a_batch_without_any_readable_picture_ends_the_run():
     broken = BrokenPictures(100)
     with pytest.raises(tf.errors.OpError):
-        _take(_training(_source([b""] * COUNT), broken=broken), 1)
+        _take(_training(_source([b""] * COUNT), augmentation=PLAIN, broken=broken), 1)
     assert "Not one picture of a batch of 8 can be read" in str(broken.error)
 
 

@@ -39,7 +39,8 @@ class Family:
         """The recipe for a model.
 
         Args:
-            model: one that the family names; None: its first, or `"coatnet0"`.
+            model: one that the family names; or the path of a .json file of a network of your own,
+                which gets the values of the first; None: the first, or `"coatnet0"`.
 
         Returns:
             A `Recipe`.
@@ -49,13 +50,15 @@ class Family:
         """
         if self.models is None:
             return Recipe(name=self.name, model=model or "coatnet0", **self.shared)
-        model = model or next(iter(self.models))
-        if model not in self.models:
+        first = next(iter(self.models))
+        model = model or first
+        own = self.models[first] if model.endswith(".json") else self.models.get(model)
+        if own is None:
             raise ValueError(
                 f"The recipe {self.name!r} has no values for the model {model!r}. It names: "
                 f"{', '.join(self.models)}. See `python -m keras_coatnet train --list`."
             )
-        return Recipe(name=self.name, model=model, **{**self.shared, **self.models[model]})
+        return Recipe(name=self.name, model=model, **{**self.shared, **own})
 
 
 def _depths(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:

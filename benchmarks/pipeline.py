@@ -1,0 +1,190 @@
+"""How many pictures a second the input pipeline gives, beside JPEG decoding alone, the floor.
+
+    python benchmarks/pipeline.py [--json FILE] [--rounds 3]
+
+The pictures are photographs of scikit-image, cut to about ImageNet's usual 500 x 375 in several
+places and encoded at several qualities; they lie in memory. Rows are timed in turns, each round all
+of them, and shown as median, lowest and highest. keras-cv's and Keras's own RandAugment take a
+value of 0 to 10 and of 0 to 1 for magnitude 15; here only their speed matters.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.metadata
+import io
+import json
+import os
+import pathlib
+import platform
+import statistics
+import sys
+import time
+from collections.abc import Callable
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+os.environ.setdefault("KERAS_BACKEND", "tensorflow")
+sys.path.insert(0, str(pathlib.Path(__file__).resolve().parents[1]))
+
+import keras
+import numpy as np
+import tensorflow as tf
+from PIL import Image
+
+from keras_coatnet.training.pipeline import Augmentation, BrokenPictures, training_dataset
+from keras_coatnet.training.randaugment import DRAWS, randaugment
+from keras_coatnet.training.sources import Source
+
+SIZE, BATCH, LAYERS, MAGNITUDE = 224, 64, 2, 15
+MEASURED = 384  # pictures in one timing of a fast row, after the first batch; fewer of slow ones
+PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
+
+
+def _photographs(kind: str) -> list[bytes]:
+    import skimage.data
+
+    rng = np.random.default_rng(0)
+    contents = []
+    for name in PHOTOGRAPHS:
+        path = pathlib.Path(skimage.data.data_dir) / name
+        if not path.is_file():  # some versions bring it, some download it
+            continue
+        picture = Image.open(path).convert("RGB")
+        scale = max(600 / picture.width, 450 / picture.height)
+        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        for quality in (75, 85, 92, 96):
+            left = int(rng.integers(0, picture.width - 500 + 1))
+            top = int(rng.integers(0, picture.height - 375 + 1))
+            file = io.BytesIO()
+            options = {"quality": quality} if kind == "JPEG" else {}
+            picture.crop((left, top, left + 500, top + 375)).save(file, kind, **options)
+            contents.append(file.getvalue())
+    return contents
+
+
+def _repeated(contents: list[bytes]) -> tf.data.Dataset:
+    return tf.data.Dataset.from_tensor_slices(contents).repeat()
+
+
+def _pipeline(contents: list[bytes], **augmentation) -> tf.data.Dataset:
+    count = 64 * len(contents)
+
+    def examples(seed: int | None, start: int) -> tf.data.Dataset:
+        return (
+            _repeated(contents)
+            .take(count - start)
+            .map(lambda image: {"image": image, "label": tf.constant(1, tf.int64), "name": "one"})
+        )
+
+    return training_dataset(
+        Source("photographs", count, tuple(map(str, range(1000))), examples),
+        size=SIZE,
+        augmentation=Augmentation(**augmentation),
+        label_smoothing=0.1,
+        global_batch=BATCH,
+        seed=1,
+        broken=BrokenPictures(0),
+    ).map(lambda images, labels: images)
+
+
+def _decoded(contents: list[bytes]) -> tf.data.Dataset:
+    """Batches of decoded pictures, uint8, which are there already."""
+    pictures = [
+        np.array(Image.open(io.BytesIO(content)).resize((SIZE, SIZE))) for content in contents
+    ]
+    return tf.data.Dataset.from_tensor_slices(np.stack(pictures)).repeat()
+
+
+def _ours(pictures: tf.data.Dataset) -> tf.data.Dataset:
+    def augment(index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
+        draws = tf.random.stateless_uniform(
+            [LAYERS, DRAWS], tf.stack([tf.cast(1, tf.int64), index])
+        )
+        return randaugment(image, draws, MAGNITUDE)
+
+    return pictures.enumerate().map(augment, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
+
+
+def _layer(pictures: tf.data.Dataset, layer: Callable) -> tf.data.Dataset:
+    def augment(images: tf.Tensor) -> tf.Tensor:
+        return layer(tf.cast(images, tf.float32), training=True)
+
+    return pictures.batch(BATCH).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
+    jpegs, pngs = _photographs("JPEG"), _photographs("PNG")
+    strong = {"randaugment_layers": LAYERS, "randaugment_magnitude": MAGNITUDE}
+
+    def decode(content: tf.Tensor) -> tf.Tensor:
+        return tf.shape(tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"))
+
+    floor = _repeated(jpegs).map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
+    decoded = _decoded(jpegs)
+    rows = {
+        "JPEG decoding alone, all of each picture": (floor, MEASURED),
+        "decoding and random crop": (_pipeline(jpegs, flip=False), MEASURED),
+        "  + flip": (_pipeline(jpegs), MEASURED),
+        "  + RandAugment(2, 15)": (_pipeline(jpegs, **strong), MEASURED),
+        "  + mixup": (_pipeline(jpegs, mixup=0.8, **strong), MEASURED),
+        "  + mixup and CutMix": (_pipeline(jpegs, mixup=0.8, cutmix=1.0, **strong), MEASURED),
+        "decoding and random crop of PNG": (_pipeline(pngs, flip=False), 2 * BATCH),
+        "RandAugment(2, 15) alone: ours": (_ours(decoded), MEASURED),
+    }
+    own = keras.layers.RandAugment(value_range=(0, 255), num_ops=LAYERS, factor=0.5)
+    rows["RandAugment alone: Keras's own"] = (_layer(decoded, own), BATCH)
+    try:
+        import keras_cv
+    except ImportError:
+        print("keras-cv is not installed: no row for it.")
+    else:
+        theirs = keras_cv.layers.RandAugment((0, 255), LAYERS, magnitude=0.5)
+        rows["RandAugment alone: keras-cv's"] = (_layer(decoded, theirs), 2 * BATCH)
+    return rows
+
+
+def _rate(iterator, pictures: int) -> float:
+    start = time.perf_counter()
+    for _ in range(pictures // BATCH):
+        next(iterator)
+    return pictures / (time.perf_counter() - start)
+
+
+def measure(rounds: int) -> dict[str, list[float]]:
+    """Pictures a second of each row, one figure a round."""
+    rates: dict[str, list[float]] = {}
+    rows = _rows()
+    for _ in range(rounds):
+        for name, (dataset, pictures) in rows.items():
+            iterator = iter(dataset)
+            next(iterator)  # tracing, and filling of buffers
+            rates.setdefault(name, []).append(_rate(iterator, pictures))
+            del iterator  # which would go on filling its buffers while the next is timed
+    return rates
+
+
+def main() -> None:
+    """Prints the table, and writes it with the machine and the versions if asked to."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--json", type=pathlib.Path, help="file to write the figures to")
+    parser.add_argument("--rounds", type=int, default=3, help="timings of each row (3)")
+    options = parser.parse_args()
+    rates = measure(options.rounds)
+    versions = {"python": platform.python_version()}
+    for package in ("tensorflow", "keras", "keras-cv", "pillow", "numpy"):
+        try:
+            versions[package] = importlib.metadata.version(package)
+        except importlib.metadata.PackageNotFoundError:
+            versions[package] = "none"
+    threads = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    print(f"{threads} threads; " + ", ".join(f"{k} {v}" for k, v in versions.items()))
+    print(f"{'images/s':45}{'median':>8}{'lowest':>8}{'highest':>8}")
+    for name, values in rates.items():
+        print(f"{name:45}{statistics.median(values):8.0f}{min(values):8.0f}{max(values):8.0f}")
+    if options.json:
+        report = {"threads": threads, "versions": versions, "images_per_second": rates}
+        options.json.write_text(json.dumps(report, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
