@@ -116,7 +116,7 @@ def train(
         recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
     )
     folder = pathlib.Path(output)
-    _claim(folder, recipe)
+    _check_folder(folder, recipe)
     policy = keras.config.dtype_policy()
     try:
         keras.config.set_dtype_policy(recipe.precision)
@@ -125,8 +125,8 @@ def train(
         keras.config.set_dtype_policy(policy)
 
 
-def _claim(folder: pathlib.Path, recipe: Recipe) -> None:
-    """Writes the recipe into the folder, or checks that it is the one of the run there."""
+def _check_folder(folder: pathlib.Path, recipe: Recipe) -> None:
+    """Refuses a folder that holds anything but a run of this very recipe."""
     path = folder / RECIPE
     if path.exists():
         known = Recipe.load(path)
@@ -145,8 +145,6 @@ def _claim(folder: pathlib.Path, recipe: Recipe) -> None:
         raise ValueError(
             f"{folder} is not empty, and holds no run to go on with. Choose another output folder."
         )
-    folder.mkdir(parents=True, exist_ok=True)
-    recipe.save(path)
 
 
 class _Run:
@@ -220,6 +218,8 @@ class _Run:
         started, first = time.monotonic(), self.step
         chief = self.engine.is_chief
         if chief:
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.recipe.save(self.folder / RECIPE)
             (self.folder / CLASSES).write_text("\n".join(self.training.classes) + "\n")
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         self.progress = Progress(

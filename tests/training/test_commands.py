@@ -1,0 +1,289 @@
+"""`train` and `evaluate` on the command line: whole runs as processes, mistakes in this process."""
+
+from __future__ import annotations
+
+import json
+import pathlib
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+
+from keras_coatnet import CoAtNet, cli, inference
+from keras_coatnet.labels import class_names
+from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.reports import read_history
+from keras_coatnet.weights import registry
+from tests import timm_models
+from tests.hub_server import HubServer
+from tests.training import tars
+
+pytestmark = pytest.mark.tensorflow_only
+
+ROOT = pathlib.Path(__file__).parents[2]
+
+
+def run(*arguments: object, env: dict | None = None) -> subprocess.CompletedProcess:
+    """Runs the command line as a user does."""
+    return subprocess.run(
+        [sys.executable, "-m", "keras_coatnet", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        cwd=ROOT,
+        env=env,
+    )
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory, tiny) -> pathlib.Path:
+    """A network's configuration as a file."""
+    path = tmp_path_factory.mktemp("network") / "small.json"
+    path.write_text(json.dumps(tiny.replace(depths=(1, 1, 1, 1)).to_dict()))
+    return path
+
+
+@pytest.fixture(scope="module")
+def imagenet(tmp_path_factory) -> pathlib.Path:
+    """ImageNet's two tars, with few pictures."""
+    folder = tmp_path_factory.mktemp("imagenet")
+    tars.write_imagenet(folder, train=16, validation=6)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory, imagenet, small):
+    """The paper's recipe on the real builder's data, from the command line."""
+    output = tmp_path_factory.mktemp("runs") / "small"
+    done = run(
+        *("train", "in1k_pretrain", "--model", small, "--data-dir", imagenet, "--output", output),
+        *("--image-size", 32, "--batch", 16, "--epochs", 40, "--learning-rate", 5e-3),
+        *("--evaluation-epochs", 20, "--log-steps", 10, "--precision", "float32"),
+        *("--randaugment-layers", 0, "--stochastic-depth", 0, "--warmup", 0.05),
+    )
+    assert done.returncode == 0, done.stderr[-3000:]
+    return output, done
+
+
+@pytest.mark.slow
+def test_imagenet_is_trained_and_evaluated_from_the_command_line(trained, imagenet):
+    output, done = trained
+    assert "epochs                 40\n" in done.stdout  # the effective recipe
+    assert "images/s" in done.stdout and "best top1" in done.stdout  # the summary
+    assert "images/s" in done.stderr and "left" in done.stderr  # the progress
+    files = {path.name for path in output.iterdir()}
+    assert files >= {
+        "recipe.json",
+        "classes.txt",
+        "history.csv",
+        "evaluations.csv",
+        "tensorboard",
+        "curves.png",
+        "confusion.png",
+        "per_class.csv",
+        "summary.json",
+        "checkpoints",
+        "best.weights.h5",
+        "final.weights.h5",
+    }
+    recipe = Recipe.load(output / "recipe.json")
+    assert (recipe.epochs, recipe.learning_rate, recipe.mixup) == (40, 5e-3, 0.8)
+    history, evaluations = read_history(output)
+    assert history[-1]["step"] == history[-1]["epoch"] * history[0]["step"] / history[0]["epoch"]
+    assert [row["epoch"] * 1.0 for row in history] == sorted(row["epoch"] for row in history)
+    assert len(evaluations) == 2
+    assert evaluations[-1]["validation_top1"] > 0.3  # of a thousand classes
+
+    again = run("evaluate", "--run", output, "--data-dir", imagenet, "--json")
+    assert again.returncode == 0, again.stderr[-3000:]
+    figures = json.loads(again.stdout)
+    assert figures["top1"] == pytest.approx(evaluations[-1]["validation_top1"])
+    assert figures["loss"] == pytest.approx(evaluations[-1]["validation_loss"], rel=1e-4)
+
+    table = run(
+        *("evaluate", "--weights", output / "final.weights.h5", "--data", "imagenet2012"),
+        *("--data-dir", imagenet, "--crop-pct", recipe.crop_ratio, "--classes", 3),
+        *("--output", output / "evaluation"),
+    )
+    assert table.returncode == 0, table.stderr[-3000:]
+    assert f"{figures['top1']:.4f}" in table.stdout
+    assert (output / "evaluation" / "confusion.png").stat().st_size > 1000
+
+
+@pytest.mark.slow
+def test_a_complete_run_is_not_trained_again(trained, imagenet, small):
+    output, done = trained
+    before = (output / "history.csv").read_bytes(), (output / "evaluations.csv").read_bytes()
+    command = [*done.args[2:]]
+    again = run(*command[1:])
+    assert again.returncode == 0, again.stderr[-3000:]
+    assert before == (
+        (output / "history.csv").read_bytes(),
+        (output / "evaluations.csv").read_bytes(),
+    )
+
+
+@pytest.mark.slow
+def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
+    """Randomised weights of the real name and size, fetched from a hub of this machine."""
+    name = "coatnet_nano_rw_224.sw_in1k"
+    model = timm_models.random_model("coatnet_nano_rw_224", 224)
+    path = pathlib.Path(timm_models.save(model, tmp_path / "model.safetensors"))
+    synsets = [identifier for identifier, _ in class_names(1000)]
+    chosen = {synsets[index]: 2 for index in (3, 500, 998)}
+    folder = tars.write_classes(tmp_path / "val", chosen, suffix=".jpg", size=(300, 260))
+    timm = timm_models.import_timm()
+    transform = timm.data.create_transform(
+        **timm.data.resolve_model_data_config(model), is_training=False
+    )
+    hits, losses = [], []
+    from PIL import Image
+
+    for file in sorted(folder.rglob("*.jpg")):
+        pixels = transform(Image.open(file).convert("RGB")).numpy().transpose(1, 2, 0)
+        logits = np.asarray(timm_models.logits(model, pixels[None]), "float64")[0]
+        label = synsets.index(file.parent.name)
+        hits.append(label in np.argsort(-logits)[:5])
+        losses.append(np.log(np.exp(logits - logits.max()).sum()) + logits.max() - logits[label])
+    with HubServer() as hub:
+        hub.add_model(f"timm/{name}", "model.safetensors", path.read_bytes())
+        done = run(
+            *("evaluate", "--weights", name, "--data", folder, "--json", "--batch", 4),
+            env=hub.environment(tmp_path / "home"),
+        )
+    assert done.returncode == 0, done.stderr[-3000:]
+    found = json.loads(done.stdout)
+    assert found["count"] == 6
+    assert found["top5"] == pytest.approx(np.mean(hits))
+    assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+def mistake(capsys, *arguments: object) -> str:
+    """What the command line says of a mistake: one line."""
+    assert cli.main(list(map(str, arguments))) not in (0, None)
+    lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("keras-coat")]
+    assert len(lines) == 1
+    return lines[0]
+
+
+@pytest.fixture
+def flowers(tmp_path) -> pathlib.Path:
+    return tars.write_classes(tmp_path / "flowers", {"rose": 6, "tulip": 6})
+
+
+def test_folders_that_cannot_be_learnt(capsys, tmp_path):
+    (tmp_path / "empty").mkdir()
+    one = tars.write_classes(tmp_path / "one", {"rose": 3})
+    for data, expected in (
+        (tmp_path / "empty", "empty"),
+        (one, "class"),
+        (tmp_path / "missing", "missing"),
+    ):
+        line = mistake(capsys, "train", "transfer", "--data", data, "--output", tmp_path / "run")
+        assert expected in line and str(data) in line
+        assert not (tmp_path / "run").exists()
+
+
+def test_a_missing_data_set_is_told_at_once(capsys, tmp_path):
+    started = time.monotonic()
+    line = mistake(
+        capsys, "train", "in1k_pretrain", "--data-dir", tmp_path, "--output", tmp_path / "run"
+    )
+    assert time.monotonic() - started < 5
+    assert "ILSVRC2012_img_train.tar" in line and f"{tmp_path}/downloads/manual" in line
+    assert "image-net.org" in line
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["in1k_pretrain", "--model", "coatnet7"], "'in1k_pretrain' has no values for the model"),
+        (["in2k"], "There is no recipe 'in2k'"),
+        ([], "Which recipe?"),
+        (["transfer", "--model", "coatnet9"], "one of: coatnet0"),
+        (["transfer"], "names no data"),
+        (["transfer", "--batch", "0"], "`batch` must be at least 1"),
+        (["transfer", "--data", "no_such_data_set"], "no_such_data_set"),
+        (["transfer", "--strategy", "magic"], "strategy"),
+    ],
+)
+def test_calls_that_make_no_sense(capsys, arguments, expected, tmp_path, flowers):
+    if "--strategy" in arguments:
+        arguments = [*arguments, "--data", flowers, "--batch", 4]
+    line = mistake(capsys, "train", *arguments, "--output", tmp_path / "run")
+    assert expected in line
+
+
+def test_a_batch_that_the_devices_do_not_divide(capsys, tmp_path, flowers, small):
+    line = mistake(
+        capsys,
+        *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
+        *("--batch", 8, "--accumulate", 3, "--image-size", 32),
+    )
+    assert "A batch of 8 cannot be divided among 1 device times accumulate=3" in line
+
+
+def test_a_batch_that_the_data_cannot_fill(capsys, tmp_path, flowers):
+    line = mistake(
+        capsys, "train", "transfer", "--data", flowers, "--batch", 64, "--output", tmp_path / "run"
+    )
+    assert "fewer than a batch of 64" in line
+
+
+def test_options_that_do_not_parse_end_with_one_line(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        cli.main(["train", "transfer", "--epochs", "many"])
+    assert stopped.value.code == 2
+    assert "--epochs: invalid int value: 'many'" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "arguments, expected",
+    [
+        (["--weights", "coatnet_0_rw_224.sw_in1k"], "Give --data"),
+        (["--run", "nowhere"], "not the folder of a run"),
+    ],
+)
+def test_evaluations_that_make_no_sense(capsys, arguments, expected):
+    assert expected in mistake(capsys, "evaluate", *arguments)
+
+
+def test_a_model_of_other_classes_is_not_evaluated(capsys, tmp_path, flowers, tiny):
+    CoAtNet(tiny, input_shape=(32, 32, 3), classes=5).save_weights(tmp_path / "a.weights.h5")
+    line = mistake(capsys, "evaluate", "--weights", tmp_path / "a.weights.h5", "--data", flowers)
+    assert "5 classes" in line and "has 2" in line
+
+
+def test_every_recipe_is_listed_and_every_field_is_an_option(capsys):
+    assert cli.main(["train", "--list"]) == 0
+    listed = capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    shown = capsys.readouterr().out
+    for name in ("in1k_pretrain", "jft_finetune", "transfer", "gashissdb"):
+        assert f"{name}\n" in listed
+    for field in Recipe().to_dict():
+        if field != "name":
+            assert f"--{field.replace('_', '-')}" in shown
+
+
+def test_overrides_reach_the_effective_recipe(capsys):
+    cli.main(
+        "train in1k_pretrain --ema 0.99 --no-flip --clip-norm none --batch 2048 --dry-run".split()
+    )
+    shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
+    expected = {"ema": "0.99", "flip": "False", "clip_norm": "None", "learning_rate": "0.0005"}
+    assert {name: shown[name] for name in expected} == expected
+
+
+def test_settings_of_the_registry_are_what_evaluation_uses():
+    for checkpoint in registry.CHECKPOINTS.values():
+        settings = inference.PictureSettings(
+            checkpoint.input_size,
+            checkpoint.interpolation,
+            checkpoint.crop_pct,
+            checkpoint.crop_mode,
+        )
+        assert settings.size[0] == checkpoint.input_size
