@@ -130,7 +130,7 @@ def load_picture(
     """
     settings = PictureSettings(size, interpolation, crop_pct, crop_mode)
     picture = _read_rgb(pathlib.Path(path))
-    width, height = _resized_size(*picture.size, settings)
+    width, height = resized_size(*picture.size, settings)
     if width * height > Image.MAX_IMAGE_PIXELS:  # one pixel high and thousands wide, say
         raise ValueError(
             f"{path} is too narrow for crop_mode='center': {picture.width} x {picture.height} "
@@ -146,12 +146,23 @@ def _read_rgb(path: pathlib.Path) -> Image.Image:
         raise ValueError(f"There is no file {path}.")
     try:
         with Image.open(path) as picture:
-            return _as_rgb(picture)
+            return as_rgb(picture)
     except Exception as error:  # each of Pillow's decoders has errors of its own
         raise ValueError(f"{path} is no picture, or damaged: {error}") from error
 
 
-def _as_rgb(picture: Image.Image) -> Image.Image:
+def as_rgb(picture: Image.Image) -> Image.Image:
+    """Any picture as one of three channels of 8 bits, as `load_picture` says.
+
+    Args:
+        picture: of any of Pillow's modes.
+
+    Returns:
+        A picture of mode RGB.
+
+    Raises:
+        ValueError: its pixels are floating-point numbers.
+    """
     if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
         values = np.asarray(picture).clip(0, 65535)
         picture = Image.fromarray((values / 257).round().astype("uint8"))
@@ -164,8 +175,21 @@ def _as_rgb(picture: Image.Image) -> Image.Image:
     return picture.convert("RGB")
 
 
-def _resized_size(width: int, height: int, settings: PictureSettings) -> tuple[int, int]:
-    """Width and height to resize to before the crop, rounded as torchvision and timm round."""
+def resized_size(width: int, height: int, settings: PictureSettings) -> tuple[int, int]:
+    """Width and height to resize to before the crop, rounded as torchvision and timm round.
+
+    Args:
+        width: of the picture, in pixels.
+        height: of the picture, in pixels.
+        settings: how it is made ready.
+
+    Returns:
+        (width, height), in pixels.
+
+    Example:
+        >>> resized_size(500, 375, PictureSettings(224, crop_pct=0.875))
+        (341, 256)
+    """
     target_height, target_width = (math.floor(side / settings.crop_pct) for side in settings.size)
     if settings.crop_mode == "squash":
         return target_width, target_height

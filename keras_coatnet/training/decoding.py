@@ -22,7 +22,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import PictureSettings, _as_rgb, _resized_size
+from keras_coatnet.inference import PictureSettings, as_rgb, resized_size
 from keras_coatnet.training.augmentation import Augmentation
 
 _SHOWN = 10  # names in an error's message
@@ -267,7 +267,7 @@ def _read_or_report(content, name, broken):
 def _read(content: bytes, name: bytes, broken: BrokenPictures) -> Image.Image | None:
     try:
         with Image.open(io.BytesIO(content)) as picture:
-            return _as_rgb(picture)
+            return as_rgb(picture)
     except Exception as error:  # each of Pillow's decoders has errors of its own
         broken.add(name.decode("utf-8", "replace"), _reason(content, error))
         return None
@@ -305,7 +305,7 @@ def decode_for_evaluation(
         picture = _read(content, name, broken)
         if picture is None:
             return np.zeros([height, width, 3], "uint8"), np.bool_(False)
-        sides = _resized_size(*picture.size, settings)
+        sides = resized_size(*picture.size, settings)
         resized = picture.resize(sides, Image.Resampling[settings.interpolation.upper()])
         top, left = round((sides[1] - height) / 2), round((sides[0] - width) / 2)
         cropped = resized.crop((left, top, left + width, top + height))
