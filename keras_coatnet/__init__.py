@@ -16,6 +16,7 @@ from keras_coatnet.applications import (
 )
 from keras_coatnet.config import CoAtNetConfig, architectures
 from keras_coatnet.figures import count_flops, count_params
+from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.weights.registry import checkpoints
@@ -40,6 +41,7 @@ __all__ = [
     "count_flops",
     "count_params",
     "decode_predictions",
+    "fuse",
     "layers",
     "preprocess_input",
 ]

@@ -11,8 +11,9 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
+from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.weights import registry
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings
@@ -28,8 +29,8 @@ examples:
     keras-coatnet train --list
 
   A checkpoint learns your own pictures, a sub-folder for each class:
-    keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --model coatnet_0_rw_224 \\
-        --data flowers/ --output runs/flowers
+    keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data flowers/ \\
+        --output runs/flowers
 
   The paper's CoAtNet-0, with ILSVRC2012_img_train.tar and _val.tar in DIR/downloads/manual:
     keras-coatnet train in1k_pretrain --model coatnet0 --data-dir DIR --output runs/c0
@@ -94,7 +95,11 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     )
     add("--list", action="store_true", help="say what recipes there are")
     add("--dry-run", action="store_true", help="print the effective recipe, and stop")
-    add("--model", metavar="NAME", help=_help_of("model"))
+    add(
+        "--model",
+        metavar="NAME",
+        help=f"{_help_of('model')} (default: the public checkpoint's, or the recipe's first)",
+    )
     add("--weights", metavar="WEIGHTS", help=_help_of("weights"))
     add("--data", metavar="DATA", help=_help_of("data"))
     add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
@@ -219,7 +224,7 @@ def _train(args: argparse.Namespace) -> int:
 
 
 def _effective_recipe(args: argparse.Namespace) -> Recipe:
-    recipe = find_recipe(args.recipe, args.model)
+    recipe = find_recipe(args.recipe, args.model or _architecture_of(args.weights))
     names = {field.name for field in dataclasses.fields(Recipe)}
     given = {name: value for name, value in vars(args).items() if name in names}
     for name in ("model", "weights", "data"):
@@ -228,6 +233,13 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
     recipe = recipe.replace(**given)
     recipe.architecture()  # says now if there is none
     return recipe
+
+
+def _architecture_of(weights: str | None) -> str | None:
+    """The architecture of a public checkpoint; None of files."""
+    if weights is None or pathlib.Path(weights).suffix in (".h5", ".keras", ".safetensors"):
+        return None
+    return registry.find(weights, None).architecture
 
 
 # --- evaluate ----------------------------------------------------------------------------------

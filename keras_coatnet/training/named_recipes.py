@@ -305,8 +305,8 @@ _family(
     "transfer",
     """A checkpoint learns your own pictures: a folder with a sub-folder for each class.
 
-    python -m keras_coatnet train transfer --model coatnet_0_rw_224 \\
-        --weights coatnet_0_rw_224.sw_in1k --data FOLDER --output runs/mine
+    python -m keras_coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data FOLDER \\
+        --output runs/mine
 
     Hardware: one GPU of 8 GB, or patience; --freeze stage2 halves the work.
     Expected: hangs on the pictures. A few hundred a class usually pass 90% in a few epochs.

@@ -93,8 +93,6 @@ def _compute_twice(block: keras.layers.Layer, call: Callable[..., Any], x: Any) 
         with keras.StatelessScope(mapping) as scope:
             given = [scope.get_current_value(variable) for variable in state]
             y = call(x, training=True)
-            # No gradient: with several outputs to start from, TensorFlow's replicas would go
-            # through their synchronised BatchNorms in different orders, and fail.
             after = [scope.get_current_value(variable) for variable in state]
         # Which they are is the same each time; frozen layers among them do not change.
         changed[:] = [
@@ -103,6 +101,7 @@ def _compute_twice(block: keras.layers.Layer, call: Callable[..., Any], x: Any) 
             if new is not old
         ]
         new_values = [new for old, new in zip(given, after, strict=True) if new is not old]
+        # TensorFlow would go back through them too, with gradients of zero.
         return y, *map(keras.ops.stop_gradient, new_values)
 
     values = [keras.ops.copy(variable) for variable in learnt]

@@ -12,6 +12,7 @@ import pathlib
 import signal
 import sys
 import time
+import warnings
 from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
@@ -186,14 +187,17 @@ class _Run:
 
     def _model(self) -> CoAtNetModel:
         recipe = self.recipe
-        model = CoAtNet(
-            recipe.architecture(),
-            weights=recipe.weights,
-            input_shape=(recipe.image_size, recipe.image_size, 3),
-            classes=len(self.training.classes),
-            classifier_activation=None,
-            stochastic_depth=recipe.stochastic_depth,
-        )
+        with warnings.catch_warnings():
+            # A classifier for other classes is what training is for.
+            warnings.filterwarnings("ignore", ".*starts from random values")
+            model = CoAtNet(
+                recipe.architecture(),
+                weights=recipe.weights,
+                input_shape=(recipe.image_size, recipe.image_size, 3),
+                classes=len(self.training.classes),
+                classifier_activation=None,
+                stochastic_depth=recipe.stochastic_depth,
+            )
         if recipe.rematerialise:
             rematerialise(model)
         freeze(model, recipe.freeze, recipe.freeze_batch_norm)

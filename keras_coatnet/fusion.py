@@ -1,0 +1,336 @@
+"""`fuse`: the same network for inference, in fewer operations.
+
+A norm that stands beside a product is an affine map, and an affine map goes into the product's
+kernel and bias: after it always, before it where nothing else is in between and no padding is
+added. What cannot go anywhere stays as it is, so that outputs are the same.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_coatnet.layers import MBConv, TransformerBlock
+from keras_coatnet.layers.activations import get_activation
+from keras_coatnet.layers.fused import FusedAttention, Pointwise
+from keras_coatnet.layers.pooling import Downsample
+from keras_coatnet.layers.squeeze_excite import SqueezeExcite
+from keras_coatnet.model import CoAtNetModel
+
+
+def fuse(model: CoAtNetModel) -> keras.Model:
+    """Makes a faster model for inference that computes the same.
+
+    BatchNorms are folded into the convolutions beside them, LayerNorms' scale and shift into the
+    projections after them, layer scales into those before them; q, k and v become one product
+    with the scaling of q in it, and relative biases are expanded once.
+
+    The result has copies of the weights: training the model further does not change it. It saves,
+    exports and quantises like any Keras model. It takes the input size that `model` was built for.
+
+    Args:
+        model: a CoAtNet, as `keras_coatnet.CoAtNet` and the like build it, with a static input
+            height and width.
+
+    Returns:
+        A `keras.Model` with the same inputs and outputs; outputs differ by rounding, about 1e-6.
+
+    Raises:
+        ValueError: the model is none of this package's, its input size is unknown, it is
+            quantised, or it has layers of its own.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
+        >>> pictures = np.full((1, 64, 64, 3), 99.0, "float32")
+        >>> bool(np.allclose(fuse(model)(pictures), model(pictures), atol=1e-5))
+        True
+    """
+    _check(model)
+    config = model.architecture
+    layer = {each.name: each for each in model.layers}
+    inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
+    x = inputs
+    if "preprocessing" in layer:
+        x = _again(layer["preprocessing"])(x)
+    x = _fused_stem(layer, x)
+    for block in config.blocks():
+        found = layer[block.name]
+        x = _fused_mbconv(found, x) if block.kind == "C" else _fused_transformer(found, x)
+    x = _fused_head(layer, x)
+    return keras.Model(inputs, x, name=f"{model.name}_fused")
+
+
+# --- What can be fused -------------------------------------------------------------------------
+
+_AROUND_BLOCKS = (
+    "preprocessing",
+    "stem_pad",
+    "stem_conv1",
+    "stem_norm",
+    "stem_activation",
+    "stem_conv2",
+    "norm",
+    "avg_pool",
+    "max_pool",
+    "hidden",
+    "predictions",
+)
+
+
+def _check(model: Any) -> None:
+    if not isinstance(model, CoAtNetModel):
+        raise ValueError(
+            "Only a model that CoAtNet or one of its sizes built can be fused. Received: "
+            f"{type(model).__name__}. Fuse the CoAtNet inside it before you build on it."
+        )
+    if None in model.input_shape[1:]:
+        raise ValueError(
+            "A model must have a known input size to be fused, as its relative biases are expanded "
+            f"for one. Its input shape is {model.input_shape}. Build it with input_shape=(height, "
+            "width, channels) and load the weights."
+        )
+    known = {*_AROUND_BLOCKS, *(block.name for block in model.architecture.blocks())}
+    own = [
+        layer.name
+        for layer in model.layers
+        if layer.name not in known and not isinstance(layer, keras.layers.InputLayer)
+    ]
+    if own:
+        raise ValueError(
+            f"The model has layers of its own, which cannot be fused: {', '.join(own)}. Fuse the "
+            "CoAtNet alone, and put them around the result."
+        )
+    if any("int8" in v.dtype or "float8" in v.dtype for v in model.variables):
+        raise ValueError("A quantised model cannot be fused. Fuse first, then quantise.")
+
+
+# --- Values ------------------------------------------------------------------------------------
+
+
+def _value(variable: Any) -> np.ndarray:
+    """A variable in float64, in which kernels are folded."""
+    return keras.ops.convert_to_numpy(variable).astype("float64")
+
+
+def _affine(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """What a norm does for inference at its end: y = x * scale + shift for each channel."""
+    gamma, beta = _value(norm.gamma), _value(norm.beta)
+    if isinstance(norm, keras.layers.LayerNormalization):
+        return gamma, beta
+    scale = gamma / np.sqrt(_value(norm.moving_variance) + norm.epsilon)
+    return scale, beta - _value(norm.moving_mean) * scale
+
+
+def _dense(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
+    """Kernel (channels in, out) and bias of a dense layer or a 1x1 convolution."""
+    kernel = _value(layer.kernel)
+    kernel = kernel.reshape(kernel.shape[-2:])
+    bias = _value(layer.bias) if layer.use_bias else np.zeros(kernel.shape[-1])
+    return kernel, bias
+
+
+def _after(
+    affine: tuple[np.ndarray, np.ndarray], product: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The product that follows an affine map, with the map in it."""
+    (scale, shift), (kernel, bias) = affine, product
+    return kernel * scale[:, None], bias + shift @ kernel
+
+
+def _before(
+    product: tuple[np.ndarray, np.ndarray], affine: tuple[np.ndarray, np.ndarray]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The product that an affine map follows, with the map in it. Any kernel: channels last."""
+    (kernel, bias), (scale, shift) = product, affine
+    return kernel * scale, bias * scale + shift
+
+
+# --- Layers ------------------------------------------------------------------------------------
+
+
+def _again(layer: keras.layers.Layer) -> keras.layers.Layer:
+    """A layer like another, without weights of its own yet."""
+    return type(layer).from_config(layer.get_config())
+
+
+def _filled(layer: keras.layers.Layer, x: Any, *values: np.ndarray) -> Any:
+    """Applies a new layer, and gives it its weights, in Keras's order of them."""
+    y = layer(x)
+    layer.set_weights(
+        [value.reshape(weight.shape) for value, weight in zip(values, layer.weights, strict=True)]
+    )
+    return y
+
+
+def _pointwise(
+    x: Any,
+    product: tuple[np.ndarray, np.ndarray],
+    like: keras.layers.Layer,
+    name: str,
+    activation: Any = None,
+    strides: int = 1,
+) -> Any:
+    width = product[0].shape[-1]
+    new = Pointwise(width, activation, strides, dtype=like.dtype_policy, name=name)
+    return _filled(new, x, *product)
+
+
+def _kept_norm(norm: keras.layers.Layer, x: Any, name: str, affine: bool) -> Any:
+    """A norm that stays: a whole BatchNorm, or a LayerNorm with or without its affine map."""
+    config = {**norm.get_config(), "name": name}
+    if isinstance(norm, keras.layers.LayerNormalization) and not affine:
+        return keras.layers.LayerNormalization.from_config(
+            {**config, "center": False, "scale": False}
+        )(x)
+    new = type(norm).from_config({**config, "trainable": False})
+    return _filled(new, x, *map(_value, norm.weights))
+
+
+def _norm_and_affine(norm: keras.layers.Layer, x: Any, name: str) -> tuple[Any, tuple]:
+    """What is left of a norm before a product, and what goes into that."""
+    if isinstance(norm, keras.layers.LayerNormalization):
+        x = _kept_norm(norm, x, name, affine=False)
+    return x, _affine(norm)
+
+
+def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
+    if "stem_pad" in layer:
+        x = _again(layer["stem_pad"])(x)
+    conv = layer["stem_conv1"]
+    kernel = _value(conv.kernel)
+    bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
+    folded = _before((kernel, bias), _affine(layer["stem_norm"]))
+    new = keras.layers.Conv2D.from_config({**conv.get_config(), "use_bias": True})
+    x = _filled(new, x, *folded)
+    x = _again(layer["stem_activation"])(x)
+    return _filled(_again(layer["stem_conv2"]), x, *map(_value, layer["stem_conv2"].weights))
+
+
+def _fused_mbconv(block: MBConv, x: Any) -> Any:
+    name, dtype = block.name, block.dtype_policy
+    shortcut = x
+    if block.shortcut_pooling is not None:
+        shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
+    if block.shortcut is not None:
+        shortcut = _pointwise(shortcut, _dense(block.shortcut), block, f"{name}_shortcut")
+
+    strided = block.strides > 1
+    expand = _before(_dense(block.expand), _affine(block.expand_norm))
+    pools_maxima = strided and block.stride_on == "pool" and block.stride_pool != "avg2"
+    if block.prenorm_activation or pools_maxima:
+        x = _kept_norm(block.input_norm, x, f"{name}_input_norm", affine=True)
+        if block.prenorm_activation:
+            x = _activation(block.activation, dtype, f"{name}_input_activation")(x)
+    else:  # a mean over a window and an affine map may change places
+        expand = _after(_affine(block.input_norm), expand)
+    if strided and block.stride_on == "pool":
+        x = Downsample(block.stride_pool, dtype=dtype, name=f"{name}_stride_pooling")(x)
+    x = _pointwise(
+        x,
+        expand,
+        block,
+        f"{name}_expand",
+        get_activation(block.activation),
+        strides=2 if strided and block.stride_on == "expansion" else 1,
+    )
+
+    if block._pad:
+        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
+    depthwise = _value(block.depthwise.kernel)[..., 0], 0.0
+    norm = _affine(block.depthwise_norm)
+    after_norm = block.squeeze_place == "after_norm"
+    if after_norm:
+        depthwise = _before(depthwise, norm)
+    options = {**block.depthwise.get_config(), "use_bias": after_norm, "name": f"{name}_depthwise"}
+    new = keras.layers.DepthwiseConv2D.from_config(options)
+    x = _filled(new, x, *(depthwise if after_norm else depthwise[:1]))
+    if not after_norm:
+        x = _squeeze_excite(block, x)
+        x = _kept_norm(block.depthwise_norm, x, f"{name}_depthwise_norm", affine=True)
+    x = _activation(block.activation, dtype, f"{name}_activation")(x)
+    if after_norm:
+        x = _squeeze_excite(block, x)
+    x = _pointwise(x, _dense(block.project), block, f"{name}_project")
+    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, x])
+
+
+def _squeeze_excite(block: MBConv, x: Any) -> Any:
+    found = block.squeeze_excite
+    new = SqueezeExcite.from_config({**found.get_config(), "name": f"{block.name}_squeeze_excite"})
+    return _filled(new, x, *map(_value, found.weights))
+
+
+def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
+    name, dtype = block.name, block.dtype_policy
+    attention = block.attention
+    pools_maxima = block.pooling is not None and block.pool != "avg2"
+    if pools_maxima:  # a maximum and an affine map may not change places
+        branch = _kept_norm(block.attention_norm, x, f"{name}_attention_norm", affine=True)
+        affine = np.ones(x.shape[-1]), np.zeros(x.shape[-1])
+    else:
+        branch, affine = _norm_and_affine(block.attention_norm, x, f"{name}_attention_norm")
+    if block.pooling is not None:
+        x = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(x)
+        branch = Downsample(block.pool, dtype=dtype, name=f"{name}_pooling")(branch)
+    if block.shortcut is not None:
+        x = _pointwise(x, _dense(block.shortcut), block, f"{name}_shortcut")
+
+    scaling = np.full(attention.attention_width, attention.head_size**-0.5)
+    products = [_after(affine, _dense(part)) for part in (attention.query, attention.key)]
+    products[0] = _before(products[0], (scaling, 0.0))
+    products.append(_after(affine, _dense(attention.value)))
+    kernels, biases = zip(*products, strict=True)
+    new = FusedAttention(
+        block.width, attention.heads, attention.head_size, dtype=dtype, name=f"{name}_attention"
+    )
+    height, width = branch.shape[1:3]
+    position = _value(attention.position(height=height, width=width))
+    projection = _scaled(block, "attention", _dense(attention.projection))
+    y = new(branch)
+    new.query_key_value.set_weights([np.concatenate(kernels, 1), np.concatenate(biases)])
+    new.bias.assign(position)
+    new.projection.set_weights(list(projection))
+    x = keras.layers.Add(dtype=dtype, name=f"{name}_attention_add")([x, y])
+
+    branch, affine = _norm_and_affine(block.ffn_norm, x, f"{name}_ffn_norm")
+    expand = _after(affine, _dense(block.ffn_expand))
+    function = get_activation(block.ffn_activation)
+    branch = _pointwise(branch, expand, block, f"{name}_ffn_expand", function)
+    project = _scaled(block, "ffn", _dense(block.ffn_project))
+    branch = _pointwise(branch, project, block, f"{name}_ffn_project")
+    return keras.layers.Add(dtype=dtype, name=f"{name}_ffn_add")([x, branch])
+
+
+def _scaled(block: TransformerBlock, branch: str, product: tuple) -> tuple:
+    if block.layer_scale is None:
+        return product
+    return _before(product, (_value(getattr(block, f"{branch}_scale").scale), 0.0))
+
+
+def _fused_head(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
+    affine = None
+    norm_first = "norm" in layer and len(layer["norm"].output.shape) == 4
+    products = [layer[name] for name in ("hidden", "predictions") if name in layer]
+    if norm_first:
+        if products:  # the mean over the map is in between, which an affine map may pass
+            x, affine = _norm_and_affine(layer["norm"], x, "norm")
+        else:
+            x = _kept_norm(layer["norm"], x, "norm", affine=True)
+    for pooling in ("avg_pool", "max_pool"):
+        if pooling in layer:
+            x = _again(layer[pooling])(x)
+    if "norm" in layer and not norm_first:
+        x, affine = _norm_and_affine(layer["norm"], x, "norm")
+    for product in products:
+        folded = _dense(product) if affine is None else _after(affine, _dense(product))
+        new = keras.layers.Dense.from_config({**product.get_config(), "use_bias": True})
+        x, affine = _filled(new, x, *folded), None
+    return x
+
+
+def _activation(activation: str, dtype: Any, name: str) -> keras.layers.Layer:
+    return keras.layers.Activation(get_activation(activation), dtype=dtype, name=name)

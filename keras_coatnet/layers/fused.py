@@ -1,0 +1,139 @@
+"""Layers of a fused model: what is left when norms and scales are folded away.
+
+They compute the same as the layers they stand for, in fewer and larger operations. They are for
+inference only; `keras_coatnet.fuse` fills them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+from keras import ops
+
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, full_precision
+from keras_coatnet.layers.pooling import halved
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class Pointwise(CompositeLayer):
+    """A 1x1 convolution as one matrix product, with its bias and activation.
+
+    On a matrix of two axes TensorFlow's runtime computes product, bias and GELU in one go.
+
+    Args:
+        width: channels after it.
+        activation: a function of one tensor, or its name; None: none.
+        strides: 1, or 2 for every other row and column.
+        **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Input shape: `(batch, height, width, channels)`, with a static height and width.
+    Output shape: `(batch, ceil(height / strides), ceil(width / strides), width)`.
+
+    Example:
+        >>> Pointwise(8, strides=2)(keras.ops.ones((2, 7, 8, 3))).shape == (2, 4, 4, 8)
+        True
+    """
+
+    def __init__(
+        self,
+        width: int,
+        activation: str | Callable | None = None,
+        strides: int = 1,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+        self.activation = keras.activations.get(activation)
+        self.strides = strides
+
+    def build(self, input_shape: tuple) -> None:
+        self.add_sublayer("product", keras.layers.Dense, self.width, self.activation)
+        self.product.build((None, input_shape[-1]))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        if self.strides > 1:
+            x = x[:, :: self.strides, :: self.strides]
+        shape = (-1, *x.shape[1:3], self.width)
+        return ops.reshape(self.product(ops.reshape(x, (-1, x.shape[-1]))), shape)
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return halved(input_shape, self.width, self.strides)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "activation": keras.activations.serialize(self.activation),
+            "strides": self.strides,
+        }
+
+
+@keras.saving.register_keras_serializable(PACKAGE)
+class FusedAttention(CompositeLayer):
+    """Relative self-attention with q, k and v in one product, and its bias as a constant.
+
+    The scaling of q is part of that product.
+
+    Args:
+        width: channels after it.
+        heads: how many.
+        head_size: channels of one head.
+        **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Input shape: `(batch, height, width, channels)`, with a static height and width.
+    Output shape: `(batch, height, width, width)`.
+
+    Example:
+        >>> FusedAttention(64, 2, 32)(keras.ops.ones((2, 7, 5, 48))).shape == (2, 7, 5, 64)
+        True
+    """
+
+    def __init__(self, width: int, heads: int, head_size: int, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.width = width
+        self.heads = heads
+        self.head_size = head_size
+
+    def build(self, input_shape: tuple) -> None:
+        inner = self.heads * self.head_size
+        self.add_sublayer("query_key_value", keras.layers.Dense, 3 * inner)
+        self.query_key_value.build((None, input_shape[-1]))
+        positions = input_shape[1] * input_shape[2]
+        self.bias = self.add_weight(
+            name="bias",
+            shape=(self.heads, positions, positions),
+            initializer="zeros",
+            trainable=False,
+            dtype=full_precision(self.dtype_policy).variable_dtype,
+            autocast=False,
+        )
+        self.add_sublayer("projection", keras.layers.Dense, self.width)
+        self.projection.build((None, inner))
+        self.built = True
+
+    def call(self, x: Any) -> Any:
+        height, width = x.shape[1:3]
+        both = self.query_key_value(ops.reshape(x, (-1, x.shape[-1])))
+        both = ops.reshape(both, (-1, height * width, 3, self.heads, self.head_size))
+        query, key, value = ops.unstack(ops.transpose(both, (2, 0, 3, 1, 4)), 3, axis=0)
+        bias = ops.convert_to_tensor(self.bias)
+        query, key = ops.cast(query, bias.dtype), ops.cast(key, bias.dtype)
+        logits = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + bias
+        weights = ops.cast(keras.activations.softmax(logits), value.dtype)
+        mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        mixed = self.projection(ops.reshape(mixed, (-1, self.heads * self.head_size)))
+        return ops.reshape(mixed, (-1, height, width, self.width))
+
+    def compute_output_shape(self, input_shape: tuple) -> tuple:
+        return (*input_shape[:-1], self.width)
+
+    def get_config(self) -> dict[str, Any]:
+        return {
+            **super().get_config(),
+            "width": self.width,
+            "heads": self.heads,
+            "head_size": self.head_size,
+        }

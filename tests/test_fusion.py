@@ -1,0 +1,194 @@
+"""`fuse`: the same outputs, in fewer operations, for every architecture there is."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+from keras_coatnet.config import CoAtNetConfig, find_architecture
+from keras_coatnet.layers.fused import FusedAttention, Pointwise
+
+SHAPE = (72, 64, 3)  # not square, and odd from the third stage on
+SMALL = {"widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "head_size": 8}
+# Of the paper's networks one for each place of the stride; the others differ in size only.
+NETWORKS = [
+    name
+    for name in keras_coatnet.architectures()
+    if name in ("coatnet0", "coatnet0_dw") or name.startswith(("coatnet_", "kecam"))
+]
+
+
+def build(config: CoAtNetConfig, **options) -> keras_coatnet.CoAtNetModel:
+    """A model in which every variable has a value of its own, so that none can be forgotten."""
+    model = keras_coatnet.CoAtNet(config, input_shape=SHAPE, **options)
+    random = np.random.default_rng(0)
+    for variable in model.weights:
+        kind, shape = variable.path.rpartition("/")[2], variable.shape
+        if kind == "kernel":
+            value = random.normal(size=shape) / np.sqrt(np.prod(shape[:-1]))
+        elif kind == "moving_variance":
+            value = random.uniform(0.5, 2, shape)
+        else:  # also negative scales: they show what does not commute with a maximum
+            value = random.uniform(-1.5, 1.5, shape)
+        variable.assign(value)
+    return model
+
+
+def outputs(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(pictures, training=False))
+
+
+@pytest.fixture(scope="module")
+def photographs() -> np.ndarray:
+    return np.random.default_rng(1).uniform(0, 255, (2, *SHAPE)).astype("float32")
+
+
+@pytest.mark.parametrize(
+    ("name", "head"),
+    [(name, "logits") for name in NETWORKS]
+    # The ends are of three kinds, which these have.
+    + [
+        (name, head)
+        for name in ("coatnet0", "coatnet_bn_0_rw_224", "coatnet_0_rw_224")
+        for head in ("probabilities", "map", "avg", "max")
+    ],
+)
+def test_outputs_are_the_same(name, head, photographs):
+    options = {
+        "logits": {"classifier_activation": None, "classes": 7},
+        "probabilities": {"classes": 7},
+        "map": {"include_top": False},
+        "avg": {"include_top": False, "pooling": "avg"},
+        "max": {"include_top": False, "pooling": "max"},
+    }[head]
+    model = build(find_architecture(name).replace(**SMALL), **options)
+    expected, found = outputs(model, photographs), outputs(keras_coatnet.fuse(model), photographs)
+    assert np.abs(expected).max() > 0.1
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"stride_on": "pool", "conv_stride_pool": "max2"},
+        {"stride_on": "pool", "conv_stride_pool": "avg2"},
+        {"transformer_pool": "avg2"},
+        {"transformer_norm": "batch", "transformer_pool": "avg2"},
+        {"conv_prenorm_activation": True},
+        {"squeeze_place": "before_norm"},
+        {"layer_scale": 0.1},
+        {"hidden_head": False, "final_norm": None},
+        {"attention_bias": False, "ffn_bias": False, "conv_bias": False, "stem_bias": False},
+        {"layout": ("C", "C", "C", "C")},
+        {"layout": ("C", "T", "T", "T")},
+    ],
+    ids=str,
+)
+def test_each_switch_by_itself(changes, photographs):
+    config = CoAtNetConfig(**SMALL).replace(**changes)
+    model = build(config, classifier_activation=None, classes=7)
+    expected = outputs(model, photographs)
+    found = outputs(keras_coatnet.fuse(model), photographs)
+    np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
+
+
+def test_norms_are_gone(photographs):
+    """All of the paper's BatchNorms, and the scale and shift of all LayerNorms but the strided."""
+    model = build(CoAtNetConfig(**SMALL))
+    fused = keras_coatnet.fuse(model)
+    kinds = [type(layer) for layer in fused.layers]
+    assert keras.layers.BatchNormalization not in kinds
+    kept = [
+        layer.name
+        for layer in fused.layers
+        if isinstance(layer, keras.layers.LayerNormalization) and layer.weights
+    ]
+    assert kept == ["stage3_block1_attention_norm", "stage4_block1_attention_norm"]
+    assert kinds.count(FusedAttention) == 3 and kinds.count(Pointwise) > 0
+    assert not any(
+        isinstance(variable, keras.Variable) and "moving" in variable.path
+        for variable in fused.weights
+    )
+
+
+def test_the_original_is_left_alone(photographs):
+    model = build(CoAtNetConfig(**SMALL))
+    before = model.get_weights()
+    fused = keras_coatnet.fuse(model)
+    expected = outputs(fused, photographs)
+    for old, new in zip(before, model.get_weights(), strict=True):
+        np.testing.assert_array_equal(old, new)
+    for variable in model.weights:
+        variable.assign(keras.ops.zeros_like(variable))
+    np.testing.assert_array_equal(outputs(fused, photographs), expected)
+
+
+def test_it_saves_and_loads(tmp_path, photographs):
+    fused = keras_coatnet.fuse(build(CoAtNetConfig(**SMALL)))
+    fused.save(tmp_path / "fused.keras")
+    again = keras.saving.load_model(tmp_path / "fused.keras")
+    np.testing.assert_array_equal(outputs(again, photographs), outputs(fused, photographs))
+    fused.save_weights(tmp_path / "fused.weights.h5")
+    other = keras_coatnet.fuse(keras_coatnet.CoAtNet(CoAtNetConfig(**SMALL), input_shape=SHAPE))
+    other.load_weights(tmp_path / "fused.weights.h5")
+    np.testing.assert_array_equal(outputs(other, photographs), outputs(fused, photographs))
+
+
+@pytest.mark.tensorflow_only
+def test_it_exports_with_any_batch(tmp_path, photographs):
+    import tensorflow as tf
+
+    fused = keras_coatnet.fuse(build(CoAtNetConfig(**SMALL)))
+    fused.export(tmp_path / "served", verbose=False)
+    served = tf.saved_model.load(tmp_path / "served")
+    for pictures in (photographs, photographs[:1]):
+        np.testing.assert_allclose(
+            served.serve(pictures).numpy(), outputs(fused, pictures), atol=1e-6
+        )
+
+
+def test_it_quantises(tmp_path, photographs):
+    model = build(CoAtNetConfig(**SMALL), classifier_activation=None, classes=7)
+    fused = keras_coatnet.fuse(model)
+    expected = outputs(fused, photographs)
+    fused.quantize("int8")
+    found = outputs(fused, photographs)
+    assert any("int8" in variable.dtype for variable in fused.variables)
+    assert 0 < np.abs(found - expected).max() < 0.15 * np.abs(expected).max()
+    fused.save(tmp_path / "quantised.keras")
+    again = keras.saving.load_model(tmp_path / "quantised.keras")
+    np.testing.assert_allclose(outputs(again, photographs), found, atol=1e-5)
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+def test_half_precision_stays_as_near_as_it_was(policy, photographs):
+    model = build(CoAtNetConfig(**SMALL), classifier_activation=None, classes=7)
+    exact = outputs(model, photographs)
+    keras.config.set_dtype_policy(policy)
+    half = keras_coatnet.CoAtNet(
+        CoAtNetConfig(**SMALL), input_shape=SHAPE, classifier_activation=None, classes=7
+    )
+    half.set_weights(model.get_weights())
+    fused = keras_coatnet.fuse(half)
+    assert fused.output.dtype == "float32"
+    plain_error = np.abs(outputs(half, photographs) - exact).max()
+    assert np.abs(outputs(fused, photographs) - exact).max() < 3 * plain_error
+
+
+def test_what_cannot_be_fused_is_refused(tiny):
+    model = keras_coatnet.CoAtNet(tiny, include_top=False)
+    with pytest.raises(ValueError, match="known input size"):
+        keras_coatnet.fuse(model)
+    sequential = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)])
+    with pytest.raises(ValueError, match="Received: Sequential"):
+        keras_coatnet.fuse(sequential)
+    inputs = keras.Input(SHAPE)
+    own = keras_coatnet.CoAtNet(
+        tiny, input_tensor=keras.layers.Rescaling(0.5, name="mine")(inputs), include_top=False
+    )
+    with pytest.raises(ValueError, match="layers of its own.*mine"):
+        keras_coatnet.fuse(own)
+    quantised = keras_coatnet.CoAtNet(tiny, input_shape=SHAPE, classes=7)
+    quantised.quantize("int8")
+    with pytest.raises(ValueError, match="quantised"):
+        keras_coatnet.fuse(quantised)
