@@ -1,0 +1,212 @@
+"""How fast the networks are, beside all others, interleaved in one run.
+
+    python benchmarks/speed.py --json results/mine.json
+    python benchmarks/speed.py --cells infer:1:224 infer:8:224 train:8:224 --models coatnet0
+    python benchmarks/speed.py --compare results/before.json results/mine.json
+
+A cell is what is done, the batch and the size. For each cell every contender is a process of its
+own, and they are timed in turns, one at a time, so that a slow minute of the machine slows all alike;
+shown are the median of the rounds and their spread. The floor is the network's operations (two for
+each multiply-add of its convolutions and matrix products) at the rate of a large float32 matrix
+product, which is timed in the same turns: a share of it is how near a contender comes. A training
+step counts three times the operations.
+
+timm's networks have a few percent other operations than ours; ConvNeXt and EfficientNetV2 are those
+of about the same number: beside coatnet0 stand ConvNeXtTiny (4.5G) and EfficientNetV2B3 (3.0G).
+keras_cv_attention_models needs an environment with Keras 2: give its Python with --kecam-python.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import os
+import pathlib
+import platform
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+INFERENCE = (
+    "ours",
+    "ours fused",
+    "ours fused bf16",
+    "timm",
+    "timm last",
+    "timm compiled",
+    "timm bf16",
+    "timm compiled bf16",
+    "kecam",
+    "ConvNeXt",
+    "EfficientNetV2",
+)
+TRAINING = ("ours", "timm", "timm last", "kecam", "ConvNeXt", "EfficientNetV2")
+
+
+@dataclasses.dataclass
+class Contender:
+    """A process that is told to time itself."""
+
+    name: str
+    process: subprocess.Popen
+    ready: dict
+    times: list[float] = dataclasses.field(default_factory=list)
+
+    @classmethod
+    def start(cls, name: str, cell: tuple, model: str, pythons: dict[str, str]) -> Contender | None:
+        """Starts it and waits until it has run once; None if it cannot."""
+        mode, batch, size = cell
+        command = [pythons.get(name, sys.executable), str(HERE / "contenders.py")]
+        process = subprocess.Popen(
+            [*command, name, model, str(size), str(batch), mode],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
+        )
+        line = process.stdout.readline()
+        while line and not line.startswith("{"):  # a library that greets
+            line = process.stdout.readline()
+        if not line:
+            print(f"  {name}: cannot run here", file=sys.stderr)
+            return None
+        return cls(name, process, json.loads(line))
+
+    def time(self, runs: int) -> None:
+        """Has it timed once more."""
+        self.process.stdin.write(f"{runs}\n")
+        self.process.stdin.flush()
+        self.times.append(float(self.process.stdout.readline()))
+
+    def finish(self) -> dict:
+        """Ends it; what was found."""
+        self.process.stdin.close()
+        memory = int(self.process.stdout.readline())
+        self.process.wait()
+        return {
+            "ms": statistics.median(self.times),
+            "low": min(self.times),
+            "high": max(self.times),
+            "memory_mb": memory,
+            **self.ready,
+        }
+
+
+def measure(model: str, cell: tuple, names: list[str], rounds: int, pythons: dict) -> dict:
+    """Times all contenders of a cell in turns."""
+    started = [Contender.start(name, cell, model, pythons) for name in ["matmul", *names]]
+    contenders = [contender for contender in started if contender is not None]
+    for _ in range(rounds):
+        for contender in contenders:
+            runs = 10 if contender.name == "matmul" else max(1, 6 // cell[1])
+            contender.time(runs)
+    return {contender.name: contender.finish() for contender in contenders}
+
+
+def floor_ms(model: str, cell: tuple, found: dict) -> tuple[float, float]:
+    """The floor of a cell in milliseconds, and the machine's rate in GFLOP/s."""
+    import keras_coatnet
+
+    mode, batch, size = cell
+    rate = 2 * 2048**3 / found["matmul"]["ms"] / 1e6
+    operations = 2 * batch * keras_coatnet.count_flops(model, input_shape=(size, size, 3))
+    return operations * (3 if mode == "train" else 1) / rate / 1e6, rate
+
+
+def table(results: dict) -> str:
+    """The results as text."""
+    lines = [f"{results['machine']}"]
+    for entry in results["cells"]:
+        mode, batch, size = entry["cell"]
+        head = f"{entry['model']} {mode} batch {batch} at {size}"
+        floor, rate = entry["floor_ms"], entry["gflops"]
+        lines.append(f"\n{head}: floor {floor:.1f} ms at {rate:.0f} GFLOP/s")
+        lines.append(f"{'':20} {'ms':>8} {'low-high':>17} {'of floor':>8} {'MB':>6} {'first s':>8}")
+        for name, row in entry["found"].items():
+            if name.startswith("matmul"):
+                continue
+            spread = f"{row['low']:.1f}-{row['high']:.1f}"
+            lines.append(
+                f"{name:20} {row['ms']:8.1f} {spread:>17} {floor / row['ms']:8.0%} "
+                f"{row['memory_mb']:6} {row['build_s'] + row['first_s']:8.1f}"
+            )
+    return "\n".join(lines)
+
+
+def compare(before: dict, after: dict) -> str:
+    """Two results side by side, as ratios: below 1 is faster."""
+    known = {(e["model"], *e["cell"]): e for e in before["cells"]}
+    lines = [f"before: {before['machine']}", f"after:  {after['machine']}"]
+    for entry in after["cells"]:
+        old = known.get((entry["model"], *entry["cell"]))
+        if old is None:
+            continue
+        mode, batch, size = entry["cell"]
+        lines.append(f"\n{entry['model']} {mode} batch {batch} at {size}")
+        for name, row in entry["found"].items():
+            if name in old["found"]:
+                was = old["found"][name]["ms"]
+                lines.append(
+                    f"{name:20} {was:8.1f} -> {row['ms']:8.1f} ms  x{row['ms'] / was:.2f}; share of "
+                    f"the floor {old['floor_ms'] / was:.0%} -> {entry['floor_ms'] / row['ms']:.0%}"
+                )
+    return "\n".join(lines)
+
+
+def _machine() -> str:
+    model = next(
+        line.split(":", 1)[1].strip()
+        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
+        if line.startswith("model name")
+    )
+    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
+
+
+def _cell(text: str) -> tuple[str, int, int]:
+    mode, batch, size = text.split(":")
+    if mode not in ("infer", "train"):
+        raise argparse.ArgumentTypeError(f"must begin with infer: or train:, not {text!r}")
+    return mode, int(batch), int(size)
+
+
+def main() -> None:
+    """Runs the benchmark, or compares two."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    default = ["infer:1:224", "infer:8:224", "infer:32:224", "infer:1:384", "train:8:224"]
+    add("--cells", nargs="+", type=_cell, default=[_cell(text) for text in default])
+    add("--models", nargs="+", default=["coatnet0"])
+    add("--contenders", nargs="+", help="default: all that the cell's kind has")
+    add("--rounds", type=int, default=7)
+    add("--kecam-python", help="Python of an environment with keras_cv_attention_models")
+    add("--json", metavar="FILE")
+    add("--compare", nargs=2, metavar="FILE")
+    args = parser.parse_args()
+    if args.compare:
+        before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
+        print(compare(before, after))
+        return
+    results = {"machine": _machine(), "cells": []}
+    pythons = {"kecam": args.kecam_python} if args.kecam_python else {}
+    for model in args.models:
+        for cell in args.cells:
+            names = args.contenders or (INFERENCE if cell[0] == "infer" else TRAINING)
+            names = [name for name in names if name != "kecam" or pythons]
+            found = measure(model, cell, names, args.rounds, pythons)
+            floor, rate = floor_ms(model, cell, found)
+            entry = {"model": model, "cell": cell, "floor_ms": floor, "gflops": rate}
+            results["cells"].append({**entry, "found": found})
+            print(table({**results, "cells": results["cells"][-1:]}), flush=True)
+            if args.json:
+                pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
