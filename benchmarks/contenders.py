@@ -139,10 +139,11 @@ def timm(
     model: str, size: int, batch: int, mode: str, compiled: bool, last: bool, half: bool
 ) -> Callable[[], None]:
     """timm, eager or compiled, in either layout, in float32 or bfloat16 autocast."""
-    import timm as library
     import torch
 
-    network = library.create_model(TIMM[model], img_size=size)
+    from tests.timm_models import import_timm
+
+    network = import_timm().create_model(TIMM[model], img_size=size)
     form = torch.channels_last if last else torch.contiguous_format
     network = network.to(memory_format=form)
     x = torch.from_numpy(pictures(batch, size).transpose(0, 3, 1, 2) / 127.5 - 1).float()

@@ -5,11 +5,11 @@
     python benchmarks/speed.py --compare results/before.json results/mine.json
 
 A cell is what is done, the batch and the size. For each cell every contender is a process of its
-own, and they are timed in turns, one at a time, so that a slow minute of the machine slows all alike;
-shown are the median of the rounds and their spread. The floor is the network's operations (two for
-each multiply-add of its convolutions and matrix products) at the rate of a large float32 matrix
-product, which is timed in the same turns: a share of it is how near a contender comes. A training
-step counts three times the operations.
+own, and they are timed in turns, one at a time, so that a slow minute of the machine slows all
+alike; shown are the median of the rounds and their spread. The floor is the network's operations
+(two for each multiply-add of its convolutions and matrix products) at the rate of a large float32
+matrix product, which is timed in the same turns: a share of it is how near a contender comes. A
+training step counts three times the operations.
 
 timm's networks have a few percent other operations than ours; ConvNeXt and EfficientNetV2 are those
 of about the same number: beside coatnet0 stand ConvNeXtTiny (4.5G) and EfficientNetV2B3 (3.0G).
@@ -150,10 +150,11 @@ def compare(before: dict, after: dict) -> str:
         lines.append(f"\n{entry['model']} {mode} batch {batch} at {size}")
         for name, row in entry["found"].items():
             if name in old["found"]:
-                was = old["found"][name]["ms"]
+                was, now = old["found"][name]["ms"], row["ms"]
+                shares = old["floor_ms"] / was, entry["floor_ms"] / now
                 lines.append(
-                    f"{name:20} {was:8.1f} -> {row['ms']:8.1f} ms  x{row['ms'] / was:.2f}; share of "
-                    f"the floor {old['floor_ms'] / was:.0%} -> {entry['floor_ms'] / row['ms']:.0%}"
+                    f"{name:20} {was:8.1f} -> {now:8.1f} ms  x{now / was:.2f}; share of the floor "
+                    f"{shares[0]:.0%} -> {shares[1]:.0%}"
                 )
     return "\n".join(lines)
 

@@ -68,7 +68,7 @@ def make_engine(
     if backend == "jax":
         from keras_coatnet.training.jax_engine import JaxEngine
 
-        chosen = _jax_distribution(strategy, devices)
+        chosen = _jax_distribution(strategy, devices, recipe)
         engine = JaxEngine
         replicas = _jax_replicas(chosen)
     else:
@@ -172,18 +172,24 @@ def divide_cpu(count: int) -> None:
 # --- JAX ---------------------------------------------------------------------------------------
 
 
-def _jax_distribution(strategy: str, devices: int | None) -> Any:
+def _jax_distribution(strategy: str, devices: int | None, recipe: Recipe) -> Any:
     from keras_coatnet.training import parallel
 
+    found = keras.distribution.list_devices()
+    if (devices or 1) > len(found):
+        raise ValueError(f"JAX sees {len(found)} devices. Received: devices={devices}")
     if strategy == "model_parallel":
-        return parallel.model_parallel(devices)
-    if strategy == "data_parallel" or (strategy == "auto" and _jax_devices() > 1):
-        return parallel.data_parallel(devices)
+        parts = devices or len(found)
+        if len(found) % parts:
+            raise ValueError(
+                f"JAX sees {len(found)} devices, which cannot form groups of {parts}. Received: "
+                f"devices={devices}"
+            )
+        return parallel.model_parallel((len(found) // parts, parts), recipe.architecture())
+    several = (devices or len(found)) > 1
+    if strategy == "data_parallel" or (strategy == "auto" and several):
+        return parallel.data_parallel(found[:devices])
     return None
-
-
-def _jax_devices() -> int:
-    return len(keras.distribution.list_devices())
 
 
 def _jax_replicas(distribution: Any) -> int:

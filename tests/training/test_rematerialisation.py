@@ -192,7 +192,7 @@ os.environ["KERAS_BACKEND"] = "jax"
 import jax
 {_MODEL}
 model = build(
-    int(sys.argv[1]), 64, widths=(16, 24, 32), depths=(1, 2, 2), layout=("C", "C", "T"),
+    int(sys.argv[1]), 64, widths=(16, 32), depths=(1, 1),
     stochastic_depth=0.5,
 )
 learnt = [v.value for v in model.trainable_variables]
@@ -239,4 +239,4 @@ def test_a_step_on_tensorflow_takes_less_memory():
 @pytest.mark.slow
 def test_a_step_on_jax_keeps_less():
     plain, model = _run(KEPT, 0, 1)
-    assert model < 0.25 * plain
+    assert model < 0.4 * plain
