@@ -18,16 +18,13 @@ JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
 STRATEGIES = tuple(dict.fromkeys(("auto", *TENSORFLOW_STRATEGIES, *JAX_STRATEGIES)))
 
 
-def make_engine(
-    strategy: str,
-    devices: int | None,
-    make_model: Callable[[], CoAtNetModel],
-    make_optimizer: Callable[[CoAtNetModel], AdamW],
-    recipe: Recipe,
-) -> Any:
-    """Makes the engine that trains on the devices that were chosen.
+def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None = None) -> Any:
+    """Chooses where to compute. To be called before TensorFlow computes anything.
+
+    Processes of a cluster can find each other only at the start, so this comes first in a run.
 
     Args:
+        recipe: what is computed.
         strategy: one of `STRATEGIES`.
 
             - `"auto"`: what there is: a cluster if TF_CONFIG names one, a TPU if TPU_NAME does, all
@@ -41,16 +38,12 @@ def make_engine(
             - `"model_parallel"`: all devices, each with a part of it (JAX): for CoAtNet6 and 7.
         devices: how many of this machine's devices; None: all. With `"model_parallel"`: among how
             many the network is divided; None: all.
-        make_model: builds the model.
-        make_optimizer: builds the optimiser for a model.
-        recipe: what is computed.
 
     Returns:
-        A `TensorFlowEngine` or a `JaxEngine`.
+        What `make_engine` takes.
 
     Raises:
-        ValueError: there is no such strategy here, there are fewer devices, or they do not divide
-            the batch.
+        ValueError: there is no such strategy here, or there are fewer devices.
     """
     backend = keras.backend.backend()
     offered = {"tensorflow": TENSORFLOW_STRATEGIES, "jax": JAX_STRATEGIES}.get(backend)
@@ -66,15 +59,48 @@ def make_engine(
     if devices is not None and devices < 1:
         raise ValueError(f"`devices` must be at least 1. Received: devices={devices}")
     if backend == "jax":
+        return _jax_distribution(strategy, devices, recipe)
+    return _tensorflow_strategy(strategy, devices)
+
+
+def in_cluster(chosen: Any) -> bool:
+    """Whether what `choose_devices` returned has devices of other machines or processes."""
+    if keras.backend.backend() != "tensorflow":
+        return False
+    import tensorflow as tf
+
+    elsewhere = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
+    return isinstance(chosen, elsewhere)
+
+
+def make_engine(
+    chosen: Any,
+    make_model: Callable[[], CoAtNetModel],
+    make_optimizer: Callable[[CoAtNetModel], AdamW],
+    recipe: Recipe,
+) -> Any:
+    """Makes the engine that trains on the devices that were chosen.
+
+    Args:
+        chosen: what `choose_devices` returned.
+        make_model: builds the model.
+        make_optimizer: builds the optimiser for a model.
+        recipe: what is computed.
+
+    Returns:
+        A `TensorFlowEngine` or a `JaxEngine`.
+
+    Raises:
+        ValueError: the devices do not divide the batch.
+    """
+    if keras.backend.backend() == "jax":
         from keras_coatnet.training.jax_engine import JaxEngine
 
-        chosen = _jax_distribution(strategy, devices, recipe)
         engine = JaxEngine
         replicas = _jax_replicas(chosen)
     else:
         from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 
-        chosen = _tensorflow_strategy(strategy, devices)
         engine = TensorFlowEngine
         replicas = chosen.num_replicas_in_sync
     if recipe.batch % (replicas * recipe.accumulate):
@@ -96,8 +122,7 @@ def _tensorflow_strategy(strategy: str, devices: int | None) -> Any:
 
     gpus = tf.config.list_physical_devices("GPU")
     if strategy == "auto":
-        workers = json.loads(os.environ.get("TF_CONFIG") or "{}").get("cluster", {})
-        if sum(len(addresses) for addresses in workers.values()) > 1:
+        if os.environ.get("TF_CONFIG") and _cluster_size() > 1:
             strategy = "multi_worker"
         elif os.environ.get("TPU_NAME"):
             strategy = "tpu"
@@ -121,18 +146,37 @@ def _tensorflow_strategy(strategy: str, devices: int | None) -> Any:
     return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices or len(gpus))])
 
 
-def _multi_worker_strategy(tf: Any) -> Any:
-    cluster = os.environ.get("TF_CONFIG")
+def _cluster_size() -> int:
+    """How many processes TF_CONFIG names.
+
+    Raises:
+        ValueError: it names none, or this process is not one of them.
+    """
+    variable = os.environ.get("TF_CONFIG")
     try:
-        task = json.loads(cluster or "")["task"]
-        int(task["index"])
-    except (ValueError, KeyError, TypeError) as error:
+        described = json.loads(variable or "")
+        cluster, task = described["cluster"], described["task"]
+        if 0 <= int(task["index"]) < len(cluster[task["type"]]):
+            return sum(map(len, cluster.values()))
+    except (ValueError, KeyError, TypeError, AttributeError):
+        pass
+    raise ValueError(
+        "The strategy 'multi_worker' needs the environment variable TF_CONFIG, such as "
+        '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": '
+        f"0}}}}, where the task is one of the cluster's. Received: TF_CONFIG={variable!r}"
+    )
+
+
+def _multi_worker_strategy(tf: Any) -> Any:
+    _cluster_size()
+    try:
+        return tf.distribute.MultiWorkerMirroredStrategy()
+    except (RuntimeError, tf.errors.OpError) as error:
+        reason = " ".join(str(error).split())
         raise ValueError(
-            "The strategy 'multi_worker' needs the environment variable TF_CONFIG, such as "
-            '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", '
-            f'"index": 0}}}}. Received: TF_CONFIG={cluster!r}'
+            f"The processes that TF_CONFIG names cannot reach each other: {reason}. Received: "
+            f"TF_CONFIG={os.environ['TF_CONFIG']}"
         ) from error
-    return tf.distribute.MultiWorkerMirroredStrategy()
 
 
 def _logical_cpus(tf: Any, count: int) -> list[str]:

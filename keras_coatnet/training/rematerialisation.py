@@ -9,6 +9,12 @@ layer is called without it, its BatchNorm statistics and random seeds would move
 computation as in the first, so that other samples would be dropped in it. Here a block is a pure
 function of its input and variables, which `keras.remat` is made for; what the first computation
 made of its state is assigned once, outside.
+
+Measured on TensorFlow, two CPU cores, float32, beside what the model itself takes: CoAtNet-0 at 224
+pixels and batch 8 takes 0.7 GB instead of 2.0, for 29% more processor time; a third of its widths
+at 128 pixels and batch 32, 0.4 GB instead of 1.1 for 23% more. On JAX an eighth is kept for the
+gradients, but XLA's compiler for CPUs merges the two computations again (its pass `cse`), so that
+nothing is gained there.
 """
 
 from __future__ import annotations

@@ -289,6 +289,7 @@ class TensorFlowEngine:
     def _total_over_replicas(self, value: Any) -> Any:
         def on_replica(value: Any) -> Any:
             context = tf.distribute.get_replica_context()
+            value = tf.identity(value)  # on the replica's device, as all_reduce wants it
             return context.all_reduce(tf.distribute.ReduceOp.SUM, value)
 
         return self.strategy.run(on_replica, args=(value,))

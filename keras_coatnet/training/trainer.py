@@ -9,11 +9,9 @@ import json
 import math
 import os
 import pathlib
-import signal
 import sys
 import time
 import warnings
-from collections.abc import Callable, Iterator
 from typing import Any, TextIO
 
 import keras
@@ -24,8 +22,9 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.training import charts
 from keras_coatnet.training.checkpointing import Checkpoint, CheckpointFolder
-from keras_coatnet.training.devices import make_engine
+from keras_coatnet.training.devices import choose_devices, in_cluster, make_engine
 from keras_coatnet.training.evaluation import evaluate_engine
+from keras_coatnet.training.faults import TrainingError, in_words, on_sigterm
 from keras_coatnet.training.optimization import AdamW, WarmUpSchedule, freeze, layer_rate_scales
 from keras_coatnet.training.pipeline import Augmentation, BrokenPictures, training_dataset
 from keras_coatnet.training.recipe import Recipe
@@ -35,10 +34,6 @@ from keras_coatnet.training.scores import Evaluation
 from keras_coatnet.training.sources import Source, open_sources
 
 RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
-
-
-class TrainingError(RuntimeError):
-    """A run that cannot go on, in one line that says at which step, why, and what to do."""
 
 
 class Stopped(Exception):
@@ -89,7 +84,7 @@ def train(
         recipe: what is trained on what; its `data` must be named.
         output: the run's folder.
         data_dir: where tensorflow-datasets keeps its data.
-        strategy: where it computes, see `devices.make_engine`.
+        strategy: where it computes, see `devices.choose_devices`.
         devices: on how many devices; None: on all that the strategy finds.
         stream: where progress goes; None: the error stream.
 
@@ -113,23 +108,28 @@ def train(
             f"The recipe {recipe.name!r} names no data. Give `data`: a folder of pictures, or the "
             "name of a data set of tensorflow-datasets."
         )
+    chosen = choose_devices(recipe, strategy, devices)
     sources = open_sources(
         recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
     )
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
+    broken = BrokenPictures(recipe.broken_limit)
     policy = keras.config.dtype_policy()
     try:
         keras.config.set_dtype_policy(recipe.precision)
-        return _Run(recipe, sources, folder, strategy, devices, stream or sys.stderr).run()
+        with in_words(folder, broken, in_cluster(chosen)):
+            return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr).run()
     finally:
         keras.config.set_dtype_policy(policy)
 
 
 def _check_folder(folder: pathlib.Path, recipe: Recipe) -> None:
     """Refuses a folder that holds anything but a run of this very recipe."""
+    # Listed once: another process of the run may be writing the recipe just now.
+    names = os.listdir(folder) if folder.exists() else []
     path = folder / RECIPE
-    if path.exists():
+    if RECIPE in names:
         known = Recipe.load(path)
         if known == recipe:
             return
@@ -142,7 +142,7 @@ def _check_folder(folder: pathlib.Path, recipe: Recipe) -> None:
             f"{folder} holds another run, with {', '.join(changed)}. Give the same recipe to go "
             "on with it, or choose another output folder."
         )
-    if folder.exists() and any(folder.iterdir()):
+    if any(not name.startswith(".") for name in names):
         raise ValueError(
             f"{folder} is not empty, and holds no run to go on with. Choose another output folder."
         )
@@ -156,8 +156,8 @@ class _Run:
         recipe: Recipe,
         sources: tuple[Source, Source],
         folder: pathlib.Path,
-        strategy: str,
-        devices: int | None,
+        chosen: Any,
+        broken: BrokenPictures,
         stream: TextIO,
     ) -> None:
         self.recipe = recipe
@@ -173,10 +173,10 @@ class _Run:
             recipe.warmup_steps(self.total_steps),
             recipe.schedule,
         )
-        self.broken = BrokenPictures(recipe.broken_limit)
+        self.broken = broken
         self.checkpoints = CheckpointFolder(folder / "checkpoints", recipe.keep_checkpoints)
         keras.utils.set_random_seed(recipe.seed)
-        self.engine = make_engine(strategy, devices, self._model, self._optimizer, recipe)
+        self.engine = make_engine(chosen, self._model, self._optimizer, recipe)
         self.stop_asked = False
 
         # What a checkpoint remembers beside the variables.
@@ -218,12 +218,11 @@ class _Run:
     # --- The loop ----------------------------------------------------------------------------
 
     def run(self) -> Result:
+        self._open_folder()
         resumed = self._resume()
         started, first = time.monotonic(), self.step
         chief = self.engine.is_chief
         if chief:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.recipe.save(self.folder / RECIPE)
             (self.folder / CLASSES).write_text("\n".join(self.training.classes) + "\n")
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         self.progress = Progress(
@@ -237,12 +236,14 @@ class _Run:
                 self._save()  # what a run with a bad first batch goes back to
             elif resumed < self.total_steps:
                 self.progress.message(f"going on from step {resumed:,}")
-            with _on_signal(self._ask_to_stop), _worker_faults():
+            with on_sigterm(self._ask_to_stop):
                 evaluation = self._loop()
         finally:
             self.progress.close()
             if self.log is not None:
-                self.log.close()
+                # Each row is with the system already; what ended the run is to be seen, not this.
+                with contextlib.suppress(OSError, tf.errors.OpError):
+                    self.log.close()
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
     def _loop(self) -> Evaluation:
@@ -261,12 +262,11 @@ class _Run:
         unread: collections.deque[tuple[int, Any, Any]] = collections.deque()
         while self.step < self.total_steps:
             number = self.step + 1
-            with self._naming_broken_pictures():
-                if number in self.skipped:
-                    for _ in range(recipe.accumulate):
-                        next(batches)
-                else:
-                    unread.append((number, *self.engine.train_step(batches)))
+            if number in self.skipped:
+                for _ in range(recipe.accumulate):
+                    next(batches)
+            else:
+                unread.append((number, *self.engine.train_step(batches)))
             self.step = number
             ends_epoch = number % self.steps_per_epoch == 0
             epoch = number // self.steps_per_epoch
@@ -281,7 +281,7 @@ class _Run:
                 self._read(unread, leave=0 if evaluates or saves or logs or stops else 1)
             if logs:
                 self._log_row()
-            if evaluates and not stops:
+            if evaluates:
                 evaluation = self._evaluate()
             if saves or stops:
                 self._save()
@@ -349,7 +349,7 @@ class _Run:
 
     def _evaluate(self, anew: bool = False) -> Evaluation:
         """Evaluates and logs it, unless it is only the same `anew`, of a run that is complete."""
-        with self.progress.paused(), self._naming_broken_pictures():
+        with self.progress.paused():
             found = evaluate_engine(
                 self.engine,
                 self.validation,
@@ -438,6 +438,20 @@ class _Run:
             raise TrainingError(f"there is no checkpoint in {self.checkpoints.path} to go back to")
         return checkpoint
 
+    def _open_folder(self) -> None:
+        """Writes the recipe of a new run, and checks that all processes write to one folder."""
+        path = self.folder / RECIPE
+        if self.engine.is_chief and not path.exists():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            self.recipe.save(path)
+        self.engine.any_process(False)  # the others wait for it
+        if self.engine.any_process(not path.exists()):
+            raise ValueError(
+                f"Not all processes of this run see {path}. The output folder must be one that "
+                "all machines share."
+            )
+        _check_folder(self.folder, self.recipe)
+
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
         checkpoint = self.checkpoints.newest()
@@ -460,15 +474,6 @@ class _Run:
         for name in checkpoint.notes["broken"]:
             self.broken.add(name, "found before the run was interrupted")
 
-    @contextlib.contextmanager
-    def _naming_broken_pictures(self) -> Iterator[None]:
-        try:
-            yield
-        except tf.errors.OpError as error:
-            if self.broken.error is None:
-                raise
-            raise TrainingError(str(self.broken.error)) from error
-
 
 @dataclasses.dataclass
 class _BadStep(Exception):
@@ -477,30 +482,3 @@ class _BadStep(Exception):
     step: int
     loss: float
     norm: float
-
-
-@contextlib.contextmanager
-def _on_signal(handler: Callable[[], None]) -> Iterator[None]:
-    """Calls `handler` where SIGTERM would end the process."""
-    old = signal.signal(signal.SIGTERM, lambda number, frame: handler())
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, old)
-
-
-@contextlib.contextmanager
-def _worker_faults() -> Iterator[None]:
-    """Turns what the runtime says of a lost connection into one line."""
-    try:
-        yield
-    except (
-        tf.errors.UnavailableError,
-        tf.errors.AbortedError,
-        tf.errors.CancelledError,
-        tf.errors.DeadlineExceededError,
-    ) as error:
-        raise TrainingError(
-            "another process of this run is gone. Start the same command on all machines to go on "
-            f"from the last checkpoint. ({type(error).__name__})"
-        ) from error

@@ -80,8 +80,8 @@ def test_operation_by_operation_not_one_bit_changes(policy):
 def test_under_xla():
     small = CONFIG.replace(widths=(16, 16), depths=(1, 1), layout=("C", "T"))
     plain, model = _build(False, small), _build(True, small)
-    losses = _train(plain, jit_compile=True)
-    assert _train(model, jit_compile=True) == pytest.approx(losses, abs=2e-6)
+    losses = _train(plain, 2, jit_compile=True)
+    assert _train(model, 2, jit_compile=True) == pytest.approx(losses, abs=2e-6)
 
 
 def test_frozen_layers_stay_and_the_others_learn_the_same():
@@ -161,7 +161,7 @@ tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfigur
 x = np.random.default_rng(0).uniform(0, 255, (16, 32, 32, 3)).astype("float32")
 data = tf.data.Dataset.from_tensor_slices((x, np.arange(16) % 4)).batch(8)
 with tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"]).scope():
-    model = build(int(sys.argv[1]), 32, stochastic_depth=0.5)
+    model = build(int(sys.argv[1]), 32, depths=(1, 1), stochastic_depth=0.5)
     model.compile(keras.optimizers.SGD(0.1), "sparse_categorical_crossentropy")
 losses = model.fit(data, epochs=2, shuffle=False, verbose=0).history["loss"]
 sums = [float(np.abs(np.array(v)).sum()) for v in model.variables]

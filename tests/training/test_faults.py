@@ -1,0 +1,320 @@
+"""Nothing is lost: runs that are killed, damaged, starved and misled come to the same numbers."""
+
+import dataclasses
+import pathlib
+import shutil
+import signal
+import subprocess
+
+import numpy as np
+import pytest
+
+from keras_coatnet.cli import main
+from keras_coatnet.training import trainer
+from keras_coatnet.training.checkpointing import CheckpointFolder
+from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.trainer import train
+from tests.training import faults, runs
+
+tf = pytest.importorskip("tensorflow")
+pytestmark = [
+    pytest.mark.tensorflow_only,
+    pytest.mark.slow,
+    pytest.mark.xdist_group("faults"),  # they share a run
+]
+
+
+@pytest.fixture(scope="module")
+def recipe(tmp_path_factory) -> pathlib.Path:
+    return runs.write_recipe(tmp_path_factory.mktemp("recipe"))
+
+
+@pytest.fixture(scope="module")
+def whole(recipe, tmp_path_factory) -> pathlib.Path:
+    """The folder of a run that nothing happened to."""
+    folder = tmp_path_factory.mktemp("whole")
+    train(Recipe.load(recipe), folder)
+    return folder
+
+
+@pytest.fixture
+def alone(whole, tmp_path) -> pathlib.Path:
+    """A copy of that folder."""
+    return shutil.copytree(whole, tmp_path / "copy")
+
+
+# --- Killed, told to stop ---------------------------------------------------------------------
+
+
+def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path):
+    command = runs.command(recipe, tmp_path)
+    random = np.random.default_rng()
+    steps, delay = int(random.integers(1, 9)), random.uniform(0, 0.1)
+    first = faults.kill(command, tmp_path, steps, delay)
+    second = faults.kill(command, tmp_path, 1, delay=None)
+    print(f"killed after {steps} steps and {delay:.3f} s: {first}, and while it saved: {second}")
+    assert first is not None and second is not None and second.begun_at <= first.reached
+    with faults.Run(command, tmp_path) as run:
+        begun = run.wait_for_begin()
+        run.wait_for_step(begun + 2)
+        run.send(signal.SIGTERM)
+        assert run.wait() == 143, run.text()
+        last_line = run.text().splitlines()[-1]
+    (step, *_) = CheckpointFolder(tmp_path / "checkpoints").steps()[::-1]
+    assert begun + 2 <= step == faults.logged(tmp_path)
+    assert last_line == (
+        f"keras-coatnet: stopped at step {step} of 30, which is saved; the same command goes on"
+    )
+    train(Recipe.load(recipe), tmp_path)
+    assert runs.outcome(tmp_path) == runs.outcome(whole)
+
+
+def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(recipe, whole, alone, monkeypatch):
+    (alone / "checkpoints" / "step-00000030.safetensors").unlink()
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "_stop_wanted", lambda run, logs: run.step == 30)
+        with pytest.raises(trainer.Stopped, match="step 30 of 30"):
+            train(Recipe.load(recipe), alone)
+    train(Recipe.load(recipe), alone)
+    assert runs.outcome(alone) == runs.outcome(whole)
+
+
+# --- Damaged checkpoints, a full disk ---------------------------------------------------------
+
+
+def test_damaged_checkpoints_are_passed_over(recipe, whole, alone):
+    folder = CheckpointFolder(alone / "checkpoints")
+    assert folder.steps() == [24, 28, 30]
+    newest, second = (folder.path / f"step-{step:08}.safetensors" for step in (30, 28))
+    newest.write_bytes(newest.read_bytes()[:-1000])
+    content = bytearray(second.read_bytes())
+    content[-1000] ^= 1
+    second.write_bytes(content)
+    with pytest.warns(UserWarning, match="is damaged .*; falling back") as warnings:
+        train(Recipe.load(recipe), alone)
+    named = [str(warning.message) for warning in warnings if "damaged" in str(warning.message)]
+    assert [str(path) in text for path, text in zip((newest, second), named, strict=True)]
+    assert runs.outcome(alone) == runs.outcome(whole)
+
+
+@pytest.fixture
+def disk(tmp_path):
+    """A real file system of 4 MB, in memory."""
+    place = tmp_path / "disk"
+    place.mkdir()
+    mount = ["mount", "-t", "tmpfs", "-o", "size=4m,mode=777", "tmpfs", str(place)]
+    for prefix in ([], ["sudo", "-n"]):
+        tool = shutil.which((prefix or mount)[0])
+        if tool and not subprocess.run([*prefix, *mount], stderr=subprocess.DEVNULL).returncode:
+            yield place
+            subprocess.run([*prefix, "umount", "--lazy", place], check=True)
+            return
+    # Who may not mount anything may do so in a namespace of their own, seen through /proc.
+    script = f"{subprocess.list2cmdline(mount)} && echo mounted && exec sleep 900"
+    with subprocess.Popen(["unshare", "-rm", "sh", "-c", script], stdout=subprocess.PIPE) as holder:
+        assert holder.stdout.readline(), "This machine lets nobody mount a tmpfs."
+        yield pathlib.Path(f"/proc/{holder.pid}/root{place}")
+        holder.kill()
+
+
+def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
+    recipe, whole, disk, capfd, monkeypatch
+):
+    filling = disk / "filling"
+    filling.write_bytes(bytes(4 * 2**20 - 300 * 2**10))  # room for two checkpoints
+    output = disk / "run"
+    assert main(["train", str(recipe), "--output", str(output)]) == 2
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "keras-coatnet: error: [Errno 28] the checkpoint of step 8 could not be saved: the disk is "
+        "full; the one of step 4 is whole. Make room and start the same command again to go on: "
+        f"'{output / 'checkpoints'}'"
+    )
+    assert CheckpointFolder(output / "checkpoints").newest().step == 4
+
+    # The next thing that finds no room is the log, of which every row goes to the disk.
+    filling.write_bytes(bytes(3 * 2**20))
+    write_row = trainer._Run._log_row
+
+    def fill_first(run: trainer._Run) -> None:
+        if run.step == 9:
+            with pytest.raises(OSError, match="No space"), filling.open("ab", 0) as file:
+                while True:
+                    file.write(bytes(4096))
+        write_row(run)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer._Run, "_log_row", fill_first)
+        patch.setattr(trainer._Run, "_save", lambda run: None)
+        assert main(["train", str(recipe), "--output", str(output)]) == 2
+    *_, before, last = capfd.readouterr().err.splitlines()
+    assert last == (
+        "keras-coatnet: error: [Errno 28] the disk is full; the last checkpoint is whole. Make "
+        f"room and start the same command again to go on: '{output}'"
+    )
+    assert before.startswith(("step", "epoch", "going on"))
+    assert CheckpointFolder(output / "checkpoints").newest().step == 4
+
+    filling.unlink()
+    assert main(["train", str(recipe), "--output", str(output)]) == 0
+    assert runs.outcome(output) == runs.outcome(whole)
+
+
+# --- Losses that are not numbers --------------------------------------------------------------
+
+
+@pytest.fixture
+def poisoned(monkeypatch):
+    """Makes the labels of the batches of steps 6 and 13 not a number."""
+    make = trainer.training_dataset
+
+    def spoilt(source, *, start_step, **options):
+        def spoil(number, batch):
+            images, labels = batch
+            is_bad = (number == 5) | (number == 12)  # counted from 0
+            return images, tf.where(is_bad, np.nan, labels)
+
+        dataset = make(source, start_step=start_step, **options)
+        return dataset.enumerate(start_step).map(spoil)
+
+    monkeypatch.setattr(trainer, "training_dataset", spoilt)
+
+
+def test_a_loss_that_is_not_a_number_stops_the_run(recipe, poisoned, tmp_path, capfd):
+    assert main(["train", str(recipe), "--output", str(tmp_path)]) == 1
+    (line,) = (line for line in capfd.readouterr().err.splitlines() if "error: " in line)
+    assert "the loss of step 6 is nan" in line and "set on_nan to 'skip'" in line
+    assert CheckpointFolder(tmp_path / "checkpoints").newest().step == 4
+
+
+class _Killed(BaseException):
+    pass
+
+
+def test_bad_batches_are_skipped_and_stay_skipped(recipe, poisoned, tmp_path, monkeypatch):
+    skipping = dataclasses.replace(Recipe.load(recipe), on_nan="skip", epochs=2)
+    with monkeypatch.context() as patch:
+
+        def told_to_skip(run: trainer._Run) -> None:
+            run.skipped = [6, 13]
+
+        patch.setattr(trainer._Run, "_resume", told_to_skip)
+        train(skipping, tmp_path / "told")
+
+    with monkeypatch.context() as patch:
+        update = trainer.Progress.update
+
+        def update_or_die(progress: trainer.Progress, step: int, figures: str) -> None:
+            update(progress, step, figures)
+            if step == 15:
+                raise _Killed
+
+        patch.setattr(trainer.Progress, "update", update_or_die)
+        with pytest.raises(_Killed):
+            train(skipping, tmp_path / "found")
+    newest = CheckpointFolder(tmp_path / "found" / "checkpoints").newest()
+    assert (newest.step, newest.notes["skipped"]) == (12, [6])
+    newest = None
+    result = train(skipping, tmp_path / "found")
+    assert result.figures["skipped steps"] == 2
+    steps = [int(row["step"]) for row in runs.outcome(tmp_path / "found").history]
+    assert steps == [step for step in range(1, 21) if step not in (6, 13)]
+    assert runs.outcome(tmp_path / "found") == runs.outcome(tmp_path / "told")
+
+
+# --- Data that are not as they should be ------------------------------------------------------
+
+
+def error_line(capfd) -> str:
+    """The one line that a command ended with."""
+    lines = capfd.readouterr().err.splitlines()
+    assert not any("Traceback" in line for line in lines)
+    assert sum("keras-coatnet: error" in line for line in lines) == 1
+    return lines[-1]
+
+
+def break_pictures(data: pathlib.Path, count: int) -> list[str]:
+    """Makes pictures unreadable that are trained on with the seed 0."""
+    source, _ = trainer.open_sources(data)
+    names = [
+        item["name"].decode() for item in source.examples(None, 0).take(count).as_numpy_iterator()
+    ]
+    for name in names:
+        pathlib.Path(name).write_bytes(b"no picture")
+    return names
+
+
+def test_too_many_broken_pictures_end_the_run(tmp_path, capfd):
+    recipe = runs.write_recipe(tmp_path, broken_limit=2)
+    names = break_pictures(tmp_path / "digits", 3)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
+    line = error_line(capfd)
+    assert "3 pictures cannot be read, more than the limit of 2" in line
+    assert all(name in line for name in names)
+
+
+def test_a_few_broken_pictures_are_counted(tmp_path, capfd):
+    recipe = runs.write_recipe(tmp_path, broken_limit=2, epochs=1)
+    break_pictures(tmp_path / "digits", 2)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 0
+    assert "unreadable pictures      2\n" in capfd.readouterr().out
+
+
+def with_sources(monkeypatch, change) -> None:
+    """Changes what is trained on, after it was opened."""
+    opened = trainer.open_sources
+
+    def open_and_change(*arguments, **options):
+        training, validation = opened(*arguments, **options)
+        return change(training), validation
+
+    monkeypatch.setattr(trainer, "open_sources", open_and_change)
+
+
+def test_pictures_that_vanish_are_named(tmp_path, capfd, monkeypatch):
+    recipe = runs.write_recipe(tmp_path)
+
+    def remove(source):
+        shutil.rmtree(tmp_path / "digits" / "3")
+        return source
+
+    with_sources(monkeypatch, remove)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
+    line = error_line(capfd)
+    assert line.startswith(f"keras-coatnet: error: {tmp_path}/digits/3/")
+    assert ".png was there at the start, and is gone. Put it back" in line
+
+
+def test_wrong_labels_are_named(recipe, tmp_path, capfd, monkeypatch):
+    text = "Expected one label from 0 to 9 for train.tfrecord__17. Received: 99"
+
+    def mislabel(source):
+        def check(item):
+            fits = item["label"] != 3
+            with tf.control_dependencies([tf.debugging.Assert(fits, [text])]):
+                return {**item, "label": tf.identity(item["label"])}
+
+        return dataclasses.replace(
+            source, examples=lambda seed, start: source.examples(seed, start).map(check)
+        )
+
+    with_sources(monkeypatch, mislabel)
+    assert main(["train", str(recipe), "--output", str(tmp_path)]) == 1
+    assert error_line(capfd) == f"keras-coatnet: error: {text}. Repair the data set."
+
+
+# --- Output folders ---------------------------------------------------------------------------
+
+
+def test_the_folder_of_another_run_is_refused(recipe, whole, capfd):
+    before = runs.outcome(whole)
+    command = ["train", str(recipe), "--output", str(whole), "--seed", "1", "--mixup", "0.2"]
+    assert main(command) == 2
+    assert "holds another run, with seed=0, mixup=0.8. Give the same" in error_line(capfd)
+    assert runs.outcome(whole) == before
+
+
+def test_a_folder_of_other_things_is_refused(recipe, tmp_path, capfd):
+    (tmp_path / "thesis.tex").write_text("all there is")
+    assert main(["train", str(recipe), "--output", str(tmp_path)]) == 2
+    assert "is not empty, and holds no run to go on with" in error_line(capfd)
+    assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
