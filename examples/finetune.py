@@ -26,7 +26,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def main(arguments=None):
     """Trains; then reloads, tries and exports what came of it."""
     args = read_arguments(arguments)
-    from keras_coatnet.training.trainer import Stopped, TrainingError
+    from keras_coatnet.training import Stopped, TrainingError
 
     try:
         result = finetune(args)
@@ -45,8 +45,7 @@ def main(arguments=None):
 
 def finetune(args):
     """Runs the recipe `transfer`, or goes on with a run of it that was interrupted."""
-    from keras_coatnet.training.recipes import find_recipe
-    from keras_coatnet.training.trainer import train
+    from keras_coatnet.training import find_recipe, train
 
     # All fields: `python -m keras_coatnet train transfer --dry-run`.
     recipe = find_recipe("transfer", args.model).replace(
@@ -67,9 +66,7 @@ def reload(folder):
     Any other model could be evaluated so.
     """
     import keras_coatnet
-    from keras_coatnet.training.evaluation import evaluate
-    from keras_coatnet.training.recipe import Recipe
-    from keras_coatnet.training.sources import open_sources
+    from keras_coatnet.training import Recipe, evaluate, open_sources
 
     recipe = Recipe.load(folder / "recipe.json")
     # The file knows the input's size and the number of classes. A network that has a function of

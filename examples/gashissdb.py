@@ -29,8 +29,7 @@ PUBLISHED = {"accuracy": 98.74, "f1": 99.38, "precision": 99.97}
 def main(arguments=None):
     """Trains, evaluates, and prints the figures beside the published ones."""
     args = read_arguments(arguments)
-    from keras_coatnet.training.recipes import find_recipe
-    from keras_coatnet.training.trainer import Stopped, TrainingError, train
+    from keras_coatnet.training import Stopped, TrainingError, find_recipe, train
 
     try:
         recipe = find_recipe("gashissdb").replace(weights=args.weights)
@@ -52,8 +51,7 @@ def main(arguments=None):
 def evaluate_again(folder, recipe, data_dir):
     """Evaluates the weights that were saved, as `python -m keras_coatnet evaluate --run` does."""
     from keras_coatnet.inference import open_model
-    from keras_coatnet.training.evaluation import evaluate
-    from keras_coatnet.training.sources import open_source
+    from keras_coatnet.training import evaluate, open_source
 
     model, _ = open_model(folder / "final.weights.h5")
     source = open_source(recipe.data, "validation", data_dir=data_dir)

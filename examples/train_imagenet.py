@@ -32,8 +32,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 def main(arguments=None):
     """Trains, and prints what came of it."""
     args = read_arguments(arguments)
-    from keras_coatnet.training.recipes import find_recipe
-    from keras_coatnet.training.trainer import Stopped, TrainingError, train
+    from keras_coatnet.training import Stopped, TrainingError, find_recipe, train
 
     try:
         # A recipe is data. All that is changed by name here could be changed in a file: see

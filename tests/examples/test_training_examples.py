@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.training.recipes import FAMILIES, find_recipe
+from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 from tests.training import tars
 
 ROOT = pathlib.Path(__file__).parents[2]

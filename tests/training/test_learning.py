@@ -13,15 +13,19 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.training import devices
+from keras_coatnet.training import (
+    AdamW,
+    Recipe,
+    WarmUpSchedule,
+    devices,
+    evaluate,
+    find_recipe,
+    open_sources,
+    rematerialise,
+    train,
+)
 from keras_coatnet.training.checkpointing import CheckpointFolder
-from keras_coatnet.training.evaluation import evaluate
-from keras_coatnet.training.optimization import AdamW, WarmUpSchedule, freeze, layer_rate_scales
-from keras_coatnet.training.recipe import Recipe
-from keras_coatnet.training.recipes import find_recipe
-from keras_coatnet.training.rematerialisation import rematerialise
-from keras_coatnet.training.sources import open_sources
-from keras_coatnet.training.trainer import train
+from keras_coatnet.training.optimization import freeze, layer_rate_scales
 from tests import helpers, timm_models
 from tests.training import tars
 
@@ -104,7 +108,8 @@ def make_engine(make_model: Callable[[], keras.Model], recipe: Recipe, steps: in
             epsilon=recipe.epsilon,
         )
 
-    return devices.make_engine("one_device", None, make_model, make_optimizer, recipe)
+    chosen = devices.choose_devices(recipe, "one_device", None)
+    return devices.make_engine(chosen, make_model, make_optimizer, recipe)
 
 
 def our_run(engine: Any, batches: list[tuple[np.ndarray, np.ndarray]]) -> list:

@@ -6,8 +6,8 @@ import json
 import pytest
 
 import keras_coatnet
-from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe, recipes
+from keras_coatnet.training.recipe import Recipe
 
 # Table 10 of the paper, typed again from it: a row for each recipe, a column for each field.
 PAPER = {
