@@ -134,6 +134,7 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
     "model": {"config", "layers"},
     "weights": {"config", "layers", "model", "weights"},
     "applications": {"config", "model", "weights"},
+    "fusion": {"layers", "model"},
     "inference": {"applications", "config", "labels", "model", "weights"},
     "training": {
         "applications",
