@@ -162,7 +162,11 @@ class CheckpointFolder:
             raise ValueError(f"The checkpoint {path} is damaged ({error})") from error
 
     def discard_after(self, step: int) -> None:
-        """Removes the files of later steps, which a run that went back will write again."""
+        """Removes the files of later steps, which a run that goes on from here writes again.
+
+        Args:
+            step: the step of a checkpoint that is whole.
+        """
         for later in self.steps():
             if later > step:
                 self._file(later).unlink(missing_ok=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pathlib
 import sys
 from typing import Any, TextIO
 
@@ -10,6 +11,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.inference import PictureSettings, check_classifier, class_scores
+from keras_coatnet.training.faults import TrainingError, in_words
 from keras_coatnet.training.pipeline import BrokenPictures, evaluation_dataset
 from keras_coatnet.training.reports import Progress
 from keras_coatnet.training.scores import Evaluation, EvaluationCounter
@@ -64,17 +66,16 @@ def evaluate(
     counter = EvaluationCounter(source.classes, positive)
     progress = Progress(-(-source.count // batch), batch, sys.stderr if stream is None else stream)
     try:
-        for step, (images, labels, weights) in enumerate(dataset, 1):
-            scores = class_scores(model, images.numpy())
-            labels = labels.numpy()
-            top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
-            share = np.maximum(scores[np.arange(len(labels)), labels], 1e-30)
-            counter.update(labels, top, -np.log(share), weights.numpy())
-            progress.update(step, f"top1 {counter.result().top1:.4f}")
-    except tf.errors.OpError as error:
-        if broken.error is None:
-            raise
-        raise ValueError(str(broken.error)) from error
+        with in_words(pathlib.Path(), broken, cluster=False):
+            for step, (images, labels, weights) in enumerate(dataset, 1):
+                scores = class_scores(model, images.numpy())
+                labels = labels.numpy()
+                top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+                share = np.maximum(scores[np.arange(len(labels)), labels], 1e-30)
+                counter.update(labels, top, -np.log(share), weights.numpy())
+                progress.update(step, f"top1 {counter.result().top1:.4f}")
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
     finally:
         progress.close()
     for name in broken.names:

@@ -67,7 +67,7 @@ def in_words(folder: pathlib.Path, broken: BrokenPictures, cluster: bool) -> Ite
             path = re.sub(r".*(Iterator::\S*: |\}\} )", "", lost[1])
             raise TrainingError(
                 f"{path} was there at the start, and is gone. Put it back and start the same "
-                "command again to go on from the last checkpoint."
+                "command again."
             ) from error
         if cluster and isinstance(error, _CONNECTION_ERRORS):
             raise TrainingError(

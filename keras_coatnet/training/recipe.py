@@ -91,7 +91,7 @@ class Recipe:
     positive: str | None = _field(None, "of two classes, the one that precision and F1 are about")
     evaluation_epochs: int = _field(1, "epochs between two evaluations")
 
-    # What the machine needs, without a change of what is computed beyond rounding.
+    # What the machine needs. In parts, BatchNorm sees a part at a time; else it is rounding.
     precision: str = _field("float32", "what layers compute in", PRECISIONS)
     accumulate: int = _field(1, "parts in which a device computes its share of a batch")
     rematerialise: bool = _field(False, "compute blocks anew in the backward pass: less memory")

@@ -463,6 +463,8 @@ class _Run:
         if checkpoint is None:
             return None
         self._restore(checkpoint)
+        if self.engine.is_chief:
+            self.checkpoints.discard_after(checkpoint.step)  # damaged ones
         return checkpoint.step
 
     def _restore(self, checkpoint: Checkpoint) -> None:
