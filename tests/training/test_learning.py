@@ -252,7 +252,7 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
     options = ("image_size", "flip", "crop_area", "crop_ratio", "evaluation_epochs")
     recipe = find_recipe("transfer", small).replace(
         data=str(new),
-        epochs=20,
+        epochs=30,
         batch=20,
         learning_rate=1e-3,
         randaugment_layers=0,
@@ -262,8 +262,8 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
     scratch = train(recipe, tmp_path / "scratch")
     for result in (transferred, scratch):
         print(result.summary())
-        assert (result.figures["steps"], result.evaluation.count) == (40, 356)
-    assert transferred.evaluation.top1 >= scratch.evaluation.top1 + 0.2
+        assert (result.figures["steps"], result.evaluation.count) == (60, 356)
+    assert transferred.evaluation.top1 >= scratch.evaluation.top1 + 0.2  # measured: 0.74, 0.36
 
 
 # --- What is frozen, averaged, slowed down, or computed in another way --------------------------
