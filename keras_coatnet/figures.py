@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from keras_coatnet.config import Block, CoAtNetConfig, find_architecture
+from keras_coatnet.variables import attention_width, variables
 
 CONVENTIONS = ("multiply_adds", "paper")
 
@@ -21,9 +22,8 @@ _PAPER_BATCH = 8
 
 @dataclass(frozen=True)
 class _Part:
-    """What one part of a network has and does, for one image."""
+    """What one part of a network does, for one image."""
 
-    parameters: int = 0
     multiply_adds: int = 0
     elementwise: int = 0
     look_ups: int = 0
@@ -55,8 +55,10 @@ def count_params(
         >>> count_params("coatnet7")
         2441973112
     """
-    parts = _parts(architecture, input_shape, classes, include_top)
-    return sum(part.parameters for part in parts)
+    config = find_architecture(architecture)
+    _check_classes(classes)
+    listed = variables(config, _checked_shape(input_shape), classes, include_top)
+    return sum(math.prod(variable.shape) for variable in listed if variable.trainable)
 
 
 def count_flops(
@@ -108,8 +110,7 @@ def _parts(
 ) -> Iterator[_Part]:
     config = find_architecture(architecture)
     height, width, channels = _checked_shape(input_shape)
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise ValueError(f"`classes` must be a whole number of at least 1. Received: {classes!r}")
+    _check_classes(classes)
     height, width = math.ceil(height / 2), math.ceil(width / 2)
     yield _stem(config, channels, height * width)
     for block in config.blocks():
@@ -120,6 +121,11 @@ def _parts(
         else:
             yield _transformer(config, block, height, width)
     yield _head(config, height * width, classes if include_top else None)
+
+
+def _check_classes(classes: Any) -> None:
+    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
+        raise ValueError(f"`classes` must be a whole number of at least 1. Received: {classes!r}")
 
 
 def _checked_shape(input_shape: Any) -> tuple[int, int, int]:
@@ -139,7 +145,6 @@ def _stem(config: CoAtNetConfig, channels: int, positions: int) -> _Part:
     bias = int(config.stem_bias)
     per_element = bias + _BATCH_NORM + _ACTIVATION[config.conv_activation]
     return _Part(
-        parameters=kernels + bias * (first + second) + 2 * first,
         multiply_adds=kernels * positions,
         elementwise=(per_element * first + bias * second) * positions,
     )
@@ -155,16 +160,6 @@ def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: i
     activation = _ACTIVATION[config.conv_activation]
     prenorm = _BATCH_NORM + (activation if config.conv_prenorm_activation else 0)
     return _Part(
-        parameters=2 * width_in
-        + width_in * expanded
-        + 9 * expanded
-        + 4 * expanded
-        + 2 * expanded * squeezed
-        + squeezed
-        + expanded
-        + expanded * width
-        + bias * width
-        + projected * (width_in * width + bias * width),
         multiply_adds=width_in * expanded * positions_expanded
         + 9 * expanded * positions
         + 2 * expanded * squeezed
@@ -182,7 +177,7 @@ def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: i
 
 def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -> _Part:
     channels_in, channels = block.width_in, block.width
-    inner = channels if config.attention_width == "output" else channels_in
+    inner = attention_width(config, block)
     hidden = config.ffn_expansion * channels
     heads, positions = inner // config.head_size, height * width
     offsets = (2 * height - 1) * (2 * width - 1)
@@ -191,10 +186,9 @@ def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -
     shortcut_bias = projected * int(config.transformer_shortcut_bias)
     norm = _LAYER_NORM if config.transformer_norm == "layer" else _BATCH_NORM
     scale = int(config.layer_scale is not None)
-    position_parameters, position_products, look_ups = heads * offsets, 0, 0
+    position_products, look_ups = 0, 0
     if config.relative_position == "mlp":
         mlp = config.relative_position_width
-        position_parameters = 3 * mlp + mlp * heads + heads
         position_products = (2 + heads) * mlp * offsets
     else:
         # Two one-hot products spread the table over pairs of rows, then over pairs of columns.
@@ -207,14 +201,6 @@ def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -
     )
     activation = _ACTIVATION[config.ffn_activation]
     return _Part(
-        parameters=kernels
-        + 2 * channels_in
-        + 2 * channels
-        + bias * (3 * inner + channels)
-        + shortcut_bias * channels
-        + ffn_bias * (hidden + channels)
-        + 2 * scale * channels
-        + position_parameters,
         multiply_adds=kernels * positions + 2 * inner * positions**2 + position_products,
         elementwise=norm * (channels_in + channels) * positions
         + (3 * bias + 1) * inner * positions  # biases of q, k and v, and the scale of q
@@ -230,15 +216,10 @@ def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -
 
 
 def _head(config: CoAtNetConfig, positions: int, classes: int | None) -> _Part:
-    width = config.width
-    before_pool = config.final_norm == "before_pool"
-    parameters = 2 * width if before_pool else 0
     if classes is None:
-        return _Part(parameters=parameters)
-    parameters += 2 * width if config.final_norm == "after_pool" else 0
-    kernels = int(config.hidden_head) * width * width + width * classes
+        return _Part()
+    width = config.width
     return _Part(
-        parameters=parameters + kernels + int(config.hidden_head) * width + classes,
-        multiply_adds=kernels,
+        multiply_adds=int(config.hidden_head) * width * width + width * classes,
         elementwise=width * positions,
     )

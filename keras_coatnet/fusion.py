@@ -238,7 +238,7 @@ def _fused_mbconv(block: MBConv, x: Any) -> Any:
         strides=2 if strided and block.stride_on == "expansion" else 1,
     )
 
-    if block._pad:
+    if block.pads:
         x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
     depthwise = _value(block.depthwise.kernel)[..., 0], 0.0
     norm = _affine(block.depthwise_norm)

@@ -99,7 +99,7 @@ class MBConv(CompositeLayer):
         self.stochastic_depth = stochastic_depth
         self._activate = get_activation(activation)
         # Symmetric padding differs from "same" only where a 3x3 convolution strides.
-        self._pad = strides == 2 and stride_on == "depthwise" and padding == "symmetric"
+        self.pads = strides == 2 and stride_on == "depthwise" and padding == "symmetric"
 
     def build(self, input_shape: tuple) -> None:
         norm = batch_norm_options(self.batch_norm_epsilon, self.batch_norm_momentum)
@@ -122,7 +122,7 @@ class MBConv(CompositeLayer):
             keras.layers.DepthwiseConv2D,
             3,
             strides=strides,
-            padding="valid" if self._pad else "same",
+            padding="valid" if self.pads else "same",
             data_format="channels_last",
             use_bias=False,
             depthwise_initializer=kernel_initializer(),
@@ -169,7 +169,7 @@ class MBConv(CompositeLayer):
         if self.strides > 1 and self.stride_on == "pool":
             x = self.stride_pooling(x)
         x = self._activate(self.expand_norm(self.expand(x), training=training))
-        if self._pad:
+        if self.pads:
             x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = self.depthwise(x)
         if self.squeeze_place == "before_norm":

@@ -15,7 +15,6 @@ from keras_coatnet.training.recipe import Recipe
 
 TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
-STRATEGIES = tuple(dict.fromkeys(("auto", *TENSORFLOW_STRATEGIES, *JAX_STRATEGIES)))
 
 
 def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None = None) -> Any:
@@ -25,7 +24,7 @@ def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None =
 
     Args:
         recipe: what is computed.
-        strategy: one of `STRATEGIES`.
+        strategy: one of these.
 
             - `"auto"`: what there is: a cluster if TF_CONFIG names one, a TPU if TPU_NAME does, all
               GPUs if there are several, else one device.

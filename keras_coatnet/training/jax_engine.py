@@ -13,6 +13,7 @@ import numpy as np
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.training.optimization import AdamW, average_share, per_example_loss
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.state import check_same_keys, named_variables, numbered
 
 
 class JaxEngine:
@@ -95,24 +96,20 @@ class JaxEngine:
 
     def state(self) -> dict[str, np.ndarray]:
         """Every variable by a key that the same recipe gives it again."""
-        named = {key: np.asarray(v.value) for key, v in self._variables().items()}
-        for i, average in enumerate(self._averages):
-            named[f"average/{i:05d}"] = np.asarray(average)
-        return named
+        variables = named_variables(self.model, self.optimizer)
+        values = {key: variable.value for key, variable in variables.items()}
+        values |= numbered("average", self._averages)
+        return {key: np.asarray(value) for key, value in values.items()}
 
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Sets every variable to what `state` returned once."""
-        if set(self.state()) != set(state):
-            different = sorted(set(self.state()) ^ set(state))
-            raise ValueError(
-                "The checkpoint belongs to another network or optimiser: "
-                f"{', '.join(different[:5])}. Choose another output folder."
-            )
-        for key, variable in self._variables().items():
+        variables = named_variables(self.model, self.optimizer)
+        averages = numbered("average", self._averages)
+        check_same_keys([*variables, *averages], state)
+        for key, variable in variables.items():
             variable.assign(state[key])
         self._averages = [
-            jax.device_put(state[f"average/{i:05d}"], average.sharding)
-            for i, average in enumerate(self._averages)
+            jax.device_put(state[key], average.sharding) for key, average in averages.items()
         ]
 
     def save_weights(self, path: str) -> None:
@@ -196,15 +193,6 @@ class JaxEngine:
     def _iterations_index(self) -> int:
         variables = self.optimizer.variables
         return next(i for i, v in enumerate(variables) if v is self.optimizer.iterations)
-
-    def _variables(self) -> dict[str, Any]:
-        weights = self.model.weights
-        known = {id(variable) for variable in weights}
-        random = [variable for variable in self.model.variables if id(variable) not in known]
-        named = {f"model/{variable.path}": variable for variable in weights}
-        for group, variables in (("optimizer", self.optimizer.variables), ("random", random)):
-            named.update({f"{group}/{i:05d}": v for i, v in enumerate(variables)})
-        return named
 
     def _on_devices(self, value: np.ndarray) -> Any:
         if self.distribution is None:

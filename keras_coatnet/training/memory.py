@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from keras_coatnet.config import Block, CoAtNetConfig, find_architecture
 from keras_coatnet.training.parallel import check_heads, part_shape
+from keras_coatnet.variables import attention_width, variables
 
 # Tensors of the size of each weight that an optimizer keeps.
 MOMENTS = {"sgd": 0, "lion": 1, "adam": 2, "adamw": 2}
@@ -48,21 +49,6 @@ class Memory:
         """All together, with the one or the other activations."""
         fixed = self.parameters + self.gradients + self.moments + self.average + self.copies
         return fixed + (self.rematerialised if rematerialise else self.activations)
-
-
-@dataclass(frozen=True)
-class Variable:
-    """A variable of a model that is not made.
-
-    Attributes:
-        path: as Keras would name it.
-        shape: its shape.
-        trainable: whether it has a gradient.
-    """
-
-    path: str
-    shape: tuple[int, ...]
-    trainable: bool = True
 
 
 def memory_per_device(
@@ -169,99 +155,6 @@ def memory_table(
     return rows
 
 
-# --- Variables -------------------------------------------------------------------------------
-
-
-def variables(
-    config: CoAtNetConfig, input_shape: tuple[int, int, int] = (224, 224, 3), classes: int = 1000
-) -> Iterator[Variable]:
-    """Yields the variables of a network with its head, but for the seeds of random draws.
-
-    Args:
-        config: the network.
-        input_shape: (height, width, channels) in pixels.
-        classes: outputs of the classifier.
-
-    Yields:
-        A `Variable` each, in no particular order.
-    """
-    height, width = (math.ceil(side / 2) for side in input_shape[:2])
-    first, second = config.stem_width
-    yield from _layer("stem_conv1", (3, 3, input_shape[2], first), config.stem_bias)
-    yield from _norm("stem_norm", first, "batch")
-    yield from _layer("stem_conv2", (3, 3, first, second), config.stem_bias)
-    for block in config.blocks():
-        height, width = (math.ceil(side / block.stride) for side in (height, width))
-        of_block = _mbconv(config, block) if block.kind == "C" else ()
-        if block.kind == "T":
-            of_block = _transformer(config, block, (2 * height - 1, 2 * width - 1))
-        for variable in of_block:
-            yield dataclasses.replace(variable, path=f"{block.name}/{variable.path}")
-    if config.final_norm is not None:
-        yield from _norm("norm", config.width, config.transformer_norm)
-    if config.hidden_head:
-        yield from _layer("hidden", (config.width, config.width))
-    yield from _layer("predictions", (config.width, classes))
-
-
-def _layer(name: str, shape: tuple[int, ...], bias: bool = True) -> Iterator[Variable]:
-    yield Variable(f"{name}/kernel", shape)
-    if bias:
-        yield Variable(f"{name}/bias", shape[-1:])
-
-
-def _norm(name: str, width: int, kind: str) -> Iterator[Variable]:
-    for variable in ("gamma", "beta"):
-        yield Variable(f"{name}/{variable}", (width,))
-    if kind == "batch":
-        for variable in ("moving_mean", "moving_variance"):
-            yield Variable(f"{name}/{variable}", (width,), trainable=False)
-
-
-def _mbconv(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
-    expanded, squeezed = config.expanded_width(block), config.squeezed_width(block)
-    yield from _norm("input_norm", block.width_in, "batch")
-    yield from _layer("expand", (1, 1, block.width_in, expanded), bias=False)
-    yield from _norm("expand_norm", expanded, "batch")
-    yield Variable("depthwise/kernel", (3, 3, expanded, 1))
-    yield from _norm("depthwise_norm", expanded, "batch")
-    yield from _layer("squeeze_excite/squeeze", (expanded, squeezed))
-    yield from _layer("squeeze_excite/excite", (squeezed, expanded))
-    yield from _layer("project", (1, 1, expanded, block.width), config.conv_bias)
-    if block.width_in != block.width:
-        yield from _layer("shortcut", (1, 1, block.width_in, block.width), config.conv_bias)
-
-
-def _transformer(
-    config: CoAtNetConfig, block: Block, offsets: tuple[int, int]
-) -> Iterator[Variable]:
-    inner, hidden = _inner_width(config, block), config.ffn_expansion * block.width
-    heads, kind = inner // config.head_size, config.transformer_norm
-    yield from _norm("attention_norm", block.width_in, kind)
-    for name in ("query", "key", "value"):
-        yield from _layer(f"attention/{name}", (block.width_in, inner), config.attention_bias)
-    yield from _layer("attention/projection", (inner, block.width), config.attention_bias)
-    if config.relative_position == "table":
-        yield Variable("attention/position/table", (heads, *offsets))
-    else:
-        between = config.relative_position_width
-        yield from _layer("attention/position/hidden", (2, between))
-        yield from _layer("attention/position/values", (between, heads))
-    if block.width_in != block.width:
-        bias = config.transformer_shortcut_bias
-        yield from _layer("shortcut", (block.width_in, block.width), bias)
-    yield from _norm("ffn_norm", block.width, kind)
-    yield from _layer("ffn_expand", (block.width, hidden), config.ffn_bias)
-    yield from _layer("ffn_project", (hidden, block.width), config.ffn_bias)
-    if config.layer_scale is not None:
-        for branch in ("attention", "ffn"):
-            yield Variable(f"{branch}_scale/scale", (block.width,))
-
-
-def _inner_width(config: CoAtNetConfig, block: Block) -> int:
-    return block.width if config.attention_width == "output" else block.width_in
-
-
 # --- Activations -----------------------------------------------------------------------------
 
 
@@ -312,7 +205,7 @@ def _inside_mbconv(
 def _inside_transformer(
     config: CoAtNetConfig, block: Block, before: int, after: int, parts: int, size: int
 ) -> int:
-    inner = _inner_width(config, block)
+    inner = attention_width(config, block)
     heads = _share(inner // config.head_size, parts)
     hidden = _share(config.ffn_expansion * block.width, parts)
     logits = heads * after * after

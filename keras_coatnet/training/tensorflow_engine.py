@@ -17,6 +17,7 @@ import tensorflow as tf
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.training.optimization import AdamW, average_share, per_example_loss
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.state import check_same_keys, named_variables, numbered
 
 
 class TensorFlowEngine:
@@ -139,12 +140,7 @@ class TensorFlowEngine:
     def restore(self, state: Mapping[str, np.ndarray]) -> None:
         """Sets every variable to what `state` returned once."""
         variables = self._variables()
-        if set(variables) != set(state):
-            different = sorted(set(variables) ^ set(state))
-            raise ValueError(
-                "The checkpoint belongs to another network or optimiser: "
-                f"{', '.join(different[:5])}. Choose another output folder."
-            )
+        check_same_keys(variables, state)
         for key, variable in variables.items():
             variable.assign(state[key])
 
@@ -273,18 +269,8 @@ class TensorFlowEngine:
         ]
 
     def _variables(self) -> dict[str, Any]:
-        weights = self.model.weights
-        known = {id(variable) for variable in weights}
-        random = [variable for variable in self.model.variables if id(variable) not in known]
-        groups = {
-            "optimizer": [*self.optimizer.variables],
-            "random": random,
-            "average": self._averages,
-        }
-        named = {f"model/{variable.path}": variable for variable in weights}
-        for group, variables in groups.items():
-            named.update({f"{group}/{i:05d}": v for i, v in enumerate(variables)})
-        return named
+        named = named_variables(self.model, self.optimizer)
+        return named | numbered("average", self._averages)
 
     def _total_over_replicas(self, value: Any) -> Any:
         def on_replica(value: Any) -> Any:

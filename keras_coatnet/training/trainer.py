@@ -225,26 +225,28 @@ class _Run:
         if chief:
             (self.folder / CLASSES).write_text("\n".join(self.training.classes) + "\n")
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
-        self.progress = Progress(
-            self.total_steps,
-            self.recipe.batch,
-            self.stream if chief else open(os.devnull, "w"),
-            start_step=self.step,
-        )
+        opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
+        with opened as stream:
+            self.progress = Progress(
+                self.total_steps, self.recipe.batch, stream, start_step=self.step
+            )
+            evaluation = self._logged_loop(resumed)
+        return self._finish(evaluation, time.monotonic() - started, self.step - first)
+
+    def _logged_loop(self, resumed: int | None) -> Evaluation:
         try:
             if resumed is None:
                 self._save()  # what a run with a bad first batch goes back to
             elif resumed < self.total_steps:
                 self.progress.message(f"going on from step {resumed:,}")
             with on_sigterm(self._ask_to_stop):
-                evaluation = self._loop()
+                return self._loop()
         finally:
             self.progress.close()
             if self.log is not None:
                 # Each row is with the system already; what ended the run is to be seen, not this.
                 with contextlib.suppress(OSError, tf.errors.OpError):
                     self.log.close()
-        return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
     def _loop(self) -> Evaluation:
         evaluation = None

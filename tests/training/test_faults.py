@@ -8,6 +8,7 @@ import subprocess
 
 import numpy as np
 import pytest
+import tensorflow as tf
 
 from keras_coatnet.cli import main
 from keras_coatnet.training import trainer
@@ -16,7 +17,6 @@ from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.trainer import train
 from tests.training import faults, runs
 
-tf = pytest.importorskip("tensorflow")
 pytestmark = [
     pytest.mark.tensorflow_only,
     pytest.mark.slow,

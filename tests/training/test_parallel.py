@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.config import ARCHITECTURES
 from keras_coatnet.training import memory, parallel
+from keras_coatnet.variables import variables
 from tests.helpers import seedless
 
 # CoAtNet-6's layout, small: 8 and 12 heads, and 42 classes that nothing divides.
@@ -114,7 +114,7 @@ def test_a_split_model_trains_as_a_whole_one(found):
 @pytest.mark.slow
 def test_a_device_holds_its_part_of_every_large_variable(found):
     parts, shapes = found[0]["parts"], found[0]["shapes"]
-    expected = {v.path: v for v in memory.variables(_config(), (32, 32, 3), 42)}
+    expected = {v.path: v for v in variables(_config(), (32, 32, 3), 42)}
     assert set(parts) == set(expected)
     for path, part in parts.items():
         assert tuple(shapes[path]) == expected[path].shape, path
@@ -190,7 +190,7 @@ def test_variables_are_those_of_the_model(variant):
     model = keras_coatnet.CoAtNet(config, input_shape=(40, 56, 3), classes=7)
     trainable = {id(variable) for variable in model.trainable_variables}
     expected = {v.path: (tuple(v.shape), id(v) in trainable) for v in seedless(model.variables)}
-    found = {v.path: (v.shape, v.trainable) for v in memory.variables(config, (40, 56, 3), 7)}
+    found = {v.path: (v.shape, v.trainable) for v in variables(config, (40, 56, 3), 7)}
     assert found == expected
 
 
@@ -198,7 +198,7 @@ def test_every_rule_of_the_layout_meets_a_variable():
     paths = {
         variable.path
         for variant in _VARIANTS.values()
-        for variable in memory.variables(_config().replace(**variant))
+        for variable in variables(_config().replace(**variant))
     }
     for pattern in parallel._SPLIT:
         assert any(re.fullmatch(pattern, path) for path in paths), pattern
@@ -259,9 +259,3 @@ def test_the_table_has_a_row_for_each_network_and_mesh():
 def test_wrong_arguments_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         memory.memory_per_device(**{"architecture": "coatnet6", **wrong})
-
-
-def test_small_architectures_count_as_published():
-    for name, config in ARCHITECTURES.items():
-        found = sum(math.prod(v.shape) for v in memory.variables(config) if v.trainable)
-        assert found == keras_coatnet.count_params(name), name
