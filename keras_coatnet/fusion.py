@@ -14,18 +14,23 @@ import numpy as np
 
 from keras_coatnet.layers import MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
-from keras_coatnet.layers.fused import FusedAttention, Pointwise
+from keras_coatnet.layers.fused import (
+    FusedAttention,
+    FusedSqueezeExcite,
+    LoneActivation,
+    Pointwise,
+)
 from keras_coatnet.layers.pooling import Downsample
-from keras_coatnet.layers.squeeze_excite import SqueezeExcite
 from keras_coatnet.model import CoAtNetModel
 
 
-def fuse(model: CoAtNetModel) -> keras.Model:
+def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     """Makes a faster model for inference that computes the same.
 
     BatchNorms are folded into the convolutions beside them, LayerNorms' scale and shift into the
     projections after them, layer scales into those before them; q, k and v become one product
-    with the scaling of q in it, and relative biases are expanded once.
+    with the scaling of q in it, and relative biases are expanded once. Under a mixed policy the
+    kernels are kept in half precision, instead of being cast at each call.
 
     The result has copies of the weights: training the model further does not change it. It saves,
     exports and quantises like any Keras model. It takes the input size that `model` was built for.
@@ -33,6 +38,9 @@ def fuse(model: CoAtNetModel) -> keras.Model:
     Args:
         model: a CoAtNet, as `keras_coatnet.CoAtNet` and the like build it, with a static input
             height and width.
+        jit_compile: whether XLA compiles the activations that stand alone, on TensorFlow: a few
+            loops, once for each batch size, for a tenth of the time. False for runtimes without
+            XLA, such as TensorFlow Serving as it comes.
 
     Returns:
         A `keras.Model` with the same inputs and outputs; outputs differ by rounding, about 1e-6.
@@ -56,10 +64,13 @@ def fuse(model: CoAtNetModel) -> keras.Model:
     x = inputs
     if "preprocessing" in layer:
         x = _again(layer["preprocessing"])(x)
-    x = _fused_stem(layer, x)
+    x = _fused_stem(layer, x, jit_compile)
     for block in config.blocks():
         found = layer[block.name]
-        x = _fused_mbconv(found, x) if block.kind == "C" else _fused_transformer(found, x)
+        if block.kind == "C":
+            x = _fused_mbconv(found, x, jit_compile)
+        else:
+            x = _fused_transformer(found, x)
     x = _fused_head(layer, x)
     return keras.Model(inputs, x, name=f"{model.name}_fused")
 
@@ -152,6 +163,11 @@ def _before(
 # --- Layers ------------------------------------------------------------------------------------
 
 
+def _stored_as_computed(policy: keras.DTypePolicy) -> keras.DTypePolicy:
+    """Inference has no use for a float32 copy of what is computed in half precision."""
+    return keras.DTypePolicy(policy.compute_dtype)
+
+
 def _again(layer: keras.layers.Layer) -> keras.layers.Layer:
     """A layer like another, without weights of its own yet."""
     return type(layer).from_config(layer.get_config())
@@ -175,7 +191,8 @@ def _pointwise(
     strides: int = 1,
 ) -> Any:
     width = product[0].shape[-1]
-    new = Pointwise(width, activation, strides, dtype=like.dtype_policy, name=name)
+    dtype = _stored_as_computed(like.dtype_policy)
+    new = Pointwise(width, activation, strides, dtype=dtype, name=name)
     return _filled(new, x, *product)
 
 
@@ -197,21 +214,26 @@ def _norm_and_affine(norm: keras.layers.Layer, x: Any, name: str) -> tuple[Any, 
     return x, _affine(norm)
 
 
-def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
+def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool) -> Any:
     if "stem_pad" in layer:
         x = _again(layer["stem_pad"])(x)
     conv = layer["stem_conv1"]
+    dtype = _stored_as_computed(conv.dtype_policy)
     kernel = _value(conv.kernel)
     bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
     folded = _before((kernel, bias), _affine(layer["stem_norm"]))
-    new = keras.layers.Conv2D.from_config({**conv.get_config(), "use_bias": True})
-    x = _filled(new, x, *folded)
-    x = _again(layer["stem_activation"])(x)
-    return _filled(_again(layer["stem_conv2"]), x, *map(_value, layer["stem_conv2"].weights))
+    options = {**conv.get_config(), "use_bias": True, "dtype": dtype}
+    x = _filled(keras.layers.Conv2D.from_config(options), x, *folded)
+    function = layer["stem_activation"].activation
+    x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
+    conv = layer["stem_conv2"]
+    new = keras.layers.Conv2D.from_config({**conv.get_config(), "dtype": dtype})
+    return _filled(new, x, *map(_value, conv.weights))
 
 
-def _fused_mbconv(block: MBConv, x: Any) -> Any:
-    name, dtype = block.name, block.dtype_policy
+def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
+    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
+    function = get_activation(block.activation)
     shortcut = x
     if block.shortcut_pooling is not None:
         shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
@@ -224,7 +246,9 @@ def _fused_mbconv(block: MBConv, x: Any) -> Any:
     if block.prenorm_activation or pools_maxima:
         x = _kept_norm(block.input_norm, x, f"{name}_input_norm", affine=True)
         if block.prenorm_activation:
-            x = _activation(block.activation, dtype, f"{name}_input_activation")(x)
+            x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_input_activation")(
+                x
+            )
     else:  # a mean over a window and an affine map may change places
         expand = _after(_affine(block.input_norm), expand)
     if strided and block.stride_on == "pool":
@@ -234,7 +258,7 @@ def _fused_mbconv(block: MBConv, x: Any) -> Any:
         expand,
         block,
         f"{name}_expand",
-        get_activation(block.activation),
+        function,
         strides=2 if strided and block.stride_on == "expansion" else 1,
     )
 
@@ -245,13 +269,13 @@ def _fused_mbconv(block: MBConv, x: Any) -> Any:
     after_norm = block.squeeze_place == "after_norm"
     if after_norm:
         depthwise = _before(depthwise, norm)
-    options = {**block.depthwise.get_config(), "use_bias": after_norm, "name": f"{name}_depthwise"}
-    new = keras.layers.DepthwiseConv2D.from_config(options)
+    options = {**block.depthwise.get_config(), "use_bias": after_norm, "dtype": dtype}
+    new = keras.layers.DepthwiseConv2D.from_config({**options, "name": f"{name}_depthwise"})
     x = _filled(new, x, *(depthwise if after_norm else depthwise[:1]))
     if not after_norm:
         x = _squeeze_excite(block, x)
         x = _kept_norm(block.depthwise_norm, x, f"{name}_depthwise_norm", affine=True)
-    x = _activation(block.activation, dtype, f"{name}_activation")(x)
+    x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_activation")(x)
     if after_norm:
         x = _squeeze_excite(block, x)
     x = _pointwise(x, _dense(block.project), block, f"{name}_project")
@@ -260,12 +284,13 @@ def _fused_mbconv(block: MBConv, x: Any) -> Any:
 
 def _squeeze_excite(block: MBConv, x: Any) -> Any:
     found = block.squeeze_excite
-    new = SqueezeExcite.from_config({**found.get_config(), "name": f"{block.name}_squeeze_excite"})
+    name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block.dtype_policy)
+    new = FusedSqueezeExcite.from_config({**found.get_config(), "name": name, "dtype": dtype})
     return _filled(new, x, *map(_value, found.weights))
 
 
 def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
-    name, dtype = block.name, block.dtype_policy
+    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
     attention = block.attention
     pools_maxima = block.pooling is not None and block.pool != "avg2"
     if pools_maxima:  # a maximum and an affine map may not change places
@@ -330,7 +355,3 @@ def _fused_head(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
         new = keras.layers.Dense.from_config({**product.get_config(), "use_bias": True})
         x, affine = _filled(new, x, *folded), None
     return x
-
-
-def _activation(activation: str, dtype: Any, name: str) -> keras.layers.Layer:
-    return keras.layers.Activation(get_activation(activation), dtype=dtype, name=name)

@@ -14,7 +14,11 @@ from keras_coatnet.config import Block, CoAtNetConfig
 from keras_coatnet.layers import MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer
-from keras_coatnet.layers.normalization import batch_norm_options, norm_options
+from keras_coatnet.layers.normalization import (
+    BatchNormalization,
+    batch_norm_options,
+    norm_options,
+)
 from keras_coatnet.layers.pooling import halved
 
 # Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
@@ -183,7 +187,7 @@ def _stem(config: CoAtNetConfig, x: Any) -> Any:
         **options,
     )(x)
     norm = batch_norm_options(config.batch_norm_epsilon, config.batch_norm_momentum)
-    x = keras.layers.BatchNormalization(**norm, name="stem_norm")(x)
+    x = BatchNormalization(**norm, name="stem_norm")(x)
     x = keras.layers.Activation(get_activation(config.conv_activation), name="stem_activation")(x)
     return keras.layers.Conv2D(
         config.stem_width[1],

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -83,3 +84,46 @@ def get_activation(name: str) -> Callable[[Any], Any]:
             f"There is no activation {name!r}. Use one of {', '.join(map(repr, ACTIVATIONS))}."
         )
     return ACTIVATIONS[name]
+
+
+@functools.cache
+def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
+    """The same activation as one loop over its input, and one for its gradient.
+
+    TensorFlow runs a GELU as six passes over a map, which cost more than the product before them,
+    and keeps what is in between for the gradient; compiled by XLA it is one pass that keeps its
+    input. JAX compiles the whole step, and torch has a GELU of one pass: there, and for float64,
+    the function is as it is.
+
+    Args:
+        function: an activation, element by element.
+
+    Returns:
+        A function of one tensor.
+
+    Example:
+        >>> float(in_one_pass(get_activation("relu"))(keras.ops.ones(())))
+        1.0
+    """
+    if keras.backend.backend() != "tensorflow":
+        return function
+    import tensorflow as tf
+
+    # In bfloat16 XLA's loops round after each operation, which doubles their time.
+    @tf.function(jit_compile=True, autograph=False)
+    def forward(x: Any) -> Any:
+        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype)
+
+    @tf.function(jit_compile=True, autograph=False)
+    def backward(x: Any, dy: Any) -> Any:
+        full = tf.cast(x, tf.float32)
+        with tf.GradientTape() as tape:
+            tape.watch(full)
+            y = function(full)
+        return tf.cast(tape.gradient(y, full, tf.cast(dy, tf.float32)), x.dtype)
+
+    @tf.custom_gradient
+    def activate(x: Any) -> tuple[Any, Callable]:
+        return forward(x), lambda dy: backward(x, dy)
+
+    return lambda x: function(x) if x.dtype == tf.float64 else activate(x)

@@ -7,9 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_coatnet.layers.activations import get_activation
+from keras_coatnet.layers.activations import get_activation, in_one_pass
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
-from keras_coatnet.layers.normalization import batch_norm_options
+from keras_coatnet.layers.normalization import BatchNormalization, batch_norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
@@ -106,7 +106,7 @@ class MBConv(CompositeLayer):
         strided = self.strides > 1
         shape = input_shape
 
-        self.add_sublayer("input_norm", keras.layers.BatchNormalization, **norm).build(shape)
+        self.add_sublayer("input_norm", BatchNormalization, **norm).build(shape)
         if strided and self.stride_on == "pool":
             self.add_sublayer("stride_pooling", Downsample, self.stride_pool)
             shape = halved(shape)
@@ -114,7 +114,7 @@ class MBConv(CompositeLayer):
         strides = 2 if strided and self.stride_on == "expansion" else 1
         self._add_conv("expand", self.expanded_width, strides=strides, use_bias=False).build(shape)
         shape = halved(shape, self.expanded_width, strides)
-        self.add_sublayer("expand_norm", keras.layers.BatchNormalization, **norm).build(shape)
+        self.add_sublayer("expand_norm", BatchNormalization, **norm).build(shape)
 
         strides = 2 if strided and self.stride_on == "depthwise" else 1
         self.add_sublayer(
@@ -128,7 +128,7 @@ class MBConv(CompositeLayer):
             depthwise_initializer=kernel_initializer(),
         ).build(shape)
         shape = halved(shape, strides=strides)
-        self.add_sublayer("depthwise_norm", keras.layers.BatchNormalization, **norm).build(shape)
+        self.add_sublayer("depthwise_norm", BatchNormalization, **norm).build(shape)
 
         self.add_sublayer(
             "squeeze_excite", SqueezeExcite, self.squeezed_width, self.squeeze_activation
@@ -163,18 +163,19 @@ class MBConv(CompositeLayer):
         if self.shortcut is not None:
             shortcut = self.shortcut(shortcut)
 
+        activate = in_one_pass(self._activate) if training else self._activate
         x = self.input_norm(x, training=training)
         if self.prenorm_activation:
-            x = self._activate(x)
+            x = activate(x)
         if self.strides > 1 and self.stride_on == "pool":
             x = self.stride_pooling(x)
-        x = self._activate(self.expand_norm(self.expand(x), training=training))
+        x = activate(self.expand_norm(self.expand(x), training=training))
         if self.pads:
             x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)))
         x = self.depthwise(x)
         if self.squeeze_place == "before_norm":
             x = self.squeeze_excite(x)
-        x = self._activate(self.depthwise_norm(x, training=training))
+        x = activate(self.depthwise_norm(x, training=training))
         if self.squeeze_place == "after_norm":
             x = self.squeeze_excite(x)
         return shortcut + self.drop(self.project(x), training=training)

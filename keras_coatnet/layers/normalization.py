@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import keras
+from keras import ops
+
+from keras_coatnet.layers.base import PACKAGE
 
 
 def replicas_in_sync() -> int:
@@ -14,8 +19,53 @@ def replicas_in_sync() -> int:
     return tf.distribute.get_strategy().num_replicas_in_sync
 
 
+@keras.saving.register_keras_serializable(PACKAGE)
+class BatchNormalization(keras.layers.BatchNormalization):
+    """`keras.layers.BatchNormalization`, whose training step on TensorFlow is one operation.
+
+    Keras computes mean, variance and output one after the other, and differentiates through each;
+    TensorFlow's own batch normalisation takes a third of the time and a fraction of the memory.
+    It is used for channels-last maps on one replica; everything else is Keras's layer.
+
+    Arguments, input and output shape: as `keras.layers.BatchNormalization`'s.
+
+    Example:
+        >>> BatchNormalization()(keras.ops.ones((2, 7, 7, 8)), training=True).shape == (2, 7, 7, 8)
+        True
+    """
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        plain = self.scale and self.center and not self.synchronized and not self.renorm
+        if (
+            keras.backend.backend() != "tensorflow"
+            or not (training and self.trainable and plain)
+            or mask is not None
+            or len(inputs.shape) != 4
+            or self.axis not in (-1, 3)
+            or keras.backend.standardize_dtype(inputs.dtype) == "float64"
+        ):
+            return super().call(inputs, training=training, mask=mask)
+        import tensorflow as tf
+
+        outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
+            x=inputs,
+            scale=self.gamma,
+            offset=self.beta,
+            mean=tf.constant([]),
+            variance=tf.constant([]),
+            epsilon=self.epsilon,
+            is_training=True,
+        )
+        # It divides the sum of squares by n - 1 for the moving average, and Keras by n.
+        count = ops.cast(ops.size(inputs) // inputs.shape[-1], variance.dtype)
+        variance = variance * (ops.maximum(count - 1, 1) / count)
+        for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
+            moving.assign(moving * self.momentum + new * (1 - self.momentum))
+        return ops.cast(outputs, self.compute_dtype)
+
+
 def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float | bool]:
-    """Arguments of a `keras.layers.BatchNormalization` over channels-last maps.
+    """Arguments of a `BatchNormalization` over channels-last maps.
 
     Without synchronisation the moving statistics of the replicas drift apart. It is decided where
     the layer is made, so that a model saved under one strategy loads under any other.
@@ -43,4 +93,4 @@ def norm_options(kind: str, epsilon: float, momentum: float) -> tuple[type, dict
     """
     if kind == "layer":
         return keras.layers.LayerNormalization, {"epsilon": epsilon}
-    return keras.layers.BatchNormalization, batch_norm_options(epsilon, momentum)
+    return BatchNormalization, batch_norm_options(epsilon, momentum)

@@ -53,8 +53,12 @@ class SqueezeExcite(CompositeLayer):
         self.built = True
 
     def call(self, x: Any) -> Any:
-        gate = self.excite(self._activate(self.squeeze(ops.mean(x, axis=(1, 2)))))
+        gate = self.excite(self._activate(self.squeeze(self.mean(x))))
         return x * ops.sigmoid(gate)[:, None, None, :]
+
+    def mean(self, x: Any) -> Any:
+        """The mean of each channel over the map."""
+        return ops.mean(x, axis=(1, 2))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
         return input_shape

@@ -6,7 +6,7 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.layers.activations import get_activation
+from keras_coatnet.layers.activations import get_activation, in_one_pass
 from keras_coatnet.layers.attention import RelativeSelfAttention
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
@@ -159,7 +159,8 @@ class TransformerBlock(CompositeLayer):
         x = x + self.attention_drop(branch, training=training)
 
         branch = self.ffn_norm(x, training=training)
-        branch = self.ffn_project(self._activate(self.ffn_expand(branch)))
+        activate = in_one_pass(self._activate) if training else self._activate
+        branch = self.ffn_project(activate(self.ffn_expand(branch)))
         if self.layer_scale is not None:
             branch = self.ffn_scale(branch)
         return x + self.ffn_drop(branch, training=training)

@@ -5,7 +5,13 @@ import numpy as np
 import pytest
 
 from keras_coatnet.layers import LayerScale
-from keras_coatnet.layers.activations import ACTIVATIONS, gelu, gelu_tanh, get_activation
+from keras_coatnet.layers.activations import (
+    ACTIVATIONS,
+    gelu,
+    gelu_tanh,
+    get_activation,
+    in_one_pass,
+)
 from tests import reference
 from tests.helpers import assert_matches, cotangent_of, gradients, precision, to_numpy
 
@@ -82,3 +88,62 @@ def test_survives_serialisation(function):
 def test_refuses_other_names(name):
     with pytest.raises(ValueError, match=repr(name)):
         get_activation(name)
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_one_pass_it_is_the_same(name, dtype):
+    points = np.linspace(-8.0, 8.0, 1001).reshape(7, 11, 13)
+    x = keras.ops.convert_to_tensor(points, dtype)
+    found = in_one_pass(get_activation(name))(x)
+    assert found.dtype == x.dtype
+    expected = reference.ACTIVATIONS[name](to_numpy(keras.ops.cast(x, "float64")))
+    allowed = {"float16": 4e-3, "bfloat16": 4e-2, "float32": 2e-6, "float64": 2e-6}[dtype]
+    np.testing.assert_allclose(to_numpy(keras.ops.cast(found, "float64")), expected, atol=allowed)
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
+@pytest.mark.parametrize("name", NAMES)
+def test_in_one_pass_its_gradients_are_the_same(name, dtype):
+    import tensorflow as tf
+
+    x = tf.cast(np.linspace(-8.0, 8.0, 64) + 0.01, dtype)
+    weights = tf.cast(np.random.default_rng(0).normal(size=64), dtype)
+
+    def first_and_second(function):
+        with tf.GradientTape() as outer:
+            outer.watch(x)
+            with tf.GradientTape() as inner:
+                inner.watch(x)
+                y = function(x)
+            first = inner.gradient(y, x, weights)
+        # As a number where there is none: a ReLU has no second slope.
+        zero = tf.UnconnectedGradients.ZERO
+        return first, outer.gradient(first, x, weights, unconnected_gradients=zero)
+
+    exact = tf.cast(x, tf.float64), tf.cast(weights, tf.float64)
+    allowed = {"float16": 1e-2, "bfloat16": 6e-2, "float32": 1e-4, "float64": 1e-5}[dtype]
+    found = first_and_second(in_one_pass(get_activation(name)))
+    x, weights = exact
+    for one, other in zip(found, first_and_second(get_activation(name)), strict=True):
+        np.testing.assert_allclose(tf.cast(one, tf.float64), other, atol=allowed)
+
+
+@pytest.mark.tensorflow_only
+def test_in_one_pass_nothing_in_between_is_kept():
+    """For the gradient: as six operations, a GELU keeps what each of them gave."""
+    import tensorflow as tf
+
+    def operations(function) -> set[str]:
+        def step(x):
+            with tf.GradientTape() as tape:
+                tape.watch(x)
+                y = function(x)
+            return tape.gradient(y, x)
+
+        graph = tf.function(step).get_concrete_function(tf.TensorSpec((8, 8))).graph
+        return {each.type for each in graph.get_operations()}
+
+    assert {"Tanh", "Pow"} <= operations(gelu_tanh)
+    assert not {"Tanh", "Pow", "Mul"} & operations(in_one_pass(gelu_tanh))
