@@ -77,6 +77,34 @@ def ours(model: str, size: int, batch: int, mode: str, policy: str, fused: bool)
     return _tensorflow_inference(keras_coatnet.fuse(network) if fused else network, size, batch)
 
 
+def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -> Callable:
+    """Ours fused, for inference, under another backend of Keras."""
+    if mode != "infer":
+        raise ValueError(f"Under {backend} inference alone is timed here, not {mode!r}.")
+    os.environ["KERAS_BACKEND"] = backend
+    import keras_coatnet
+
+    options = {"input_shape": (size, size, 3), "classifier_activation": None}
+    network = keras_coatnet.fuse(keras_coatnet.CoAtNet(model, **options))
+    if backend == "torch":
+        import torch
+
+        x = torch.from_numpy(pictures(batch, size))
+
+        def run() -> None:
+            with torch.inference_mode():
+                network(x, training=False)
+
+        return run
+    import jax
+
+    x = jax.numpy.asarray(pictures(batch, size))
+    groups = network.trainable_variables, network.non_trainable_variables
+    weights = [[variable.value for variable in group] for group in groups]
+    function = jax.jit(lambda weights, x: network.stateless_call(*weights, x, training=False)[0])
+    return lambda: function(weights, x).block_until_ready()
+
+
 def _ours_training(model: str, size: int, batch: int, options: dict) -> Callable[[], None]:
     import tensorflow as tf
 
@@ -150,7 +178,9 @@ def timm(
     x = x.contiguous(memory_format=form)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=half)
     if mode == "train":
-        return _timm_training(network.train(), x, torch.from_numpy(labels(batch)), precision)
+        network.train()
+        forward = torch.compile(network) if compiled else network
+        return _timm_training(forward, x, torch.from_numpy(labels(batch)), precision)
     network.eval()
     forward = torch.compile(network) if compiled else network
 
@@ -195,6 +225,8 @@ CONTENDERS: dict[str, Callable[[str, int, int, str], Callable[[], None]]] = {
     "ours fused": lambda m, s, b, mode: ours(m, s, b, mode, "float32", fused=True),
     "ours bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16", fused=False),
     "ours fused bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16", fused=True),
+    "ours fused torch": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "torch"),
+    "ours fused jax": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "jax"),
     "timm": lambda m, s, b, mode: timm(m, s, b, mode, False, False, False),
     "timm last": lambda m, s, b, mode: timm(m, s, b, mode, False, True, False),
     "timm compiled": lambda m, s, b, mode: timm(m, s, b, mode, True, False, False),

@@ -9,7 +9,13 @@ own, and they are timed in turns, one at a time, so that a slow minute of the ma
 alike; shown are the median of the rounds and their spread. The floor is the network's operations
 (two for each multiply-add of its convolutions and matrix products) at the rate of a large float32
 matrix product, which is timed in the same turns: a share of it is how near a contender comes. A
-training step counts three times the operations.
+training step counts three times the operations. Memory is the process's peak; "build" is imports
+and construction, "first" the first run, compiling included.
+
+How cost grows is the share of the floor at other sizes and for other models:
+
+    python benchmarks/speed.py --contenders "ours fused" --cells infer:1:224 infer:1:512
+    python benchmarks/speed.py --contenders "ours fused" --models coatnet0 coatnet2 coatnet4
 
 timm's networks have a few percent other operations than ours; ConvNeXt and EfficientNetV2 are those
 of about the same number: beside coatnet0 stand ConvNeXtTiny (4.5G) and EfficientNetV2B3 (3.0G).
@@ -38,13 +44,24 @@ INFERENCE = (
     "timm",
     "timm last",
     "timm compiled",
+    "timm compiled last",
     "timm bf16",
     "timm compiled bf16",
     "kecam",
     "ConvNeXt",
     "EfficientNetV2",
 )
-TRAINING = ("ours", "timm", "timm last", "kecam", "ConvNeXt", "EfficientNetV2")
+TRAINING = (
+    "ours",
+    "ours bf16",
+    "timm",
+    "timm last",
+    "timm compiled",
+    "timm bf16",
+    "kecam",
+    "ConvNeXt",
+    "EfficientNetV2",
+)
 
 
 @dataclasses.dataclass
@@ -126,15 +143,22 @@ def table(results: dict) -> str:
         head = f"{entry['model']} {mode} batch {batch} at {size}"
         floor, rate = entry["floor_ms"], entry["gflops"]
         lines.append(f"\n{head}: floor {floor:.1f} ms at {rate:.0f} GFLOP/s")
-        lines.append(f"{'':20} {'ms':>8} {'low-high':>17} {'of floor':>8} {'MB':>6} {'first s':>8}")
+        columns = (
+            f"{'ms':>8} {'low-high':>17} {'of floor':>8} {'MB':>6} {'build s':>8} {'first s':>8}"
+        )
+        lines.append(f"{'':20} {columns}")
+        versions = {}
         for name, row in entry["found"].items():
-            if name.startswith("matmul"):
+            if name == "matmul":
                 continue
+            where = "kecam: " if name == "kecam" else ""  # an environment of its own
+            versions |= dict.fromkeys(f"{where}{k} {v}" for k, v in row["versions"].items())
             spread = f"{row['low']:.1f}-{row['high']:.1f}"
             lines.append(
                 f"{name:20} {row['ms']:8.1f} {spread:>17} {floor / row['ms']:8.0%} "
-                f"{row['memory_mb']:6} {row['build_s'] + row['first_s']:8.1f}"
+                f"{row['memory_mb']:6} {row['build_s']:8.1f} {row['first_s']:8.1f}"
             )
+        lines.append(", ".join(versions))
     return "\n".join(lines)
 
 

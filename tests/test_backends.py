@@ -16,27 +16,34 @@ pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
 ROOT = pathlib.Path(__file__).parents[1]
 ALIKE = [
     "tests/layers",
-    "tests/test_applications.py",
     "tests/weights/test_timm_parity.py",
     "tests/weights/test_kecam_parity.py",
 ]
 # JAX compiles each operation of each of these models; `.github/workflows/ci.yml` runs them there.
-# What they show on JAX, tests/layers shows too, but for files, which test_saving.py takes to JAX.
-ON_TORCH = ["tests/test_model.py", "tests/test_precision.py", "tests/test_saving.py"]
-
-
-NOT_ON_JAX = "CoAtNet1 or CoAtNet2 or CoAtNet3"  # CoAtNet0 made larger: a minute's compiling each
+# What they show on JAX, tests/layers shows too, but for files, which test_saving.py takes to JAX,
+# and fused models.
+ON_JAX = [
+    "tests/test_fusion.py::test_it_saves_and_loads",
+    "tests/test_fusion.py::test_half_precision_stays_as_near_as_it_was",
+]
+ON_TORCH = [
+    "tests/test_applications.py",
+    "tests/test_fusion.py",
+    "tests/test_model.py",
+    "tests/test_precision.py",
+    "tests/test_saving.py",
+]
 
 
 @pytest.mark.parametrize(
-    ("backend", "paths", "left_out"),
-    [("jax", ALIKE, NOT_ON_JAX), ("torch", ALIKE + ON_TORCH, "nothing")],
+    ("backend", "paths"),
+    [("jax", ALIKE + ON_JAX), ("torch", ALIKE + ON_TORCH)],
     ids=["jax", "torch"],
 )
-def test_the_same_tests_pass(backend, paths, left_out):
+def test_the_same_tests_pass(backend, paths):
     result = subprocess.run(
         [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-n", "0"]
-        + ["-m", "not tensorflow_only", "-k", f"not ({left_out})", *paths],
+        + ["-m", "not tensorflow_only", *paths],
         cwd=ROOT,
         # Nearly all of JAX's time here is compiling what runs once.
         env={**os.environ, "KERAS_BACKEND": backend, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},

@@ -15,7 +15,8 @@ from keras import ops
 def gelu(x: Any) -> Any:
     """GELU by the error function, `0.5 * x * (1 + erf(x / sqrt(2)))`.
 
-    Keras's own goes through `erfc` on TensorFlow, which ONNX Runtime has no operator for.
+    Keras's own goes through `erfc` on TensorFlow, which ONNX Runtime has no operator for. On torch
+    it is torch's, one operation instead of five.
 
     Args:
         x: a float tensor of any shape.
@@ -28,6 +29,8 @@ def gelu(x: Any) -> Any:
         0.0
     """
     x = ops.convert_to_tensor(x)
+    if keras.backend.backend() == "torch":
+        return ops.gelu(x, approximate=False)
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
 
 

@@ -18,6 +18,30 @@ from keras_coatnet.layers.base import (
 from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
 
 
+def attend(query: Any, key: Any, value: Any, bias: Any, scale: float) -> Any:
+    """`softmax(scale q k^T + bias) v` for each head, its softmax in the precision of the bias.
+
+    torch has it as one operation, which is used where it would not round the bias: in half
+    precision it takes none of float32.
+
+    Args:
+        query: `(batch, positions, heads, head_size)`.
+        key: as `query`.
+        value: as `query`.
+        bias: `(heads, positions, positions)`, for each query and key.
+        scale: of the product of query and key.
+
+    Returns:
+        A tensor like `value`.
+    """
+    if keras.backend.backend() == "torch" and value.dtype == bias.dtype:
+        return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
+    query = ops.cast(query, bias.dtype) * scale
+    logits = ops.einsum("bqhd,bkhd->bhqk", query, ops.cast(key, bias.dtype)) + bias
+    weights = ops.cast(keras.activations.softmax(logits), value.dtype)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
 @keras.saving.register_keras_serializable(PACKAGE)
 class RelativeSelfAttention(CompositeLayer):
     """Multi-head self-attention over all positions of a map, with a bias per head and offset.
@@ -122,11 +146,7 @@ class RelativeSelfAttention(CompositeLayer):
         value = ops.reshape(self.value(tokens), split)
 
         bias = self.position(height=height, width=width)
-        query = ops.cast(query, bias.dtype) * self.head_size**-0.5
-        logits = ops.einsum("bqhd,bkhd->bhqk", query, ops.cast(key, bias.dtype)) + bias
-        weights = ops.cast(keras.activations.softmax(logits), value.dtype)
-
-        mixed = ops.einsum("bhqk,bkhd->bqhd", weights, value)
+        mixed = attend(query, key, value, bias, self.head_size**-0.5)
         mixed = ops.reshape(mixed, (-1, height, width, self.attention_width))
         return self.projection(mixed)
 

@@ -23,14 +23,14 @@ def inputs() -> np.ndarray:
     return np.random.default_rng(1).normal(1.0, 3.0, SHAPE).astype("float32")
 
 
-def step(layer: keras.layers.Layer) -> list[np.ndarray]:
+def step(layer: keras.layers.Layer, training: bool) -> list[np.ndarray]:
     """Output, gradients of input, gamma and beta, and the moving statistics after it."""
     import tensorflow as tf
 
     x = tf.cast(inputs(), layer.compute_dtype)
     with tf.GradientTape() as tape:
         tape.watch(x)
-        y = layer(x, training=True)
+        y = layer(x, training=training)
         weights = np.random.default_rng(2).normal(size=SHAPE).astype("float32")
         loss = tf.reduce_sum(tf.cast(y, tf.float32) * weights)
     gradients = tape.gradient(loss, [x, layer.gamma.value, layer.beta.value])
@@ -42,10 +42,11 @@ def step(layer: keras.layers.Layer) -> list[np.ndarray]:
 
 
 @pytest.mark.tensorflow_only
+@pytest.mark.parametrize("training", [True, False])
 @pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
-def test_a_training_step_equals_keras_own(dtype):
-    expected = step(layer_of(keras.layers.BatchNormalization, dtype))
-    found = step(layer_of(BatchNormalization, dtype))
+def test_a_step_equals_keras_own(dtype, training):
+    expected = step(layer_of(keras.layers.BatchNormalization, dtype), training)
+    found = step(layer_of(BatchNormalization, dtype), training)
     for plain, fused in zip(expected, found, strict=True):
         # In half precision the same values, but for one that lies between two roundings.
         allowed = 2e-6 if dtype == "float32" else 1e-2
@@ -53,20 +54,22 @@ def test_a_training_step_equals_keras_own(dtype):
 
 
 @pytest.mark.tensorflow_only
-def test_it_is_one_operation():
+def test_where_it_is_one_operation():
     import tensorflow as tf
 
-    layer = layer_of(BatchNormalization, "float32")
-    spec = tf.TensorSpec((None, None, None, 8), tf.float32)
-
-    def operations(training: bool) -> set[str]:
+    def operations(layer, training: bool) -> set[str]:
+        spec = tf.TensorSpec((None, None, None, 8), layer.compute_dtype)
         function = tf.function(lambda x: layer(x, training=training))
         return {each.type for each in function.get_concrete_function(spec).graph.get_operations()}
 
-    assert "FusedBatchNormV3" in operations(training=True)
-    assert "FusedBatchNormV3" not in operations(training=False)
-    layer.trainable = False  # frozen: the moving statistics, also in training
-    assert "FusedBatchNormV3" not in operations(training=True)
+    for training in (True, False):
+        layer = layer_of(BatchNormalization, "float32")
+        assert "FusedBatchNormV3" in operations(layer, training)
+        layer = layer_of(BatchNormalization, "float64")
+        assert "FusedBatchNormV3" not in operations(layer, training)
+        # Replicas in step need each other's sums.
+        layer = layer_of(BatchNormalization, "float32", synchronized=True)
+        assert ("FusedBatchNormV3" in operations(layer, training)) != training
 
 
 @pytest.mark.parametrize("training", [True, False])

@@ -1,0 +1,61 @@
+"""The benchmarks run, count what they say they count, and compare what they saved."""
+
+import json
+import os
+import pathlib
+import subprocess
+import sys
+
+import pytest
+
+import keras_coatnet
+
+pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
+
+ROOT = pathlib.Path(__file__).parents[1]
+BENCHMARKS = ROOT / "benchmarks"
+
+
+def run(*arguments: str) -> str:
+    done = subprocess.run(
+        [sys.executable, *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    return done.stdout
+
+
+def test_speed_measures_saves_and_compares(tmp_path):
+    results = tmp_path / "results.json"
+    cell = ["--cells", "infer:2:64", "--rounds", "2", "--json", results]
+    printed = run(BENCHMARKS / "speed.py", *cell, "--contenders", "ours", "ours fused", "timm")
+    (entry,) = json.loads(results.read_text())["cells"]
+    operations = 2 * 2 * keras_coatnet.count_flops("coatnet0", input_shape=(64, 64, 3))
+    assert entry["floor_ms"] * entry["gflops"] * 1e6 == pytest.approx(operations)
+    assert set(entry["found"]) == {"matmul", "ours", "ours fused", "timm"}
+    for name, row in entry["found"].items():
+        assert 0 < row["low"] <= row["ms"] <= row["high"] and row["memory_mb"] > 100
+        # A network of 0.6 G operations within what no CPU of this decade is beyond.
+        assert name == "matmul" or row["ms"] > entry["floor_ms"] / 2
+        assert name in printed or name == "matmul"
+    assert f"keras {entry['found']['ours']['versions']['keras']}" in printed
+    compared = run(BENCHMARKS / "speed.py", "--compare", results, results)
+    assert compared.count("x1.00") == 4
+
+
+@pytest.mark.parametrize("mode", ["infer", "train"])
+def test_breakdown_knows_where_the_time_goes(mode, tmp_path):
+    results = tmp_path / "results.json"
+    size = ["--size", "64", "--batch", "2", "--runs", "1", "--mode", mode]
+    names = ["ours"] if mode == "train" else ["ours", "ours fused"]
+    run(BENCHMARKS / "breakdown.py", *size, "--contenders", *names, "--json", results)
+    times = json.loads(results.read_text())["found"]
+    for name, found in times.items():
+        kinds = {"1x1 convolutions and dense layers", "depthwise convolutions", "activations"}
+        assert kinds <= set(found), name
+        # Small things that no rule names; a layer that none did would be more.
+        assert found.get("other", 0) < 0.1 * sum(found.values()), (name, found)
+    if mode == "infer":  # what is folded away takes no time
+        assert times["ours fused"]["norms"] < times["ours"]["norms"]
