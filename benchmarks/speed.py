@@ -3,6 +3,7 @@
     python benchmarks/speed.py --json results/mine.json
     python benchmarks/speed.py --cells infer:1:224 infer:8:224 train:8:224 --models coatnet0
     python benchmarks/speed.py --compare results/before.json results/mine.json
+    python benchmarks/speed.py --show results/mine.json
 
 A cell is what is done, the batch and the size. For each cell every contender is a process of its
 own, and they are timed in turns, one at a time, so that a slow minute of the machine slows all
@@ -20,6 +21,7 @@ How cost grows is the share of the floor at other sizes and for other models:
 timm's networks have a few percent other operations than ours; ConvNeXt and EfficientNetV2 are those
 of about the same number: beside coatnet0 stand ConvNeXtTiny (4.5G) and EfficientNetV2B3 (3.0G).
 keras_cv_attention_models needs an environment with Keras 2: give its Python with --kecam-python.
+All contenders of a cell are in memory at once: where that is short, name fewer of them.
 """
 
 from __future__ import annotations
@@ -94,11 +96,16 @@ class Contender:
             return None
         return cls(name, process, json.loads(line))
 
-    def time(self, runs: int) -> None:
-        """Has it timed once more."""
-        self.process.stdin.write(f"{runs}\n")
-        self.process.stdin.flush()
-        self.times.append(float(self.process.stdout.readline()))
+    def time(self, runs: int) -> bool:
+        """Has it timed once more; False if it is no more, as where memory ran out."""
+        try:
+            self.process.stdin.write(f"{runs}\n")
+            self.process.stdin.flush()
+            self.times.append(float(self.process.stdout.readline()))
+        except (BrokenPipeError, ValueError):
+            print(f"  {self.name}: ended before its time", file=sys.stderr)
+            return False
+        return True
 
     def finish(self) -> dict:
         """Ends it; what was found."""
@@ -119,9 +126,10 @@ def measure(model: str, cell: tuple, names: list[str], rounds: int, pythons: dic
     started = [Contender.start(name, cell, model, pythons) for name in ["matmul", *names]]
     contenders = [contender for contender in started if contender is not None]
     for _ in range(rounds):
-        for contender in contenders:
+        for contender in list(contenders):
             runs = 10 if contender.name == "matmul" else max(1, 6 // cell[1])
-            contender.time(runs)
+            if not contender.time(runs):
+                contenders.remove(contender)
     return {contender.name: contender.finish() for contender in contenders}
 
 
@@ -159,6 +167,27 @@ def table(results: dict) -> str:
                 f"{row['memory_mb']:6} {row['build_s']:8.1f} {row['first_s']:8.1f}"
             )
         lines.append(", ".join(versions))
+    return "\n".join(lines)
+
+
+def summary(results: dict, models: list[str], names: list[str] | None) -> str:
+    """The results as Markdown: a table for each model, a column for each cell."""
+    lines = []
+    for model in models:
+        entries = [entry for entry in results["cells"] if entry["model"] == model]
+        found = list(dict.fromkeys(name for entry in entries for name in entry["found"]))
+        cells = ["{}, {} x {}".format(*entry["cell"]) for entry in entries]
+        lines.append(f"| {model}, ms (share of the floor) | {' | '.join(cells)} |")
+        lines.append("|---" + "|---:" * len(cells) + "|")
+        floors = [f"{entry['floor_ms']:.0f}" for entry in entries]
+        lines.append(f"| the floor | {' | '.join(floors)} |")
+        for name in names or [name for name in found if name != "matmul"]:
+            rows = [(entry["floor_ms"], entry["found"].get(name)) for entry in entries]
+            texts = [
+                f"{row['ms']:.0f} ({floor / row['ms']:.0%})" if row else "" for floor, row in rows
+            ]
+            lines.append(f"| {name} | {' | '.join(texts)} |")
+        lines.append("")
     return "\n".join(lines)
 
 
@@ -200,7 +229,7 @@ def _cell(text: str) -> tuple[str, int, int]:
 
 
 def main() -> None:
-    """Runs the benchmark, or compares two."""
+    """Runs the benchmark, shows one, or compares two."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -213,7 +242,12 @@ def main() -> None:
     add("--kecam-python", help="Python of an environment with keras_cv_attention_models")
     add("--json", metavar="FILE")
     add("--compare", nargs=2, metavar="FILE")
+    add("--show", metavar="FILE", help="a saved run again, as Markdown")
     args = parser.parse_args()
+    if args.show:
+        saved = json.loads(pathlib.Path(args.show).read_text())
+        print(summary(saved, args.models, args.contenders), end="")
+        return
     if args.compare:
         before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
         print(compare(before, after))

@@ -18,7 +18,7 @@ from keras_coatnet.layers.base import (
 from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
 
 
-def attend(query: Any, key: Any, value: Any, bias: Any, scale: float) -> Any:
+def attend(query: Any, key: Any, value: Any, bias: Any, scale: float = 1.0) -> Any:
     """`softmax(scale q k^T + bias) v` for each head, its softmax in the precision of the bias.
 
     torch has it as one operation, which is used where it would not round the bias: in half

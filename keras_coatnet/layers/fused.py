@@ -13,6 +13,7 @@ import keras
 from keras import ops
 
 from keras_coatnet.layers.activations import in_one_pass
+from keras_coatnet.layers.attention import attend
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, full_precision
 from keras_coatnet.layers.pooling import halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
@@ -178,12 +179,8 @@ class FusedAttention(CompositeLayer):
         height, width = x.shape[1:3]
         both = self.query_key_value(ops.reshape(x, (-1, x.shape[-1])))
         both = ops.reshape(both, (-1, height * width, 3, self.heads, self.head_size))
-        query, key, value = ops.unstack(ops.transpose(both, (2, 0, 3, 1, 4)), 3, axis=0)
-        bias = ops.convert_to_tensor(self.bias)
-        query, key = ops.cast(query, bias.dtype), ops.cast(key, bias.dtype)
-        logits = ops.matmul(query, ops.transpose(key, (0, 1, 3, 2))) + bias
-        weights = ops.cast(keras.activations.softmax(logits), value.dtype)
-        mixed = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        query, key, value = ops.unstack(both, 3, axis=2)
+        mixed = attend(query, key, value, ops.convert_to_tensor(self.bias))
         mixed = self.projection(ops.reshape(mixed, (-1, self.heads * self.head_size)))
         return ops.reshape(mixed, (-1, height, width, self.width))
 
