@@ -95,8 +95,9 @@ def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     TensorFlow runs a GELU as six passes over a map, which cost more than the product before them,
     and keeps what is in between for the gradient; compiled by XLA it is one pass that keeps its
-    input. JAX compiles the whole step, and torch has a GELU of one pass: there, and for float64,
-    the function is as it is.
+    input. It is as it is for float64; on JAX, which compiles the whole step, and torch, which has
+    a GELU of one pass; and where TensorFlow has another device than CPUs: for a TPU everything is
+    compiled, and for a GPU the compiler needs parts of CUDA that TensorFlow runs without.
 
     Args:
         function: an activation, element by element.
@@ -111,6 +112,9 @@ def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if keras.backend.backend() != "tensorflow":
         return function
     import tensorflow as tf
+
+    if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
+        return function
 
     # In bfloat16 XLA's loops round after each operation, which doubles their time.
     @tf.function(jit_compile=True, autograph=False)

@@ -79,11 +79,11 @@ class Pointwise(CompositeLayer):
 class LoneActivation(keras.layers.Layer):
     """An activation with no product before it that could take it along.
 
-    On TensorFlow XLA makes one pass over the map of it, where it would be six.
+    On TensorFlow's CPU XLA makes one pass over the map of it, where it would be six.
 
     Args:
         activation: a function of one tensor, or its name.
-        jit_compile: whether XLA compiles it on TensorFlow. On JAX and torch it is as it is.
+        jit_compile: whether XLA compiles it there.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: any.

@@ -147,3 +147,15 @@ def test_in_one_pass_nothing_in_between_is_kept():
 
     assert {"Tanh", "Pow"} <= operations(gelu_tanh)
     assert not {"Tanh", "Pow", "Mul"} & operations(in_one_pass(gelu_tanh))
+
+
+@pytest.mark.tensorflow_only
+def test_beside_a_gpu_it_is_as_it_is(monkeypatch):
+    import tensorflow as tf
+
+    assert in_one_pass.__wrapped__(gelu) is not gelu
+    devices = [
+        tf.config.PhysicalDevice(f"/physical_device:{kind}:0", kind) for kind in ("CPU", "GPU")
+    ]
+    monkeypatch.setattr(tf.config, "list_physical_devices", lambda: devices)
+    assert in_one_pass.__wrapped__(gelu) is gelu
