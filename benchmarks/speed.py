@@ -202,7 +202,7 @@ def compare(before: dict, after: dict) -> str:
         mode, batch, size = entry["cell"]
         lines.append(f"\n{entry['model']} {mode} batch {batch} at {size}")
         for name, row in entry["found"].items():
-            if name in old["found"]:
+            if name != "matmul" and name in old["found"]:
                 was, now = old["found"][name]["ms"], row["ms"]
                 shares = old["floor_ms"] / was, entry["floor_ms"] / now
                 lines.append(

@@ -42,7 +42,7 @@ def test_speed_measures_saves_and_compares(tmp_path):
         assert name in printed or name == "matmul"
     assert f"keras {entry['found']['ours']['versions']['keras']}" in printed
     compared = run(BENCHMARKS / "speed.py", "--compare", results, results)
-    assert compared.count("x1.00") == 4
+    assert compared.count("x1.00") == 3
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])

@@ -2,6 +2,9 @@
 
 import pathlib
 import re
+import shlex
+import subprocess
+import sys
 
 import pytest
 
@@ -10,13 +13,25 @@ from keras_coatnet import cli
 
 pytestmark = pytest.mark.tensorflow_only
 
-README = (pathlib.Path(__file__).parents[1] / "README.md").read_text("utf-8")
+ROOT = pathlib.Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text("utf-8")
 
 
 def test_table_of_checkpoints_is_the_registry(capsys):
     assert cli.main(["models", "--markdown"]) == 0
     (table,) = re.findall(r"models --markdown -->\n(.*?)<!-- end -->", README, re.S)
     assert table == capsys.readouterr().out
+
+
+def test_table_of_speed_is_what_was_measured():
+    ((command, table),) = re.findall(
+        r"printed by: (python benchmarks.*?) -->\n(.*?)<!--", README, re.S
+    )
+    python, *arguments = shlex.split(command)
+    printed = subprocess.run(
+        [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    assert table == printed.stdout
 
 
 def test_table_of_the_paper_is_counted():
@@ -38,7 +53,7 @@ def test_every_command_is_in_a_block_of_its_own():
 
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
-        assert (pathlib.Path(__file__).parents[1] / target).exists(), target
+        assert (ROOT / target).exists(), target
 
 
 def test_code_runs(monkeypatch):
