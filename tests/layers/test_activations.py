@@ -98,7 +98,8 @@ def test_in_one_pass_it_is_the_same(name, dtype):
     found = in_one_pass(get_activation(name))(x)
     assert found.dtype == x.dtype
     expected = reference.ACTIVATIONS[name](to_numpy(keras.ops.cast(x, "float64")))
-    allowed = {"float16": 4e-3, "bfloat16": 4e-2, "float32": 2e-6, "float64": 2e-6}[dtype]
+    # About 8 the halves lie 1/128 and 1/16 apart; JAX may be one of them off.
+    allowed = {"float16": 1e-2, "bfloat16": 7e-2, "float32": 2e-6, "float64": 2e-6}[dtype]
     np.testing.assert_allclose(to_numpy(keras.ops.cast(found, "float64")), expected, atol=allowed)
 
 
