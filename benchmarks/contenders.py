@@ -63,18 +63,35 @@ def _tensorflow_inference(model, size: int, batch: int) -> Callable[[], None]:
     return lambda: function(x).numpy()
 
 
-def ours(model: str, size: int, batch: int, mode: str, policy: str, fused: bool) -> Callable:
-    """Ours as it is built, or fused, or its training step."""
+def ours(
+    model: str,
+    size: int,
+    batch: int,
+    mode: str,
+    policy: str,
+    fused: bool = False,
+    rematerialised: bool = False,
+) -> Callable[[], None]:
+    """Ours as it is built, or fused; or its training step, as it is or with less kept."""
     import keras
 
     import keras_coatnet
+    from keras_coatnet.training import rematerialise
 
     keras.config.set_dtype_policy(policy)
-    options = {"input_shape": (size, size, 3), "classifier_activation": None}
+
+    def make() -> keras.Model:
+        network = keras_coatnet.CoAtNet(
+            model, input_shape=(size, size, 3), classifier_activation=None
+        )
+        if rematerialised:
+            rematerialise(network)
+        return network
+
     if mode == "train":
-        return _ours_training(model, size, batch, options)
-    network = keras_coatnet.CoAtNet(model, **options)
-    return _tensorflow_inference(keras_coatnet.fuse(network) if fused else network, size, batch)
+        return _ours_training(make, size, batch)
+    network = keras_coatnet.fuse(make()) if fused else make()
+    return _tensorflow_inference(network, size, batch)
 
 
 def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -> Callable:
@@ -105,17 +122,16 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
     return lambda: function(weights, x).block_until_ready()
 
 
-def _ours_training(model: str, size: int, batch: int, options: dict) -> Callable[[], None]:
+def _ours_training(make: Callable, size: int, batch: int) -> Callable[[], None]:
     import tensorflow as tf
 
-    import keras_coatnet
     from keras_coatnet.training.optimization import AdamW
     from keras_coatnet.training.recipe import Recipe
     from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 
     engine = TensorFlowEngine(
         tf.distribute.get_strategy(),
-        lambda: keras_coatnet.CoAtNet(model, **options),
+        make,
         lambda network: AdamW(1e-4, weight_decay=0.05, gradients_are_summed=True),
         Recipe(batch=batch),
     )
@@ -221,10 +237,16 @@ def matmul(size: int, half: bool) -> Callable[[], None]:
 
 
 CONTENDERS: dict[str, Callable[[str, int, int, str], Callable[[], None]]] = {
-    "ours": lambda m, s, b, mode: ours(m, s, b, mode, "float32", fused=False),
+    "ours": lambda m, s, b, mode: ours(m, s, b, mode, "float32"),
     "ours fused": lambda m, s, b, mode: ours(m, s, b, mode, "float32", fused=True),
-    "ours bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16", fused=False),
+    "ours bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16"),
     "ours fused bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16", fused=True),
+    "ours rematerialised": lambda m, s, b, mode: ours(
+        m, s, b, mode, "float32", rematerialised=True
+    ),
+    "ours bf16 rematerialised": lambda m, s, b, mode: ours(
+        m, s, b, mode, "mixed_bfloat16", rematerialised=True
+    ),
     "ours fused torch": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "torch"),
     "ours fused jax": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "jax"),
     "timm": lambda m, s, b, mode: timm(m, s, b, mode, False, False, False),

@@ -21,7 +21,8 @@ How cost grows is the share of the floor at other sizes and for other models:
 timm's networks have a few percent other operations than ours; ConvNeXt and EfficientNetV2 are those
 of about the same number: beside coatnet0 stand ConvNeXtTiny (4.5G) and EfficientNetV2B3 (3.0G).
 keras_cv_attention_models needs an environment with Keras 2: give its Python with --kecam-python.
-All contenders of a cell are in memory at once: where that is short, name fewer of them.
+All contenders of a cell are in memory at once: where that is short, let fewer be --together. A file
+of results may be written by several runs: the cells that it has and a run has not stay in it.
 """
 
 from __future__ import annotations
@@ -121,16 +122,24 @@ class Contender:
         }
 
 
-def measure(model: str, cell: tuple, names: list[str], rounds: int, pythons: dict) -> dict:
-    """Times all contenders of a cell in turns."""
-    started = [Contender.start(name, cell, model, pythons) for name in ["matmul", *names]]
-    contenders = [contender for contender in started if contender is not None]
-    for _ in range(rounds):
-        for contender in list(contenders):
-            runs = 10 if contender.name == "matmul" else max(1, 6 // cell[1])
-            if not contender.time(runs):
-                contenders.remove(contender)
-    return {contender.name: contender.finish() for contender in contenders}
+def measure(
+    model: str, cell: tuple, names: list[str], rounds: int, pythons: dict, together: int
+) -> dict:
+    """Times the contenders of a cell in turns, so many at once, the floor among all of them."""
+    floor = Contender.start("matmul", cell, model, pythons)
+    found = {}
+    for first in range(0, len(names), together):
+        started = [
+            Contender.start(name, cell, model, pythons) for name in names[first : first + together]
+        ]
+        contenders = [floor, *(contender for contender in started if contender is not None)]
+        for _ in range(rounds):
+            for contender in list(contenders):
+                runs = 10 if contender is floor else max(1, 6 // cell[1])
+                if not contender.time(runs):
+                    contenders.remove(contender)
+        found |= {contender.name: contender.finish() for contender in contenders[1:]}
+    return {"matmul": floor.finish(), **found}
 
 
 def floor_ms(model: str, cell: tuple, found: dict) -> tuple[float, float]:
@@ -221,6 +230,16 @@ def _machine() -> str:
     return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
 
 
+def _results(path: str | None) -> dict:
+    """What a file has already; nothing yet if there is none."""
+    if path is None or not pathlib.Path(path).exists():
+        return {"machine": _machine(), "cells": []}
+    results = json.loads(pathlib.Path(path).read_text())
+    if results["machine"] != _machine():
+        sys.exit(f"{path} was measured on another machine: {results['machine']}. Name a new file.")
+    return results
+
+
 def _cell(text: str) -> tuple[str, int, int]:
     mode, batch, size = text.split(":")
     if mode not in ("infer", "train"):
@@ -239,6 +258,7 @@ def main() -> None:
     add("--models", nargs="+", default=["coatnet0"])
     add("--contenders", nargs="+", help="default: all that the cell's kind has")
     add("--rounds", type=int, default=7)
+    add("--together", type=int, default=100, help="how many contenders are in memory at once")
     add("--kecam-python", help="Python of an environment with keras_cv_attention_models")
     add("--json", metavar="FILE")
     add("--compare", nargs=2, metavar="FILE")
@@ -252,16 +272,17 @@ def main() -> None:
         before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
         print(compare(before, after))
         return
-    results = {"machine": _machine(), "cells": []}
+    results = _results(args.json)
     pythons = {"kecam": args.kecam_python} if args.kecam_python else {}
     for model in args.models:
         for cell in args.cells:
             names = args.contenders or (INFERENCE if cell[0] == "infer" else TRAINING)
             names = [name for name in names if name != "kecam" or pythons]
-            found = measure(model, cell, names, args.rounds, pythons)
+            found = measure(model, cell, names, args.rounds, pythons, args.together)
             floor, rate = floor_ms(model, cell, found)
-            entry = {"model": model, "cell": cell, "floor_ms": floor, "gflops": rate}
-            results["cells"].append({**entry, "found": found})
+            entry = {"model": model, "cell": list(cell), "floor_ms": floor, "gflops": rate}
+            others = [e for e in results["cells"] if (e["model"], e["cell"]) != (model, list(cell))]
+            results["cells"] = [*others, {**entry, "found": found}]
             print(table({**results, "cells": results["cells"][-1:]}), flush=True)
             if args.json:
                 pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
