@@ -179,15 +179,18 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
-def summary(results: dict, models: list[str], names: list[str] | None) -> str:
-    """The results as Markdown: a table for each model, a column for each cell."""
+def summary(
+    results: dict, models: list[str], names: list[str] | None, cells: list[tuple] | None
+) -> str:
+    """The results as Markdown: a table for each model, a column for each cell, or these alone."""
     lines = []
     for model in models:
-        entries = [entry for entry in results["cells"] if entry["model"] == model]
+        known = {tuple(e["cell"]): e for e in results["cells"] if e["model"] == model}
+        entries = [known[cell] for cell in cells or sorted(known) if cell in known]
         found = list(dict.fromkeys(name for entry in entries for name in entry["found"]))
-        cells = ["{}, {} x {}".format(*entry["cell"]) for entry in entries]
-        lines.append(f"| {model}, ms (share of the floor) | {' | '.join(cells)} |")
-        lines.append("|---" + "|---:" * len(cells) + "|")
+        heads = ["{}, {} x {}".format(*entry["cell"]) for entry in entries]
+        lines.append(f"| {model}, ms (share of the floor) | {' | '.join(heads)} |")
+        lines.append("|---" + "|---:" * len(heads) + "|")
         floors = [f"{entry['floor_ms']:.0f}" for entry in entries]
         lines.append(f"| the floor | {' | '.join(floors)} |")
         for name in names or [name for name in found if name != "matmul"]:
@@ -254,7 +257,7 @@ def main() -> None:
     )
     add = parser.add_argument
     default = ["infer:1:224", "infer:8:224", "infer:32:224", "infer:1:384", "train:8:224"]
-    add("--cells", nargs="+", type=_cell, default=[_cell(text) for text in default])
+    add("--cells", nargs="+", type=_cell, help=f"default: {' '.join(default)}; shown: all")
     add("--models", nargs="+", default=["coatnet0"])
     add("--contenders", nargs="+", help="default: all that the cell's kind has")
     add("--rounds", type=int, default=7)
@@ -266,7 +269,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.show:
         saved = json.loads(pathlib.Path(args.show).read_text())
-        print(summary(saved, args.models, args.contenders), end="")
+        print(summary(saved, args.models, args.contenders, args.cells), end="")
         return
     if args.compare:
         before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
@@ -275,7 +278,7 @@ def main() -> None:
     results = _results(args.json)
     pythons = {"kecam": args.kecam_python} if args.kecam_python else {}
     for model in args.models:
-        for cell in args.cells:
+        for cell in args.cells or map(_cell, default):
             names = args.contenders or (INFERENCE if cell[0] == "infer" else TRAINING)
             names = [name for name in names if name != "kecam" or pythons]
             found = measure(model, cell, names, args.rounds, pythons, args.together)

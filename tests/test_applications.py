@@ -38,12 +38,14 @@ FAMILY = [
     pytest.param(tiny_app, 64, id="tiny"),
 ]
 family = pytest.mark.parametrize(("app", "last_dim"), FAMILY)
+# For what does not depend on the size, which costs seconds to build.
+smallest = pytest.mark.parametrize(("app", "last_dim"), [FAMILY[0], FAMILY[-1]])
 
 
 # --- Keras's own cases -----------------------------------------------------------------------
 
 
-@family
+@smallest
 def test_notop_variable_input_channels(app, last_dim):
     for channels in (1, 4):
         model = app(weights=None, include_top=False, input_shape=(None, None, channels))
@@ -65,13 +67,13 @@ def test_base(app, last_dim):
     assert len(model.weights) == len(restored.weights)
 
 
-@family
+@smallest
 def test_notop_custom_input_shape(app, last_dim):
     model = app(weights=None, include_top=False, input_shape=(123, 123, 3))
     assert model.output_shape == (None, 4, 4, last_dim)
 
 
-@family
+@smallest
 def test_notop_custom_input_tensor(app, last_dim):
     inputs = keras.Input((200, 200, 4), name="custom_input")
     x = keras.layers.Conv2D(3, 2, 2, data_format="channels_last")(inputs)
@@ -87,7 +89,7 @@ def test_pooling(app, last_dim):
     assert model.output_shape == (None, last_dim)
 
 
-@family
+@smallest
 def test_classifier_activation(app, last_dim):
     model = app(weights=None, include_top=True, classifier_activation="softmax")
     assert model.layers[-1].activation.__name__ == "softmax"
