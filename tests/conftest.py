@@ -14,6 +14,9 @@ import pytest
 
 import keras_coatnet
 
+# What is imported stays: to look through it again and again would cost more than many a test.
+gc.freeze()
+
 TINY = keras_coatnet.CoAtNetConfig(
     widths=(16, 24, 32, 64), depths=(1, 2, 2, 1), stem_width=8, head_size=8
 )
