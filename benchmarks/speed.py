@@ -267,6 +267,8 @@ def main() -> None:
     add("--compare", nargs=2, metavar="FILE")
     add("--show", metavar="FILE", help="a saved run again, as Markdown")
     args = parser.parse_args()
+    if args.together < 1:
+        parser.error(f"--together must be at least 1, not {args.together}")
     if args.show:
         saved = json.loads(pathlib.Path(args.show).read_text())
         print(summary(saved, args.models, args.contenders, args.cells), end="")

@@ -29,7 +29,7 @@ def run(*arguments: str) -> str:
 
 def test_speed_measures_saves_and_compares(tmp_path):
     results = tmp_path / "results.json"
-    cell = ["--cells", "infer:2:64", "--rounds", "2", "--json", results]
+    cell = ["--cells", "infer:2:64", "--rounds", "2", "--together", "2", "--json", results]
     printed = run(BENCHMARKS / "speed.py", *cell, "--contenders", "ours", "ours fused", "timm")
     (entry,) = json.loads(results.read_text())["cells"]
     operations = 2 * 2 * keras_coatnet.count_flops("coatnet0", input_shape=(64, 64, 3))
@@ -43,6 +43,18 @@ def test_speed_measures_saves_and_compares(tmp_path):
     assert f"keras {entry['found']['ours']['versions']['keras']}" in printed
     compared = run(BENCHMARKS / "speed.py", "--compare", results, results)
     assert compared.count("x1.00") == 3
+
+    # A second run adds its cell to the file, and none of another machine.
+    more = [BENCHMARKS / "speed.py", "--cells", "infer:1:32", "--contenders", "matmul bf16"]
+    run(*more, "--rounds", "1", "--json", results)
+    saved = json.loads(results.read_text())
+    assert saved["cells"][0] == entry
+    assert [each["cell"] for each in saved["cells"]] == [["infer", 2, 64], ["infer", 1, 32]]
+    shown = run(BENCHMARKS / "speed.py", "--show", results, "--cells", "infer:1:32")
+    assert "| matmul bf16 |" in shown and "infer, 2 x 64" not in shown
+    results.write_text(json.dumps({**saved, "machine": "an abacus"}))
+    with pytest.raises(AssertionError, match="measured on another machine: an abacus"):
+        run(*more, "--json", results)
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])
