@@ -179,25 +179,41 @@ def table(results: dict) -> str:
     return "\n".join(lines)
 
 
+def _time(row: dict, floor: float) -> str:
+    return f"{row['ms']:.0f} ({floor / row['ms']:.0%})"
+
+
+def _memory(row: dict, floor: float) -> str:
+    return f"{row['memory_mb']:,} ({row['build_s']:.0f} + {row['first_s']:.0f})"
+
+
 def summary(
-    results: dict, models: list[str], names: list[str] | None, cells: list[tuple] | None
+    results: dict,
+    models: list[str],
+    names: list[str] | None,
+    cells: list[tuple] | None,
+    memory: bool = False,
 ) -> str:
     """The results as Markdown: a table for each model, a column for each cell, or these alone."""
+    shows, text = (
+        ("peak MB (seconds to import and build + first run)", _memory)
+        if memory
+        else ("ms (share of the floor)", _time)
+    )
     lines = []
     for model in models:
         known = {tuple(e["cell"]): e for e in results["cells"] if e["model"] == model}
         entries = [known[cell] for cell in cells or sorted(known) if cell in known]
         found = list(dict.fromkeys(name for entry in entries for name in entry["found"]))
         heads = ["{}, {} x {}".format(*entry["cell"]) for entry in entries]
-        lines.append(f"| {model}, ms (share of the floor) | {' | '.join(heads)} |")
+        lines.append(f"| {model}, {shows} | {' | '.join(heads)} |")
         lines.append("|---" + "|---:" * len(heads) + "|")
-        floors = [f"{entry['floor_ms']:.0f}" for entry in entries]
-        lines.append(f"| the floor | {' | '.join(floors)} |")
+        if not memory:
+            floors = [f"{entry['floor_ms']:.0f}" for entry in entries]
+            lines.append(f"| the floor | {' | '.join(floors)} |")
         for name in names or [name for name in found if name != "matmul"]:
-            rows = [(entry["floor_ms"], entry["found"].get(name)) for entry in entries]
-            texts = [
-                f"{row['ms']:.0f} ({floor / row['ms']:.0%})" if row else "" for floor, row in rows
-            ]
+            rows = [(entry["found"].get(name), entry["floor_ms"]) for entry in entries]
+            texts = [text(row, floor) if row else "" for row, floor in rows]
             lines.append(f"| {name} | {' | '.join(texts)} |")
         lines.append("")
     return "\n".join(lines)
@@ -266,12 +282,13 @@ def main() -> None:
     add("--json", metavar="FILE")
     add("--compare", nargs=2, metavar="FILE")
     add("--show", metavar="FILE", help="a saved run again, as Markdown")
+    add("--memory", action="store_true", help="shown: memory and seconds to start, not speed")
     args = parser.parse_args()
     if args.together < 1:
         parser.error(f"--together must be at least 1, not {args.together}")
     if args.show:
         saved = json.loads(pathlib.Path(args.show).read_text())
-        print(summary(saved, args.models, args.contenders, args.cells), end="")
+        print(summary(saved, args.models, args.contenders, args.cells, args.memory), end="")
         return
     if args.compare:
         before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
