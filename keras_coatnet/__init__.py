@@ -14,7 +14,8 @@ from keras_coatnet.applications import (
     CoAtNetNano,
     preprocess_input,
 )
-from keras_coatnet.config import CoAtNetConfig, architectures
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import architectures
 from keras_coatnet.figures import count_flops, count_params
 from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions

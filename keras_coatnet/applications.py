@@ -10,8 +10,9 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.config import ARCHITECTURES, FREE_FIELDS, CoAtNetConfig, find_architecture
-from keras_coatnet.config import size_of as _size_of
+from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.families import ARCHITECTURES, find_architecture
+from keras_coatnet.families import size_of as _size_of
 from keras_coatnet.model import CoAtNetModel, build_model
 from keras_coatnet.weights.registry import WORDS
 from keras_coatnet.weights.source import Source, find_source

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras_coatnet
 from keras_coatnet import cli_training
-from keras_coatnet.config import ARCHITECTURES
+from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.weights import registry
 
 if TYPE_CHECKING:

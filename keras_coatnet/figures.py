@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from keras_coatnet.config import Block, CoAtNetConfig, find_architecture
+from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.families import find_architecture
 from keras_coatnet.variables import attention_width, variables
 
 CONVENTIONS = ("multiply_adds", "paper")

@@ -21,7 +21,8 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
-from keras_coatnet.config import CoAtNetConfig, architectures, find_architecture
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.weights import keras_files, registry
 from keras_coatnet.weights.source import SUFFIXES, find_source

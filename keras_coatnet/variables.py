@@ -43,7 +43,7 @@ def variables(
         A `Variable` each, in no particular order.
 
     Example:
-        >>> from keras_coatnet.config import ARCHITECTURES
+        >>> from keras_coatnet.families import ARCHITECTURES
         >>> next(variables(ARCHITECTURES["coatnet0"])).shape
         (3, 3, 3, 64)
     """

@@ -318,7 +318,7 @@ def test_weights_of_another_network(tmp_path):
         tiny_app(weights=path)
     model = keras_coatnet.CoAtNetNano(weights=path)
     assert model.architecture.same_network(
-        keras_coatnet.config.ARCHITECTURES["coatnet_nano_rw_224"]
+        keras_coatnet.families.ARCHITECTURES["coatnet_nano_rw_224"]
     )
 
 

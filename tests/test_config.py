@@ -4,7 +4,8 @@ import json
 import pytest
 
 from keras_coatnet import CoAtNetConfig, architectures
-from keras_coatnet.config import ARCHITECTURES, CHOICES, FREE_FIELDS, find_architecture, size_of
+from keras_coatnet.config import CHOICES, FREE_FIELDS
+from keras_coatnet.families import ARCHITECTURES, find_architecture, size_of
 
 SMALL = {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1)}
 

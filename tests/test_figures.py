@@ -5,7 +5,7 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNetConfig, count_flops, count_params
-from keras_coatnet.config import ARCHITECTURES
+from keras_coatnet.families import ARCHITECTURES
 
 # Trainable parameters at 224 pixels, 1000 classes: of the specification, and as published.
 PARAMETERS = {

@@ -5,7 +5,8 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.config import CoAtNetConfig, find_architecture
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import find_architecture
 from keras_coatnet.layers.fused import FusedAttention, Pointwise
 
 SHAPE = (72, 64, 3)  # not square, and odd from the third stage on

@@ -13,7 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from keras_coatnet.config import ARCHITECTURES, CoAtNetConfig
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import ARCHITECTURES
 
 # Names of timm's architectures in our registry. The two without "rw" nobody has trained.
 NAMES = tuple(name for name in ARCHITECTURES if name.startswith("coatnet_"))

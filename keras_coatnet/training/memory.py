@@ -7,7 +7,8 @@ import math
 from collections.abc import Iterable
 from dataclasses import dataclass
 
-from keras_coatnet.config import Block, CoAtNetConfig, find_architecture
+from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.families import find_architecture
 from keras_coatnet.training.parallel import check_heads, part_shape
 from keras_coatnet.variables import attention_width, variables
 

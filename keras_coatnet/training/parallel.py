@@ -14,7 +14,8 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.config import CoAtNetConfig, find_architecture
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import find_architecture
 
 _NORM = "(gamma|beta|moving_mean|moving_variance)"
 

@@ -10,7 +10,8 @@ import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.config import CoAtNetConfig, architectures, find_architecture
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.families import architectures, find_architecture
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings

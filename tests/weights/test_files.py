@@ -21,7 +21,7 @@ import pytest
 from safetensors.numpy import save, save_file
 
 import keras_coatnet
-from keras_coatnet.config import ARCHITECTURES
+from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.weights.source import find_source
 from tests import timm_models
 

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.config import ARCHITECTURES, CHOICES, FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.config import CHOICES, FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.weights import foreign_files, timm_layout
 from keras_coatnet.weights.assign import assign
 from keras_coatnet.weights.registry import CHECKPOINTS
