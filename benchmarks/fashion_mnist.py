@@ -47,9 +47,8 @@ def main() -> None:
     if args.only:
         print(json.dumps(train(args.only, args.data, 60 * args.minutes, args.seed)))
         return
-    print(
-        "| network | parameters | epochs | processor minutes | test accuracy |\n|---|---:|---:|---:|---:|"
-    )
+    print("| network | parameters | epochs | processor minutes | test accuracy |")
+    print("|---|---:|---:|---:|---:|")
     rows = []
     for contender in args.contenders:
         own = ["--data", args.data, "--minutes", str(args.minutes), "--seed", str(args.seed)]
