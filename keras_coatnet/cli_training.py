@@ -43,16 +43,17 @@ examples:
   What that would do, without doing it:
     keras-coatnet train in1k_pretrain --batch 512 --dry-run
 
-The same command goes on with a run that was interrupted. Every field of a recipe is an option. Those
-that decide the result must stay the same then; the others (how the run is carried out) may change.
-With another --accumulate, BatchNorm takes its statistics from parts of another size. The run's
-folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
+The same command goes on with a run that was interrupted. Every field of a recipe is an option;
+those that decide the result must stay the same then, the others may change. With another
+--accumulate, BatchNorm takes its statistics from parts of another size.
+
+The run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
 confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5 and final.weights.h5.
 
 Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
 number of --epochs does not; schedule and warm-up are shares of the run.
 
-Ctrl-C ends the run after the step that it is at, and saves; a second Ctrl-C ends it at once. One run
+Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. One run
 at a time writes to a folder.
 
 exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many pictures are

@@ -9,12 +9,13 @@ import re
 _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
-def check_local(path: str | os.PathLike | None, argument: str) -> None:
+def check_local(path: str | os.PathLike | None, argument: str, names: str | None = None) -> None:
     """Refuses the address of a remote file or folder, of which a local one would be made.
 
     Args:
         path: a path; None: there is none to check.
         argument: what error messages call it, e.g. `"output"`.
+        names: a scheme with which names start that are no addresses; None: there is none.
 
     Raises:
         ValueError: the path starts with a scheme, such as `"gs://"`.
@@ -22,7 +23,9 @@ def check_local(path: str | os.PathLike | None, argument: str) -> None:
     Example:
         >>> check_local("runs/flowers", "output")
     """
-    if path is not None and _REMOTE.match(os.fspath(path)):
+    if path is None or (names and os.fspath(path).startswith(names)):
+        return
+    if _REMOTE.match(os.fspath(path)):
         raise ValueError(
             f"`{argument}` must be a path on this machine; remote addresses are not supported. "
             f"Received: {argument}={os.fspath(path)!r}. Copy the files to this machine, or mount "

@@ -138,7 +138,7 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
     "weights": {"config", "families", "layers", "model", "paths", "weights"},
     "applications": {"config", "families", "model", "weights"},
     "fusion": {"layers", "model"},
-    "inference": {"applications", "config", "families", "labels", "model", "weights"},
+    "inference": {"applications", "config", "families", "labels", "model", "paths", "weights"},
     "training": {
         "applications",
         "config",

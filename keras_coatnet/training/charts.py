@@ -167,7 +167,7 @@ def check_matplotlib() -> None:
         ImportError: matplotlib is not installed.
     """
     try:
-        import matplotlib.backends.backend_agg  # noqa: F401
+        import matplotlib.backends.backend_agg
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(

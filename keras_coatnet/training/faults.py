@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import itertools
 import os
 import pathlib
 import re
@@ -127,7 +128,7 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
         for parts in range(recipe.accumulate + 1, share // smallest + 1)
         if share % (parts * smallest) == 0
     )
-    going_on = [f"--accumulate {number} (smaller parts)" for number in [next(parts, None)] if number]
+    going_on = [f"--accumulate {number} (smaller parts)" for number in itertools.islice(parts, 1)]
     if not recipe.rematerialise:
         going_on.append("--rematerialise (computes blocks twice)")
     anew = ["--precision mixed_bfloat16"] if recipe.precision == "float32" else []

@@ -44,8 +44,8 @@ class Recipe:
     Attributes with a choice list take one of it. The learning rate counts for the recipe's own
     batch; see `replace` for what another one does.
 
-    Most fields decide the result of a run, and stay the same when it goes on. The others
-    (metadata `"decides"`: False) say how it is carried out, and may change then: where the data lie, limits,
+    Most fields decide the result of a run, and stay the same when it goes on. The others (metadata
+    `"decides"`: False) say how it is carried out, and may change then: where the data lie, limits,
     logging, checkpoints, evaluations, and how the work is divided to fit into memory.
 
     Raises:

@@ -61,8 +61,7 @@ def find_source(
     Raises:
         ValueError: there are no such weights, or they belong to another network.
     """
-    if not os.fspath(weights).startswith("hf://"):  # the start of a checkpoint's name
-        check_local(weights, "weights")
+    check_local(weights, "weights", names="hf://")
     path = pathlib.Path(weights)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
