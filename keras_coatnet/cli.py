@@ -309,6 +309,7 @@ def _pictures_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_labels(path: str) -> list[str]:
+    check_local(path, "labels")
     try:
         lines = pathlib.Path(path).read_text("utf-8").strip("\n").split("\n")
     except (OSError, UnicodeError) as error:

@@ -249,6 +249,7 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
 
 def _architecture_of(weights: str | None) -> str | None:
     """The architecture of a public checkpoint; None of files."""
+    check_local(weights, "weights", names="hf://")
     if weights is None or pathlib.Path(weights).suffix in (".h5", ".keras", ".safetensors"):
         return None
     return registry.find(weights, None).architecture

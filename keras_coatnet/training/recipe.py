@@ -234,6 +234,7 @@ class Recipe:
         Raises:
             ValueError: there is no such architecture, or the file holds none.
         """
+        check_local(self.model, "model")
         path = pathlib.Path(self.model)
         if path.suffix == ".json":
             config = _config_of_file(path)
@@ -334,7 +335,6 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
 
 
 def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
-    check_local(path, "model")
     try:
         return CoAtNetConfig.from_dict(json.loads(path.read_text()))
     except (OSError, TypeError, ValueError) as error:
