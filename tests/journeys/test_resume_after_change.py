@@ -63,8 +63,8 @@ def test_too_many_broken_pictures(tmp_path, capfd):
     history.write_text(history.read_text() + "what is this\n")
     assert "Move the file away, or repair it." in user.runs(status=2)
     history.rename(tmp_path / "history.csv")
-    assert "going on with broken_limit 2 instead of 50" in user.runs("--broken-limit", 2, status=1)
-    user.runs("--broken-limit", 50)
+    assert "more than the limit of 1" in user.runs("--broken-limit", 1, status=2)
+    assert "going on with broken_limit 50 instead of 1" in user.runs("--broken-limit", 50)
 
 
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
@@ -118,13 +118,13 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(keras_coatnet.training.trainer.Progress, "update", update_and_interrupt)
-        assert "stopped at step 1 of 4, which is saved" in user.runs(status=130)
+        assert "stopped at step 2 of 4, which is saved" in user.runs(status=130)
     moved = (tmp_path / "digits").rename(tmp_path / "elsewhere")
     said = user.runs(
         *("--data", moved, "--accumulate", 2, "--rematerialise", "--evaluation-epochs", 2),
         *("--log-steps", 2, "--checkpoint-steps", 1),
     )
-    assert "going on from step 1\n" in said
+    assert "going on from step 2\n" in said
     assert f"data {moved} instead of {tmp_path / 'digits'}" in said
     assert "accumulate 2 instead of 1, rematerialise True instead of False" in said
     history = read_history(user.output)

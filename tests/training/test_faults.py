@@ -90,18 +90,18 @@ def at_step(monkeypatch, wanted: int, act) -> None:
 
 
 def test_ctrl_c_saves_and_ends_with_its_own_status(tmp_path, capfd):
-    recipe = runs.write_small_recipe(tmp_path)
+    recipe = runs.write_small_recipe(tmp_path, epochs=2)
     command = ["train", str(recipe), "--output", str(tmp_path / "run")]
     with pytest.MonkeyPatch.context() as patch:
         at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
         assert main(command) == 130
     assert capfd.readouterr().err.splitlines()[-1] == (
-        "keras-coatnet: stopped at step 1 of 2, which is saved; the same command goes on"
+        "keras-coatnet: stopped at step 2 of 4, which is saved; the same command goes on"
     )
-    assert CheckpointFolder(tmp_path / "run" / "checkpoints").newest().step == 1
+    assert CheckpointFolder(tmp_path / "run" / "checkpoints").newest().step == 2
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert main(command) == 0
-    assert "going on from step 1" in capfd.readouterr().err
+    assert "going on from step 2" in capfd.readouterr().err
 
 
 def test_a_second_ctrl_c_ends_at_once():
