@@ -19,8 +19,7 @@ from keras_coatnet.weights import registry
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings
 
-# Exit statuses; those of a run that was stopped are the shell's for the signal.
-FINE, CANNOT_GO_ON, BY_SIGNAL = 0, 1, 128
+FINE, CANNOT_GO_ON = 0, 1
 
 # Arguments of their own, or not for the command line.
 _NOT_OPTIONS = ("name", "model", "data", "weights")
@@ -230,7 +229,7 @@ def _train(args: argparse.Namespace) -> int:
         return CANNOT_GO_ON
     except trainer.Stopped as stopped:
         print(f"keras-coatnet: {stopped}", file=sys.stderr)
-        return BY_SIGNAL + stopped.signal_number
+        return stopped.exit_status
     print(result.summary())
     return FINE
 

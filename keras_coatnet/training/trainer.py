@@ -53,12 +53,16 @@ class Stopped(Exception):
 
     Args:
         text: what happened.
-        signal_number: the signal that asked, in any process of the run; SIGTERM if unknown.
+        signal_number: the signal that asked; SIGTERM if another process of the run got it.
+
+    Attributes:
+        exit_status: what a program should end with, as shells say it: 130 after Ctrl-C, 143 after
+            SIGTERM.
     """
 
     def __init__(self, text: str, signal_number: int = signal.SIGTERM) -> None:
         super().__init__(text)
-        self.signal_number = signal_number
+        self.exit_status = 128 + signal_number
 
 
 @dataclasses.dataclass(frozen=True)
