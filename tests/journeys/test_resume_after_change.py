@@ -47,9 +47,9 @@ def test_too_many_broken_pictures(tmp_path, capfd):
     user = User(tmp_path, capfd, broken_limit=2)
     for number in (0, 1, 2):
         (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no picture")
-    said = user.runs(status=1)
-    assert "more than the limit of 2" in said and "(--broken-limit)" in said
+    advice = user.runs(status=1)
     said = user.runs("--broken-limit", 50, "--keep-checkpoints", 5)
+    assert "more than the limit of 2" in advice and "(--broken-limit)" in advice
     assert "going on with broken_limit 50 instead of 2, keep_checkpoints 5 instead of 3\n" in said
     assert user.recipe()["broken_limit"] == 50
 
@@ -70,9 +70,9 @@ def test_too_many_broken_pictures(tmp_path, capfd):
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
     # A first step of enormous length; the second is not a number.
     user = User(tmp_path, capfd, learning_rate=1e38, clip_norm=None)
-    said = user.runs(status=1)
-    assert "the loss of step 2 is nan" in said and "--on-nan skip" in said
+    advice = user.runs(status=1)
     said = user.runs("--on-nan", "skip")
+    assert "the loss of step 2 is nan" in advice and "--on-nan skip" in advice
     assert "going on with on_nan skip instead of stop\n" in said
     assert "that batch skipped" in said
     assert json.loads((user.output / "summary.json").read_text())["skipped steps"] == 1
