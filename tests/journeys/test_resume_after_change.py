@@ -81,7 +81,6 @@ def test_a_loss_that_is_not_a_number(tmp_path, capfd):
 def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
     """One that holds 40 pictures at once, as long as blocks keep what they computed."""
     held: list[int] = []
-    call = keras.Model.call
 
     def call_in_little_memory(model: keras.Model, inputs, *arguments, **options):
         if inputs.shape[0] is not None:
@@ -94,7 +93,6 @@ def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         keras_coatnet.model.CoAtNetModel, "call", call_in_little_memory, raising=False
     )
-    assert call is keras.Model.call
     user = User(tmp_path, capfd, held_out=0.5)  # 100 pictures of each part
     said = user.runs(status=1)
     assert "the device is out of memory" in said and "with --accumulate 2 (smaller parts)" in said
