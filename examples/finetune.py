@@ -37,7 +37,7 @@ def main(arguments=None):
     except TrainingError as error:
         fail(error, status=1)
     except Stopped as stopped:
-        fail(stopped, status=143)
+        fail(stopped, status=stopped.exit_status)
     print(f"\n{found.per_class_table()}\n\n{result.summary()}\n")
     print(f"Reloaded weights: {found.top1:.2%} of the held-out pictures are right")
     print(f"For a server that knows TensorFlow alone: {result.folder / 'saved_model'}")

@@ -43,7 +43,7 @@ def main(arguments=None):
     except TrainingError as error:
         fail(error, status=1)
     except Stopped as stopped:
-        fail(stopped, status=143)
+        fail(stopped, status=stopped.exit_status)
     print(f"\n{result.summary()}\n")
     print_comparison(found)
 

@@ -46,8 +46,8 @@ def main(arguments=None):
         fail(error)
     except TrainingError as error:  # the loss is not a number, or too many pictures are unreadable
         fail(error, status=1)
-    except Stopped as stopped:  # SIGTERM, as a cluster sends it: all is saved
-        fail(stopped, status=143)
+    except Stopped as stopped:  # Ctrl-C, or SIGTERM as a cluster sends it: all is saved
+        fail(stopped, status=stopped.exit_status)
 
     print(result.evaluation.per_class_table(limit=10))  # the ten worst
     print(f"\n{result.summary()}")
@@ -67,7 +67,7 @@ def read_arguments(arguments):
     add("--weights", metavar="WEIGHTS", help="start from these, a file or a checkpoint's name")
     add("--batch", type=int, help="pictures a step, over all devices; default: the recipe's")
     add("--accumulate", type=int, help="parts in which a device computes its share; default: 1")
-    text = "auto (all GPUs), one_device, mirrored, multi_worker or tpu; default: %(default)s"
+    text = "auto (all GPUs), one_device, mirrored or multi_worker; default: %(default)s"
     add("--strategy", default="auto", help=text)
     return parser.parse_args(arguments)
 

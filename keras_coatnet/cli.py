@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import keras_coatnet
 from keras_coatnet import cli_training
 from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.paths import check_local
 from keras_coatnet.weights import registry
 
 if TYPE_CHECKING:
@@ -283,7 +284,9 @@ def _predict(args: argparse.Namespace) -> int:
 def _find_pictures(arguments: Sequence[str]) -> list[pathlib.Path]:
     """Files as they are named; of folders all pictures, also in the folders below."""
     paths: list[pathlib.Path] = []
-    for path in map(pathlib.Path, arguments):
+    for argument in arguments:
+        check_local(argument, "picture")
+        path = pathlib.Path(argument)
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")
         found = list(_pictures_below(path)) if path.is_dir() else [path]
@@ -306,6 +309,7 @@ def _pictures_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
 
 
 def _read_labels(path: str) -> list[str]:
+    check_local(path, "labels")
     try:
         lines = pathlib.Path(path).read_text("utf-8").strip("\n").split("\n")
     except (OSError, UnicodeError) as error:

@@ -11,6 +11,7 @@ import typing
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+from keras_coatnet.paths import check_local
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.weights import registry
@@ -18,7 +19,7 @@ from keras_coatnet.weights import registry
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings
 
-FINE, CANNOT_GO_ON, STOPPED = 0, 1, 143
+FINE, CANNOT_GO_ON = 0, 1
 
 # Arguments of their own, or not for the command line.
 _NOT_OPTIONS = ("name", "model", "data", "weights")
@@ -41,16 +42,22 @@ examples:
   What that would do, without doing it:
     keras-coatnet train in1k_pretrain --batch 512 --dry-run
 
-The same command goes on with a run that was interrupted. Every field of a recipe is an option. The
-run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
+The same command goes on with a run that was interrupted. Every field of a recipe is an option;
+those that decide the result must stay the same then, the others may change. With another
+--accumulate, BatchNorm takes its statistics from parts of another size.
+
+The run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
 confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5 and final.weights.h5.
 
 Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
 number of --epochs does not; schedule and warm-up are shares of the run.
 
+Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. One run
+at a time writes to a folder.
+
 exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many pictures are
-unreadable, another machine is gone); 2 a mistake in the call, or a full disk; 143 stopped by
-SIGTERM, and saved
+unreadable, a device is out of memory, another machine is gone); 2 a mistake in the call, or a full
+disk; 130 stopped by Ctrl-C, 143 by SIGTERM, and saved
 """
 
 _EVALUATE_EXAMPLES = """\
@@ -107,15 +114,19 @@ def _add_train(parser: argparse.ArgumentParser) -> None:
     add(
         "--strategy",
         default="auto",
-        help="auto, one_device, mirrored, multi_worker or tpu; on JAX data_parallel or "
-        "model_parallel (default: %(default)s)",
+        help="auto, one_device, mirrored or multi_worker; on JAX data_parallel or model_parallel; "
+        "tpu was never run, and wants a TensorFlow that there is none of for TPUs yet "
+        "(default: %(default)s)",
     )
     add("--devices", type=int, metavar="N", help="how many of this machine's devices")
-    group = parser.add_argument_group("fields of the recipe (default: as the recipe says)")
+    as_said = "(default: as the recipe says)"
+    deciding = parser.add_argument_group(f"fields of the recipe that decide the result {as_said}")
+    running = parser.add_argument_group(f"fields that may change when a run goes on {as_said}")
     kinds = typing.get_type_hints(Recipe)
     for field in dataclasses.fields(Recipe):
         if field.name in _NOT_OPTIONS:
             continue
+        group = deciding if field.metadata["decides"] else running
         option = f"--{field.name.replace('_', '-')}"
         if kinds[field.name] is bool:
             group.add_argument(
@@ -218,7 +229,7 @@ def _train(args: argparse.Namespace) -> int:
         return CANNOT_GO_ON
     except trainer.Stopped as stopped:
         print(f"keras-coatnet: {stopped}", file=sys.stderr)
-        return STOPPED
+        return stopped.exit_status
     print(result.summary())
     return FINE
 
@@ -237,6 +248,7 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
 
 def _architecture_of(weights: str | None) -> str | None:
     """The architecture of a public checkpoint; None of files."""
+    check_local(weights, "weights", names="hf://")
     if weights is None or pathlib.Path(weights).suffix in (".h5", ".keras", ".safetensors"):
         return None
     return registry.find(weights, None).architecture
@@ -246,14 +258,23 @@ def _architecture_of(weights: str | None) -> str | None:
 
 
 def _evaluate(args: argparse.Namespace) -> int:
+    check_local(args.output, "output")
+    check_local(args.run_folder, "run")
     from keras_coatnet.inference import open_model
+    from keras_coatnet.training import charts
     from keras_coatnet.training.evaluation import evaluate
+    from keras_coatnet.training.scores import EvaluationCounter
     from keras_coatnet.training.sources import open_source, open_sources
 
+    # What costs nothing is checked first: an evaluation, or a download, may take hours.
+    if args.output:
+        charts.check_matplotlib()
+        pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)
     if args.run_folder is None:
         if args.data is None:
             raise ValueError("Which pictures? Give --data: a folder, or a data set's name.")
         source = open_source(args.data, args.split, data_dir=args.data_dir)
+        EvaluationCounter(source.classes, args.positive)
         model, settings = open_model(args.weights, args.architecture)
     else:
         recipe, weights = _run_of(pathlib.Path(args.run_folder))
@@ -263,9 +284,10 @@ def _evaluate(args: argparse.Namespace) -> int:
             )
         else:
             source = open_source(args.data or recipe.data, args.split, data_dir=args.data_dir)
+        args.positive = args.positive or recipe.positive
+        EvaluationCounter(source.classes, args.positive)
         model, _ = open_model(weights)
         settings = recipe.picture_settings()
-        args.positive = args.positive or recipe.positive
     settings = _asked_for(settings, args)
     found = evaluate(
         model,

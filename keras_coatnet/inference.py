@@ -24,6 +24,7 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.paths import check_local
 from keras_coatnet.weights import keras_files, registry
 from keras_coatnet.weights.source import SUFFIXES, find_source
 
@@ -228,6 +229,7 @@ def open_model(
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
     """
+    check_local(weights, "weights", names="hf://")
     name = str(weights)
     if name.endswith(".keras"):
         model = _load_whole_model(pathlib.Path(weights))

@@ -160,14 +160,26 @@ def _draw_dots(panel: Any, shares: np.ndarray, **colours: Any) -> Any:
     )
 
 
-def _figure(width: float, height: float) -> Any:
+def check_matplotlib() -> None:
+    """Checks that pictures can be drawn, for those who draw them only at the end of long work.
+
+    Raises:
+        ImportError: matplotlib is not installed.
+    """
     try:
         import matplotlib.backends.backend_agg
-        import matplotlib.figure
+        import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
             'Pictures need matplotlib: pip install "keras-coatnet[training]"'
         ) from error
+
+
+def _figure(width: float, height: float) -> Any:
+    check_matplotlib()
+    import matplotlib.backends.backend_agg
+    import matplotlib.figure
+
     figure = matplotlib.figure.Figure((width, height), dpi=130, layout="constrained")
     matplotlib.backends.backend_agg.FigureCanvasAgg(figure)
     return figure

@@ -9,6 +9,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -160,6 +161,18 @@ class CheckpointFolder:
             return Checkpoint(int(metadata["step"]), arrays, json.loads(metadata["notes"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"The checkpoint {path} is damaged ({error})") from error
+
+    def missing_room(self) -> int:
+        """Bytes that the disk lacks for `keep` checkpoints as large as the newest, and one more.
+
+        Returns:
+            The number of bytes; 0 if there is room, or no checkpoint yet.
+        """
+        steps = self.steps()
+        if not steps:
+            return 0
+        more = max(0, self.keep + 1 - len(steps)) * self._file(steps[-1]).stat().st_size
+        return max(0, more - shutil.disk_usage(self.path).free)
 
     def discard_after(self, step: int) -> None:
         """Removes the files of later steps, which a run that goes on from here writes again.

@@ -107,7 +107,8 @@ class BrokenPictures:
         shown = [f"{name} ({reason})" for name, reason in self._reasons.items()][-_SHOWN:]
         more = f" and {len(self._reasons) - len(shown)} more" if len(self._reasons) > _SHOWN else ""
         self.error = ValueError(
-            f"{problem}: {', '.join(shown)}{more}. Repair or remove them, or raise the limit."
+            f"{problem}: {', '.join(shown)}{more}. Repair or remove them, or raise "
+            "`broken_limit` (--broken-limit)."
         )
         raise self.error
 

@@ -1,4 +1,10 @@
-"""One choice of where a run computes, and the engine that goes with it."""
+"""One choice of where a run computes, and the engine that goes with it.
+
+TPUs: the strategy `"tpu"` is written down as TensorFlow's documentation has it, and was never run.
+Three things stand in its way. This package asks for TensorFlow 2.21, and the package
+`tensorflow-tpu` ends at 2.20; the input pipeline calls Python (`tf.py_function`), which the hosts
+of a TPU slice cannot do for another machine; and no test covers it.
+"""
 
 from __future__ import annotations
 
@@ -33,6 +39,7 @@ def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None =
             - `"multi_worker"`: the same command on each machine, with a TF_CONFIG of its own; the
               output folder is one that all of them see (TensorFlow).
             - `"tpu"`: the TPU that TPU_NAME names, or the one of this machine (TensorFlow).
+              Untested, and not expected to work yet; see this module's description.
             - `"data_parallel"`: all devices, each with the whole network (JAX).
             - `"model_parallel"`: all devices, each with a part of it (JAX): for CoAtNet6 and 7.
         devices: how many of this machine's devices; None: all. With `"model_parallel"`: among how
@@ -72,6 +79,19 @@ def in_cluster(chosen: Any) -> bool:
     return isinstance(chosen, elsewhere)
 
 
+def is_chief(chosen: Any) -> bool:
+    """Whether this process writes the files of a run on what `choose_devices` returned."""
+    if keras.backend.backend() != "tensorflow":
+        return True
+    import tensorflow as tf
+
+    if not isinstance(chosen, tf.distribute.MultiWorkerMirroredStrategy):
+        return True
+    resolver = chosen.cluster_resolver
+    has_chief = "chief" in resolver.cluster_spec().as_dict()
+    return resolver.task_type == "chief" or (not has_chief and resolver.task_id in (0, None))
+
+
 def make_engine(
     chosen: Any,
     make_model: Callable[[], CoAtNetModel],
@@ -92,16 +112,34 @@ def make_engine(
     Raises:
         ValueError: the devices do not divide the batch.
     """
+    check_batch(chosen, recipe)
     if keras.backend.backend() == "jax":
         from keras_coatnet.training.jax_engine import JaxEngine
 
-        engine = JaxEngine
-        replicas = _jax_replicas(chosen)
-    else:
-        from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
+        return JaxEngine(chosen, make_model, make_optimizer, recipe)
+    from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 
-        engine = TensorFlowEngine
-        replicas = chosen.num_replicas_in_sync
+    return TensorFlowEngine(chosen, make_model, make_optimizer, recipe)
+
+
+def count_replicas(chosen: Any) -> int:
+    """Over how many devices what `choose_devices` returned splits a batch."""
+    if keras.backend.backend() == "jax":
+        return _jax_replicas(chosen)
+    return chosen.num_replicas_in_sync
+
+
+def check_batch(chosen: Any, recipe: Recipe) -> None:
+    """Checks that a batch can be divided among the devices, and their parts.
+
+    Args:
+        chosen: what `choose_devices` returned.
+        recipe: what is computed.
+
+    Raises:
+        ValueError: it cannot, or pictures are mixed in pairs and a part has an odd number of them.
+    """
+    replicas = count_replicas(chosen)
     if recipe.batch % (replicas * recipe.accumulate):
         parts = f"{replicas} devices" if replicas > 1 else "1 device"
         if recipe.accumulate > 1:
@@ -110,7 +148,14 @@ def make_engine(
             f"A batch of {recipe.batch} cannot be divided among {parts}. Choose a batch that is a "
             f"multiple of {replicas * recipe.accumulate}."
         )
-    return engine(chosen, make_model, make_optimizer, recipe)
+    # JAX splits a part further after its pictures were mixed.
+    separate = recipe.accumulate * (1 if keras.backend.backend() == "jax" else replicas)
+    if (recipe.mixup or recipe.cutmix) and recipe.batch // separate % 2:
+        raise ValueError(
+            f"mixup and CutMix take pictures in pairs, and a batch of {recipe.batch} in {separate} "
+            f"parts has {recipe.batch // separate} in each. Choose a batch that is a multiple of "
+            f"{2 * separate}, another `accumulate`, or no mixing."
+        )
 
 
 # --- TensorFlow ------------------------------------------------------------------------------

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
+from keras_coatnet.paths import check_local
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings
@@ -25,9 +26,15 @@ CROP_MODES = ("center", "squash")
 NAN_POLICIES = ("stop", "skip")
 
 
-def _field(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """A field with the words that the command line says of it."""
-    return dataclasses.field(default=default, metadata={"help": help, "choices": choices})
+def _field(default: Any, help: str, choices: tuple | None = None, decides: bool = True) -> Any:
+    """A field: what the command line says of it, and whether it decides a run's result."""
+    metadata = {"help": help, "choices": choices, "decides": decides}
+    return dataclasses.field(default=default, metadata=metadata)
+
+
+def _running(default: Any, help: str, choices: tuple | None = None) -> Any:
+    """A field that says only how a run is carried out: it may change when the run goes on."""
+    return _field(default, help, choices, decides=False)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +43,10 @@ class Recipe:
 
     Attributes with a choice list take one of it. The learning rate counts for the recipe's own
     batch; see `replace` for what another one does.
+
+    Most fields decide the result of a run, and stay the same when it goes on. The others (metadata
+    `"decides"`: False) say how it is carried out, and may change then: where the data lie, limits,
+    logging, checkpoints, evaluations, and how the work is divided to fit into memory.
 
     Raises:
         ValueError: a field's value makes no sense.
@@ -46,10 +57,10 @@ class Recipe:
     """
 
     # What is trained on what.
-    name: str = _field("custom", "what the run is called")
+    name: str = _running("custom", "what the run is called")
     model: str = _field("coatnet0", "an architecture's name, or a JSON file of a CoAtNetConfig")
     weights: str | None = _field(None, "start from these: a checkpoint's name, or a file")
-    data: str | None = _field(None, "a folder of pictures, or a tensorflow-datasets name")
+    data: str | None = _running(None, "a folder of pictures, or a tensorflow-datasets name")
     image_size: int = _field(224, "height and width of the pictures, in pixels")
     seed: int = _field(0, "decides initial weights, order and augmentation of the pictures")
 
@@ -89,20 +100,23 @@ class Recipe:
     crop_mode: str = _field("center", "cut out the middle, or squeeze all of it in", CROP_MODES)
     interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
     held_out: float = _field(0.2, "share of a data set without validation part that becomes one")
-    positive: str | None = _field(None, "of two classes, the one that precision and F1 are about")
-    evaluation_epochs: int = _field(1, "epochs between two evaluations")
+    positive: str | None = _running(None, "of two classes, the one that precision and F1 are about")
+    evaluation_epochs: int = _running(1, "epochs between two evaluations")
 
-    # What the machine needs. In parts, BatchNorm sees a part at a time; else it is rounding.
+    # What the machine needs. With another `accumulate`, BatchNorm takes its statistics from parts
+    # of another size, and other blocks are dropped at random; all else is rounding.
     precision: str = _field("float32", "what layers compute in", PRECISIONS)
-    accumulate: int = _field(1, "parts in which a device computes its share of a batch")
-    rematerialise: bool = _field(False, "compute blocks anew in the backward pass: less memory")
+    accumulate: int = _running(
+        1, "parts in which a device computes its share of a batch; BatchNorm sees one at a time"
+    )
+    rematerialise: bool = _running(False, "compute blocks anew in the backward pass: less memory")
 
     # What happens when something goes wrong.
-    on_nan: str = _field("stop", "stop, or go back and skip the batch", NAN_POLICIES)
-    broken_limit: int = _field(10, "pictures that may be unreadable before the run stops")
-    checkpoint_steps: int = _field(1000, "steps between two checkpoints, besides one an epoch")
-    keep_checkpoints: int = _field(3, "checkpoints that are kept")
-    log_steps: int = _field(50, "steps between two rows of the log")
+    on_nan: str = _running("stop", "stop, or go back and skip the batch", NAN_POLICIES)
+    broken_limit: int = _running(10, "pictures that may be unreadable before the run stops")
+    checkpoint_steps: int = _running(1000, "steps between two checkpoints, besides one an epoch")
+    keep_checkpoints: int = _running(3, "checkpoints that are kept")
+    log_steps: int = _running(50, "steps between two rows of the log")
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -116,8 +130,16 @@ class Recipe:
         for names, lowest, highest, what in _RANGES:
             for name in names:
                 value = getattr(self, name)
-                if value is not None and not lowest <= value <= highest:
+                if value is None:
+                    continue
+                if not lowest <= value <= highest or math.isinf(value):
                     raise ValueError(f"`{name}` must be {what}. Received: {name}={value!r}")
+        for name in ("mixup", "cutmix"):  # the ranges of `augmentation.Augmentation`
+            value = getattr(self, name)
+            if value != 0 and not 0.01 <= value <= 100:
+                raise ValueError(
+                    f"`{name}` must be 0 (none), or 0.01 to 100. Received: {name}={value!r}"
+                )
         if self.minimum_learning_rate > self.learning_rate:
             raise ValueError(
                 "`minimum_learning_rate` must not be above `learning_rate`. Received: "
@@ -161,6 +183,28 @@ class Recipe:
         }
         return dataclasses.replace(self, **{**rates, **changes})
 
+    def changed_fields(self, other: Recipe, decides: bool) -> list[str]:
+        """Names of the fields in which two recipes differ.
+
+        Args:
+            other: the recipe to compare with.
+            decides: True: those that decide a run's result; False: those that may change when a
+                run goes on.
+
+        Returns:
+            The names, in the order of the fields.
+
+        Example:
+            >>> Recipe(seed=1, log_steps=10).changed_fields(Recipe(), decides=False)
+            ['log_steps']
+        """
+        return [
+            field.name
+            for field in dataclasses.fields(self)
+            if field.metadata["decides"] == decides
+            and getattr(self, field.name) != getattr(other, field.name)
+        ]
+
     def steps_per_epoch(self, examples: int) -> int:
         """How many whole batches a data set has.
 
@@ -190,6 +234,7 @@ class Recipe:
         Raises:
             ValueError: there is no such architecture, or the file holds none.
         """
+        check_local(self.model, "model")
         path = pathlib.Path(self.model)
         if path.suffix == ".json":
             config = _config_of_file(path)
@@ -219,6 +264,7 @@ class Recipe:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the recipe to a JSON file, whole or not at all."""
+        check_local(path, "path")
         path = pathlib.Path(path)
         partial = path.with_name(f".{os.getpid()}.{path.name}")
         partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
@@ -238,6 +284,7 @@ class Recipe:
         Raises:
             ValueError: there is no such file, or it is no recipe.
         """
+        check_local(path, "path")
         try:
             return cls(**json.loads(pathlib.Path(path).read_text()))
         except (OSError, TypeError, json.JSONDecodeError) as error:
@@ -262,12 +309,13 @@ _RANGES = (
     (("learning_rate", "epsilon", "clip_norm"), 1e-30, math.inf, "above 0"),
     (("beta_1", "beta_2", "ema"), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
-    (("warmup", "label_smoothing"), 0, 1, "from 0 to 1"),
+    (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),
+    (("warmup",), 0, 1, "from 0 to 1"),
     (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
     (("held_out",), 1e-6, 1 - 1e-6, "above 0 and below 1"),
-    (("randaugment_layers", "broken_limit", "seed"), 0, math.inf, "at least 0"),
+    (("broken_limit", "seed"), 0, math.inf, "at least 0"),
+    (("randaugment_layers",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),
-    (("mixup", "cutmix"), 0, math.inf, "at least 0"),
 )
 
 

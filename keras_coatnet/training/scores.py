@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.paths import check_local
+
 # From this many classes on the five best answers say something that the best one does not.
 TOP5_CLASSES = 6
 # A confusion matrix of ImageNet-21k's classes would take 4 GB; up to here it takes 32 MB.
@@ -154,6 +156,7 @@ class Evaluation:
         """
         from keras_coatnet.training import charts
 
+        check_local(folder, "folder")
         folder = pathlib.Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
         found = self.to_dict()
@@ -308,8 +311,8 @@ def _positive(classes: tuple[str, ...], positive: str | int | None) -> int | Non
         return None
     if positive is None:
         return 1
-    index = classes.index(positive) if positive in classes else positive
-    if index not in (0, 1):
+    index = str(classes.index(positive) if positive in classes else positive)
+    if index not in ("0", "1"):  # on the command line, numbers are text
         raise ValueError(
             f"`positive` must be one of {', '.join(map(repr, classes))}, or 0 or 1. "
             f"Received: positive={positive!r}"

@@ -16,6 +16,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_coatnet.paths import check_local
 from keras_coatnet.training import folders, prepared
 from keras_coatnet.training.records import (
     LABEL_EXPECTED,
@@ -95,6 +96,8 @@ def open_sources(
         train, validation = open_sources("flowers", held_out=0.1)
     """
     data = os.fspath(data)
+    check_local(data, "data")
+    check_local(data_dir, "data_dir")
     root = _folder(data)
     if root is not None:
         pair = folders.find_pair(root, train_split, validation_split)
@@ -142,6 +145,8 @@ def open_source(
         validation = open_source("/data/imagenet/val")
     """
     data = os.fspath(data)
+    check_local(data, "data")
+    check_local(data_dir, "data_dir")
     root = _folder(data)
     if root is not None:
         return _from_folder(folders.read_folder(folders.find_part(root, split)))

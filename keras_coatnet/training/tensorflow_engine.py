@@ -3,7 +3,8 @@
 Keras's `fit` fails under MultiWorkerMirroredStrategy, and its optimisers clip each replica's
 gradients before they are summed. So the step is written out here: gradients are summed over the
 replicas, then clipped by their global norm, then applied; and the same few lines serve one device,
-several, several machines and TPUs.
+several, and several machines. They are written for TPUs, too, but were never run on one: see
+`devices`.
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.training.devices import is_chief
 from keras_coatnet.training.optimization import AdamW, average_share, per_example_loss
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.state import check_same_keys, named_variables, numbered
@@ -79,11 +81,7 @@ class TensorFlowEngine:
     @property
     def is_chief(self) -> bool:
         """Whether this process writes the run's files."""
-        if self.processes == 1:
-            return True
-        resolver = self.strategy.cluster_resolver
-        has_chief = "chief" in resolver.cluster_spec().as_dict()
-        return resolver.task_type == "chief" or (not has_chief and resolver.task_id == 0)
+        return is_chief(self.strategy)
 
     def iterate(self, chunks: int, make_dataset: Callable[[int, int], tf.data.Dataset]) -> Iterator:
         """Iterates over chunks of batches, one for each replica of this process at once.

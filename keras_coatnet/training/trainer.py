@@ -9,9 +9,11 @@ import json
 import math
 import os
 import pathlib
+import signal
 import sys
 import time
 import warnings
+import zlib
 from typing import Any, TextIO
 
 import keras
@@ -20,24 +22,47 @@ import tensorflow as tf
 
 from keras_coatnet.applications import CoAtNet
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.paths import check_local
 from keras_coatnet.training import charts
 from keras_coatnet.training.checkpointing import Checkpoint, CheckpointFolder
-from keras_coatnet.training.devices import choose_devices, in_cluster, make_engine
+from keras_coatnet.training.devices import (
+    check_batch,
+    choose_devices,
+    count_replicas,
+    in_cluster,
+    is_chief,
+    make_engine,
+)
 from keras_coatnet.training.evaluation import evaluate_engine
-from keras_coatnet.training.faults import TrainingError, in_words, on_sigterm
+from keras_coatnet.training.faults import TrainingError, in_words, memory_advice, on_stop_signals
+from keras_coatnet.training.locking import locked
 from keras_coatnet.training.optimization import AdamW, WarmUpSchedule, freeze, layer_rate_scales
 from keras_coatnet.training.pipeline import Augmentation, BrokenPictures, training_dataset
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.rematerialisation import rematerialise
-from keras_coatnet.training.reports import Progress, RunLog, summary
-from keras_coatnet.training.scores import Evaluation
+from keras_coatnet.training.reports import Progress, RunLog, read_history, summary
+from keras_coatnet.training.scores import Evaluation, EvaluationCounter
 from keras_coatnet.training.sources import Source, open_sources
+from keras_coatnet.weights.source import find_source
 
 RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
 
 
 class Stopped(Exception):
-    """A run that was asked to stop, and has saved where it is."""
+    """A run that was asked to stop, and has saved where it is.
+
+    Args:
+        text: what happened.
+        signal_number: the signal that asked; SIGTERM if another process of the run got it.
+
+    Attributes:
+        exit_status: what a program should end with, as shells say it: 130 after Ctrl-C, 143 after
+            SIGTERM.
+    """
+
+    def __init__(self, text: str, signal_number: int = signal.SIGTERM) -> None:
+        super().__init__(text)
+        self.exit_status = 128 + signal_number
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +103,10 @@ def train(
     `keras_coatnet.CoAtNet0(weights=path)` and the like.
 
     Called again with the same recipe and folder, it goes on from the newest checkpoint that is
-    whole, to the same losses as a run that was never interrupted.
+    whole, to the same losses as a run that was never interrupted. Fields that only say how the run
+    is carried out may change then, see `Recipe`; `recipe.json` and the log follow.
+
+    One run at a time writes to a folder. Outside the main thread, no signal stops a run.
 
     Args:
         recipe: what is trained on what; its `data` must be named.
@@ -93,11 +121,12 @@ def train(
 
     Raises:
         ValueError: the recipe, the data or the devices make no sense, or the folder holds another
-            run.
+            run, or one that is not over.
+        ImportError: matplotlib or tensorflow-datasets is needed and not installed.
         TrainingError: the run cannot go on: the loss is not a number, too many pictures cannot be
-            read, or another process is gone.
-        OSError: the disk is full.
-        Stopped: the process was told to end (SIGTERM), and has saved a checkpoint.
+            read, a device is out of memory, or another process is gone.
+        OSError: the disk is full, or the folder cannot be written.
+        Stopped: the process was told to end (SIGTERM, Ctrl-C), and has saved a checkpoint.
 
     Example:
         recipe = find_recipe("transfer").replace(data="flowers", weights="imagenet", epochs=5)
@@ -108,36 +137,48 @@ def train(
             f"The recipe {recipe.name!r} names no data. Give `data`: a folder of pictures, or the "
             "name of a data set of tensorflow-datasets."
         )
+    # What can be known without the data comes first: to prepare them may take hours.
+    for path, argument in ((output, "output"), (recipe.data, "data"), (data_dir, "data_dir")):
+        check_local(path, argument)
+    charts.check_matplotlib()
+    architecture = recipe.architecture()
+    if recipe.weights is not None:
+        find_source(recipe.weights, [architecture], None, "CoAtNet")
     chosen = choose_devices(recipe, strategy, devices)
-    sources = open_sources(
-        recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
-    )
+    check_batch(chosen, recipe)
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
     broken = BrokenPictures(recipe.broken_limit)
     policy = keras.config.dtype_policy()
+    advice = memory_advice(recipe, count_replicas(chosen))
     try:
         keras.config.set_dtype_policy(recipe.precision)
-        with in_words(folder, broken, in_cluster(chosen)):
+        with (
+            in_words(folder, broken, in_cluster(chosen), advice),
+            locked(folder) if is_chief(chosen) else contextlib.nullcontext(),
+        ):
+            sources = open_sources(
+                recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
+            )
+            EvaluationCounter(sources[1].classes, recipe.positive)  # says if there is none
             return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr).run()
     finally:
         keras.config.set_dtype_policy(policy)
 
 
 def _check_folder(folder: pathlib.Path, recipe: Recipe) -> None:
-    """Refuses a folder that holds anything but a run of this very recipe."""
+    """Refuses a folder that holds anything but a run whose result the recipe decides, too."""
     # Listed once: another process of the run may be writing the recipe just now.
     names = os.listdir(folder) if folder.exists() else []
     path = folder / RECIPE
     if RECIPE in names:
         known = Recipe.load(path)
-        if known == recipe:
-            return
         changed = [
-            f"{field.name}={getattr(known, field.name)!r}"
-            for field in dataclasses.fields(recipe)
-            if getattr(known, field.name) != getattr(recipe, field.name)
+            f"{name}={getattr(known, name)!r}"
+            for name in recipe.changed_fields(known, decides=True)
         ]
+        if not changed:
+            return
         raise ValueError(
             f"{folder} holds another run, with {', '.join(changed)}. Give the same recipe to go "
             "on with it, or choose another output folder."
@@ -177,7 +218,8 @@ class _Run:
         self.checkpoints = CheckpointFolder(folder / "checkpoints", recipe.keep_checkpoints)
         keras.utils.set_random_seed(recipe.seed)
         self.engine = make_engine(chosen, self._model, self._optimizer, recipe)
-        self.stop_asked = False
+        self.stop_signal: int | None = None
+        self.changes = ""  # from the recipe with which an earlier command ran
 
         # What a checkpoint remembers beside the variables.
         self.step = 0  # batches of the data that are done
@@ -239,7 +281,10 @@ class _Run:
                 self._save()  # what a run with a bad first batch goes back to
             elif resumed < self.total_steps:
                 self.progress.message(f"going on from step {resumed:,}")
-            with on_sigterm(self._ask_to_stop):
+            if self.changes:
+                self.progress.message(f"going on with {self.changes}")
+            self._warn_of_little_room()
+            with on_stop_signals(self._ask_to_stop):
                 return self._loop()
         finally:
             self.progress.close()
@@ -255,11 +300,12 @@ class _Run:
                 evaluation = self._train_until_bad() or evaluation
             except _BadStep as bad:
                 self._go_back(bad)
-        return evaluation or self._evaluate(anew=True)
+        return evaluation or self._evaluate(anew=not self._lacks_evaluation())
 
     def _train_until_bad(self) -> Evaluation | None:
         """Trains to the end; raises `_BadStep` where a loss or gradient is not finite."""
-        recipe, evaluation = self.recipe, None
+        recipe = self.recipe
+        evaluation = self._evaluate() if self._lacks_evaluation() else None
         batches = self.engine.iterate(self.engine.chunks, self._training_dataset)
         unread: collections.deque[tuple[int, Any, Any]] = collections.deque()
         while self.step < self.total_steps:
@@ -270,12 +316,8 @@ class _Run:
             else:
                 unread.append((number, *self.engine.train_step(batches)))
             self.step = number
-            ends_epoch = number % self.steps_per_epoch == 0
-            epoch = number // self.steps_per_epoch
-            evaluates = number == self.total_steps or (
-                ends_epoch and epoch % recipe.evaluation_epochs == 0
-            )
-            saves = ends_epoch or number % recipe.checkpoint_steps == 0
+            evaluates = self._evaluates(number)
+            saves = number % self.steps_per_epoch == 0 or number % recipe.checkpoint_steps == 0
             logs = number % recipe.log_steps == 0 or number == self.total_steps
             stops = self._stop_wanted(logs)
             if evaluates or saves or logs or stops or len(unread) >= 2:
@@ -283,16 +325,36 @@ class _Run:
                 self._read(unread, leave=0 if evaluates or saves or logs or stops else 1)
             if logs:
                 self._log_row()
-            if evaluates:
-                evaluation = self._evaluate()
             if saves or stops:
                 self._save()
             if stops:
                 raise Stopped(
                     f"stopped at step {number:,} of {self.total_steps:,}, which is saved; the same "
-                    "command goes on"
+                    "command goes on",
+                    self.stop_signal or signal.SIGTERM,
                 )
+            # After the checkpoint: an evaluation that fails costs no step, and is made up for.
+            if evaluates:
+                evaluation = self._evaluate()
         return evaluation
+
+    def _evaluates(self, step: int) -> bool:
+        """Whether an evaluation follows a step."""
+        epoch, rest = divmod(step, self.steps_per_epoch)
+        at_end = step == self.total_steps
+        return at_end or (step > 0 and rest == 0 and epoch % self.recipe.evaluation_epochs == 0)
+
+    def _lacks_evaluation(self) -> bool:
+        """Whether the run ended between the last checkpoint and the evaluation that follows it."""
+        if not self._evaluates(self.step):
+            return False
+        is_logged = any(row["step"] == self.step for row in self._evaluation_rows())
+        return self.engine.any_process(self.engine.is_chief and not is_logged)
+
+    def _evaluation_rows(self) -> list[dict[str, Any]]:
+        """The evaluations up to the step that the run is at."""
+        rows = read_history(self.folder).evaluations
+        return [row for row in rows if row["step"] <= self.step]
 
     def _read(self, unread: collections.deque, leave: int) -> None:
         while len(unread) > leave:
@@ -310,8 +372,9 @@ class _Run:
         )
         if self.recipe.on_nan == "stop":
             raise TrainingError(
-                f"{text}. The run stops; its last checkpoint is whole. Lower the learning rate, or "
-                "set on_nan to 'skip'."
+                f"{text}. The run stops; its last checkpoint is whole. Start the same command with "
+                "on_nan='skip' (--on-nan skip) to go on without that batch; or give a lower "
+                "learning rate and another output folder."
             )
         skipped = [*self.skipped, bad.step]
         checkpoint = self._newest()
@@ -356,20 +419,21 @@ class _Run:
                 self.engine,
                 self.validation,
                 self.recipe.picture_settings(),
-                batch=self.recipe.batch,
+                batch=self.recipe.batch // self.recipe.accumulate,  # no more at once than a step
                 broken=self.broken,
                 positive=self.recipe.positive,
             )
         figures = {"loss": found.loss, "top1": found.top1, "top5": found.top5}
         figures = {name: value for name, value in figures.items() if value is not None}
-        if self.log is not None and not anew:
-            self.log.evaluation(step=self.step, **figures)
         shown = "  ".join(f"{name} {value:.4f}" for name, value in figures.items())
         self.progress.message(f"epoch {self.step / self.steps_per_epoch:.0f}  validation {shown}")
         if found.top1 >= self.best_top1:
             self.best_top1 = found.top1
             if self.engine.is_chief:
                 self.engine.save_weights(self.folder / BEST)
+        # Last of all: what has a row was evaluated, and is not evaluated again.
+        if self.log is not None and not anew:
+            self.log.evaluation(step=self.step, **figures)
         return found
 
     def _log_row(self) -> None:
@@ -402,7 +466,8 @@ class _Run:
         if self.engine.is_chief:
             self.engine.save_weights(self.folder / FINAL)
             evaluation.save(self.folder)
-            charts.learning_curve(self.folder)
+            if read_history(self.folder).training:  # somebody may have moved it away
+                charts.learning_curve(self.folder)
             text = json.dumps({k: v for k, v in figures.items() if v is not None}, indent=2)
             (self.folder / "summary.json").write_text(text + "\n")
         return Result(self.folder, evaluation, self.best_top1, figures)
@@ -413,14 +478,23 @@ class _Run:
 
     # --- Faults ------------------------------------------------------------------------------
 
-    def _ask_to_stop(self) -> None:
-        self.stop_asked = True
+    def _ask_to_stop(self, signal_number: int) -> None:
+        self.stop_signal = signal_number
 
     def _stop_wanted(self, all_processes_are_here: bool) -> bool:
         """Whether to stop now. Several processes can only agree on it where they all ask."""
         if self.engine.processes == 1:
-            return self.stop_asked
-        return all_processes_are_here and self.engine.any_process(self.stop_asked)
+            return self.stop_signal is not None
+        return all_processes_are_here and self.engine.any_process(self.stop_signal is not None)
+
+    def _warn_of_little_room(self) -> None:
+        """Says at once if the disk will be full before all checkpoints are there."""
+        missing = self.checkpoints.missing_room() if self.engine.is_chief else 0
+        if missing:
+            self.progress.message(
+                f"the disk lacks {missing / 1e6:,.1f} MB for the run's checkpoints: make room, or "
+                "keep fewer (--keep-checkpoints 2)"
+            )
 
     def _save(self) -> None:
         if not self.engine.is_chief:
@@ -441,11 +515,23 @@ class _Run:
         return checkpoint
 
     def _open_folder(self) -> None:
-        """Writes the recipe of a new run, and checks that all processes write to one folder."""
+        """Writes the recipe, and checks that all processes have the same one, and one folder."""
         path = self.folder / RECIPE
-        if self.engine.is_chief and not path.exists():
-            self.folder.mkdir(parents=True, exist_ok=True)
-            self.recipe.save(path)
+        text = json.dumps(self.recipe.to_dict(), sort_keys=True)
+        if not self.engine.same_in_all_processes(zlib.crc32(text.encode())):
+            raise ValueError(
+                "The processes of this run have different recipes. Start the same command on all "
+                "machines."
+            )
+        if self.engine.is_chief:
+            if path.exists():
+                known = Recipe.load(path)
+                self.changes = ", ".join(
+                    f"{name} {getattr(self.recipe, name)} instead of {getattr(known, name)}"
+                    for name in self.recipe.changed_fields(known, decides=False)
+                )
+            if self.changes or not path.exists():
+                self.recipe.save(path)
         self.engine.any_process(False)  # the others wait for it
         if self.engine.any_process(not path.exists()):
             raise ValueError(
@@ -474,7 +560,8 @@ class _Run:
         self.step = checkpoint.step
         self.skipped = list(checkpoint.notes["skipped"])
         self.pending = [tuple(pair) for pair in checkpoint.notes["pending"]]
-        self.best_top1 = checkpoint.notes["best_top1"]
+        evaluated = [row["validation_top1"] for row in self._evaluation_rows()]
+        self.best_top1 = max([checkpoint.notes["best_top1"], *evaluated])
         for name in checkpoint.notes["broken"]:
             self.broken.add(name, "found before the run was interrupted")
 

@@ -12,6 +12,7 @@ import numpy as np
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.paths import check_local
 from keras_coatnet.weights import foreign_files, keras_files, registry, timm_layout
 from keras_coatnet.weights.assign import assign
 
@@ -60,6 +61,7 @@ def find_source(
     Raises:
         ValueError: there are no such weights, or they belong to another network.
     """
+    check_local(weights, "weights", names="hf://")
     path = pathlib.Path(weights)
     if path.is_file():
         if not path.name.endswith(SUFFIXES):

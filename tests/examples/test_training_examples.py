@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
 import types
@@ -191,7 +192,12 @@ def test_mistakes(name, arguments, said, tmp_path, capsys):
 def test_a_run_that_cannot_go_on(name, tmp_path, monkeypatch, capsys):
     from keras_coatnet.training import trainer
 
-    for error, status in ((trainer.TrainingError("nan"), 1), (trainer.Stopped("at step 3"), 143)):
+    interrupted = trainer.Stopped("at step 3", signal.SIGINT)
+    for error, status in (
+        (trainer.TrainingError("nan"), 1),
+        (trainer.Stopped("at step 3"), 143),
+        (interrupted, 130),
+    ):
 
         def fail(*args, error=error, **kwargs):
             raise error

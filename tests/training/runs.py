@@ -39,17 +39,35 @@ RECIPE = Recipe(
 )
 PICTURES = 200
 
+# As little as a run can compute, two steps: for what happens around the steps.
+SMALL_CONFIG = keras_coatnet.CoAtNetConfig(
+    widths=(8,), depths=(1,), layout=("C",), stem_width=8, head_size=8
+)
+SMALL_RECIPE = Recipe(
+    image_size=32, epochs=1, batch=80, learning_rate=1e-3, crop="whole", flip=False, log_steps=1
+)
 
-def write_recipe(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+
+def write_recipe(
+    folder: pathlib.Path,
+    base: Recipe = RECIPE,
+    config: keras_coatnet.CoAtNetConfig = CONFIG,
+    **changes: Any,
+) -> pathlib.Path:
     """Writes pictures, a network's configuration and a recipe; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
     data, model, path = folder / "digits", folder / "tiny.json", folder / "digits.json"
     if not data.exists():
         write_digits(data)
-    model.write_text(json.dumps(dataclasses.asdict(CONFIG)))
+    model.write_text(json.dumps(dataclasses.asdict(config)))
     fields = {"name": "digits", "model": str(model), "data": str(data), **changes}
-    dataclasses.replace(RECIPE, **fields).save(path)
+    dataclasses.replace(base, **fields).save(path)
     return path
+
+
+def write_small_recipe(folder: pathlib.Path, **changes: Any) -> pathlib.Path:
+    """The same for a run of two steps."""
+    return write_recipe(folder, SMALL_RECIPE, SMALL_CONFIG, **changes)
 
 
 def write_digits(folder: pathlib.Path) -> None:

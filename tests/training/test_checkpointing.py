@@ -120,6 +120,19 @@ def test_a_half_written_file_never_takes_a_good_ones_place(tmp_path):
     assert not list(tmp_path.glob(".*"))  # what the killed ones left
 
 
+def test_room_that_will_be_missing_is_known(tmp_path, monkeypatch):
+    folder = CheckpointFolder(tmp_path, keep=3)
+    assert folder.missing_room() == 0
+    size = folder.save(checkpoint(1)).stat().st_size
+    free = {"free": 10 * size}
+    monkeypatch.setattr(
+        "shutil.disk_usage", lambda path: type("Usage", (), free) if path == tmp_path else None
+    )
+    assert folder.missing_room() == 0
+    free["free"] = 3 * size - 7  # one is there, and a fourth is written before the first goes
+    assert folder.missing_room() == 7
+
+
 def test_a_full_disk_leaves_the_last_good_one(tmp_path, monkeypatch):
     """The system's own error; `test_faults` fills a real tmpfs."""
     folder = CheckpointFolder(tmp_path)

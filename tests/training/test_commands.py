@@ -231,6 +231,111 @@ def test_a_batch_that_the_data_cannot_fill(capsys, tmp_path, flowers):
     assert "fewer than a batch of 64" in line
 
 
+@pytest.mark.parametrize(
+    "option, value, expected",
+    [
+        ("--mixup", 0.001, "`mixup` must be 0 (none), or 0.01 to 100"),
+        ("--cutmix", 200, "`cutmix` must be 0 (none), or 0.01 to 100"),
+        ("--label-smoothing", 1, "`label_smoothing` must be at least 0 and below 1"),
+        ("--randaugment-layers", 17, "`randaugment_layers` must be from 0 to 16"),
+        ("--randaugment-magnitude", 31, "`randaugment_magnitude` must be from 0 to 30"),
+        ("--learning-rate", "inf", "`learning_rate` must be above 0"),
+    ],
+)
+def test_values_out_of_range_are_told_before_the_first_step(
+    capsys, tmp_path, flowers, small, option, value, expected
+):
+    line = mistake(
+        capsys,
+        *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
+        *("--batch", 4, "--image-size", 32, option, value),
+    )
+    assert expected in line and str(value) in line
+    assert not (tmp_path / "run").exists()  # or the right value would be refused in that folder
+
+
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        (["--batch", 6, "--accumulate", 2, "--mixup", 0.8], "has 3 in each"),
+        (["--batch", 6, "--accumulate", 4], "cannot be divided among 1 device"),
+        (["--batch", 4, "--weights", "no_such.weights.h5"], "no_such.weights.h5"),
+        (["--batch", 4, "--strategy", "magic"], "strategy"),
+    ],
+)
+def test_what_needs_no_data_is_told_before_they_are_read(
+    capsys, tmp_path, small, options, expected
+):
+    line = mistake(
+        capsys,
+        *("train", "transfer", "--model", small, "--data", tmp_path / "missing"),
+        *("--output", tmp_path / "run", "--image-size", 32, *options),
+    )
+    assert expected in line and not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("positive, classes", [("Rose", 2), ("rose", 3)])
+def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
+    capsys, tmp_path, small, positive, classes
+):
+    names = {name: 4 for name in ("rose", "tulip", "daisy")[:classes]}
+    flowers = tars.write_classes(tmp_path / "flowers", names)
+    line = mistake(
+        capsys,
+        *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
+        *("--batch", 4, "--image-size", 32, "--positive", positive),
+    )
+    assert f"positive='{positive}'" in line and not (tmp_path / "run").exists()
+    line = mistake(
+        capsys,
+        *("evaluate", "--weights", "no_such.keras", "--data", flowers, "--positive", positive),
+    )
+    assert f"positive='{positive}'" in line  # before a model is looked for
+
+
+def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, monkeypatch):
+    monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
+    line = mistake(
+        capsys,
+        *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
+        *("--batch", 4, "--image-size", 32),
+    )
+    assert 'pip install "keras-coatnet[training]"' in line and not (tmp_path / "run").exists()
+    line = mistake(
+        capsys,
+        *("evaluate", "--weights", "no_such.keras", "--data", flowers, "--output", tmp_path / "e"),
+    )
+    assert 'pip install "keras-coatnet[training]"' in line and not (tmp_path / "e").exists()
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["train", "transfer", "--data", "flowers", "--batch", 4, "--output", "gs://bucket/run"],
+        ["train", "transfer", "--data", "gs://bucket/flowers", "--output", "run"],
+        ["train", "transfer", "--data", "cifar10", "--data-dir", "s3://b/d", "--output", "run"],
+        ["train", "transfer", "--weights", "gs://b/a.weights.h5", "--data", "flowers"],
+        ["train", "transfer", "--weights", "gs://b/a", "--data", "flowers"],
+        ["train", "gs://bucket/recipe.json", "--data", "flowers"],
+        ["train", "transfer", "--model", "gs://bucket/model.json", "--data", "flowers"],
+        ["evaluate", "--weights", "x.keras", "--data", "gs://bucket/flowers"],
+        ["evaluate", "--weights", "x.keras", "--data", "flowers", "--output", "hdfs://host/found"],
+        ["evaluate", "--weights", "https://host/x.keras", "--data", "flowers"],
+        ["evaluate", "--run", "gs://bucket/run"],
+        ["predict", "https://host/cat.jpg"],
+        ["predict", "flowers", "--model", "gs://bucket/x.keras"],
+        ["predict", "flowers", "--model", "gs://bucket/x"],
+        ["predict", "flowers", "--labels", "gs://bucket/labels.txt"],
+    ],
+)
+def test_remote_addresses_are_refused_by_name(capsys, tmp_path, flowers, monkeypatch, arguments):
+    monkeypatch.chdir(tmp_path)
+    (address,) = (argument for argument in map(str, arguments) if "://" in argument)
+    line = mistake(capsys, *arguments)
+    assert "must be a path on this machine" in line and f"'{address}'" in line
+    assert [path.name for path in tmp_path.iterdir()] == ["flowers"]
+
+
 def test_options_that_do_not_parse_end_with_one_line(capsys):
     with pytest.raises(SystemExit) as stopped:
         cli.main(["train", "transfer", "--epochs", "many"])

@@ -1,10 +1,12 @@
 """Nothing is lost: runs that are killed, damaged, starved and misled come to the same numbers."""
 
 import dataclasses
+import os
 import pathlib
 import shutil
 import signal
 import subprocess
+import threading
 
 import numpy as np
 import pytest
@@ -13,7 +15,9 @@ import tensorflow as tf
 from keras_coatnet.cli import main
 from keras_coatnet.training import trainer
 from keras_coatnet.training.checkpointing import CheckpointFolder
+from keras_coatnet.training.faults import memory_advice, on_stop_signals
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 from keras_coatnet.training.trainer import train
 from tests.training import faults, runs
 
@@ -47,11 +51,13 @@ def alone(whole, tmp_path) -> pathlib.Path:
 
 
 def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path):
+    # What does not decide the result may be another each time.
     command = runs.command(recipe, tmp_path)
+    other = runs.command(recipe, tmp_path, "--broken-limit", "50", "--keep-checkpoints", "4")
     random = np.random.default_rng()
     steps, delay = int(random.integers(1, 9)), random.uniform(0, 0.1)
     first = faults.kill(command, tmp_path, steps, delay)
-    second = faults.kill(command, tmp_path, 1, delay=None)
+    second = faults.kill(other, tmp_path, 1, delay=None)
     print(f"killed after {steps} steps and {delay:.3f} s: {first}, and while it saved: {second}")
     assert first is not None and second is not None and second.begun_at <= first.reached
     with faults.Run(command, tmp_path) as run:
@@ -65,8 +71,73 @@ def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path)
     assert last_line == (
         f"keras-coatnet: stopped at step {step} of 30, which is saved; the same command goes on"
     )
-    train(Recipe.load(recipe), tmp_path)
+    assert Recipe.load(tmp_path / "recipe.json").broken_limit == 10
+    train(Recipe.load(recipe).replace(broken_limit=50), tmp_path)
+    assert Recipe.load(tmp_path / "recipe.json").broken_limit == 50
     assert runs.outcome(tmp_path) == runs.outcome(whole)
+
+
+def at_step(monkeypatch, wanted: int, act) -> None:
+    """Calls a function when the figures of a step are known, each time."""
+    update = trainer.Progress.update
+
+    def update_and_act(progress: trainer.Progress, step: int, figures: str) -> None:
+        update(progress, step, figures)
+        if step == wanted:
+            act()
+
+    monkeypatch.setattr(trainer.Progress, "update", update_and_act)
+
+
+def test_ctrl_c_saves_and_ends_with_its_own_status(tmp_path, capfd):
+    recipe = runs.write_small_recipe(tmp_path, epochs=2)
+    command = ["train", str(recipe), "--output", str(tmp_path / "run")]
+    with pytest.MonkeyPatch.context() as patch:
+        at_step(patch, 1, lambda: os.kill(os.getpid(), signal.SIGINT))
+        assert main(command) == 130
+    assert capfd.readouterr().err.splitlines()[-1] == (
+        "keras-coatnet: stopped at step 2 of 4, which is saved; the same command goes on"
+    )
+    assert CheckpointFolder(tmp_path / "run" / "checkpoints").newest().step == 2
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert main(command) == 0
+    assert "going on from step 2" in capfd.readouterr().err
+
+
+def test_a_second_ctrl_c_ends_at_once():
+    seen = []
+    with pytest.raises(KeyboardInterrupt), on_stop_signals(seen.append):
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGTERM)
+        os.kill(os.getpid(), signal.SIGINT)
+        assert seen == [signal.SIGTERM, signal.SIGTERM, signal.SIGINT]
+        os.kill(os.getpid(), signal.SIGINT)
+    assert len(seen) == 3 and signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_a_shells_background_job_goes_on_ignoring_ctrl_c():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with on_stop_signals(lambda number: pytest.fail("it was ignored")):
+            os.kill(os.getpid(), signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_a_run_off_the_main_thread_and_a_second_one_in_its_folder(tmp_path, monkeypatch, capfd):
+    recipe = runs.write_small_recipe(tmp_path)
+    command = ["train", str(recipe), "--output", str(tmp_path / "run")]
+    results, refused = [], []
+    at_step(monkeypatch, 1, lambda: refused.append((main(command), capfd.readouterr().err)))
+    thread = threading.Thread(
+        target=lambda: results.append(train(Recipe.load(recipe), tmp_path / "run"))
+    )
+    thread.start()
+    thread.join()
+    ((status, said),) = refused
+    assert status == 2
+    assert f"error: Another run is writing to {tmp_path / 'run'}: process {os.getpid()} on" in said
+    assert results[0].figures["steps"] == 2
 
 
 def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(recipe, whole, alone, monkeypatch):
@@ -77,6 +148,67 @@ def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(recipe, whole, alone,
             train(Recipe.load(recipe), alone)
     train(Recipe.load(recipe), alone)
     assert runs.outcome(alone) == runs.outcome(whole)
+
+
+# --- Out of memory ----------------------------------------------------------------------------
+
+
+def jax_error(text: str) -> Exception:
+    import jax
+
+    return jax.errors.JaxRuntimeError(text)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor with shape[64]"),
+        tf.errors.InternalError(None, None, "Dst tensor is not initialized."),
+        jax_error("RESOURCE_EXHAUSTED: Out of memory while trying to allocate 123 bytes."),
+        MemoryError("Unable to allocate 3.2 GiB for an array"),
+    ],
+    ids=lambda error: type(error).__name__,
+)
+def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, capfd, monkeypatch, error):
+    recipe = runs.write_small_recipe(tmp_path)
+
+    def train_step(engine: TensorFlowEngine, batches: object) -> None:
+        raise error
+
+    monkeypatch.setattr(TensorFlowEngine, "train_step", train_step)
+    assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
+    assert error_line(capfd) == (
+        "keras-coatnet: error: the device is out of memory. Start the same command with "
+        "--accumulate 2 (smaller parts) or --rematerialise (computes blocks twice) to go on. In "
+        "another output folder, --precision mixed_bfloat16 or a smaller --batch or --image-size "
+        "helps, too."
+    )
+
+
+def test_only_what_can_still_help_is_named():
+    recipe = Recipe(batch=96, accumulate=4, mixup=0.8)
+    assert "--accumulate 6 " in memory_advice(recipe, replicas=1)
+    assert "--accumulate 8 " in memory_advice(recipe, replicas=6)
+    recipe = recipe.replace(rematerialise=True, precision="mixed_bfloat16")
+    assert memory_advice(recipe, replicas=12) == (
+        "In another output folder, a smaller --batch or --image-size helps, too."
+    )
+
+
+def test_an_evaluation_that_fails_costs_no_step(recipe, whole, tmp_path, monkeypatch, capfd):
+    def evaluate(*arguments: object, **options: object) -> None:
+        raise tf.errors.ResourceExhaustedError(None, None, "OOM when allocating tensor")
+
+    command = ["train", str(recipe), "--output", str(tmp_path)]
+    with monkeypatch.context() as patch:
+        patch.setattr(trainer, "evaluate_engine", evaluate)
+        for _ in range(2):
+            assert main(command) == 1
+            assert "out of memory" in error_line(capfd)
+            assert CheckpointFolder(tmp_path / "checkpoints").newest().step == 10
+            assert faults.logged(tmp_path) == 10
+    assert main(command) == 0
+    assert runs.outcome(tmp_path) == runs.outcome(whole)
 
 
 # --- Damaged checkpoints, a full disk ---------------------------------------------------------
@@ -182,7 +314,7 @@ def poisoned(monkeypatch):
 def test_a_loss_that_is_not_a_number_stops_the_run(recipe, poisoned, tmp_path, capfd):
     assert main(["train", str(recipe), "--output", str(tmp_path)]) == 1
     (line,) = (line for line in capfd.readouterr().err.splitlines() if "error: " in line)
-    assert "the loss of step 6 is nan" in line and "set on_nan to 'skip'" in line
+    assert "the loss of step 6 is nan" in line and "(--on-nan skip) to go on" in line
     assert CheckpointFolder(tmp_path / "checkpoints").newest().step == 4
 
 
@@ -225,11 +357,11 @@ def test_bad_batches_are_skipped_and_stay_skipped(recipe, poisoned, tmp_path, mo
 
 
 def error_line(capfd) -> str:
-    """The one line that a command ended with."""
+    """The one line that a command ended with; TensorFlow's threads may log something after it."""
     lines = capfd.readouterr().err.splitlines()
     assert not any("Traceback" in line for line in lines)
-    assert sum("keras-coatnet: error" in line for line in lines) == 1
-    return lines[-1]
+    (line,) = (line for line in lines if "keras-coatnet: error" in line)
+    return line
 
 
 def break_pictures(data: pathlib.Path, count: int) -> list[str]:

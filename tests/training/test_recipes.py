@@ -201,12 +201,20 @@ def test_another_length_keeps_the_rates_and_the_share_of_the_warm_up():
         {"batch": True},
         {"image_size": 16},
         {"learning_rate": 0.0},
+        {"learning_rate": float("inf")},
         {"learning_rate": float("nan")},
         {"learning_rate": "fast"},
         {"minimum_learning_rate": 1.0},
         {"schedule": "exponential"},
         {"warmup": 1.5},
         {"label_smoothing": -0.1},
+        {"label_smoothing": 1.0},
+        {"mixup": 0.001},
+        {"mixup": 200.0},
+        {"cutmix": -1.0},
+        {"cutmix": 101.0},
+        {"randaugment_layers": 17},
+        {"weight_decay": float("inf")},
         {"stochastic_depth": 1.0},
         {"ema": 1.0},
         {"beta_2": 1.0},
@@ -261,3 +269,58 @@ def test_recipes_travel_through_files(tmp_path, tiny):
 def test_every_field_says_what_it_is():
     for field in dataclasses.fields(Recipe):
         assert field.metadata["help"]
+
+
+def test_whatever_a_recipe_allows_the_augmentation_allows():
+    from keras_coatnet.training.augmentation import Augmentation
+
+    for changes in (
+        {"mixup": 0.01, "cutmix": 100.0},
+        {"randaugment_layers": 16, "randaugment_magnitude": 30.0},
+        {"crop_area": 1e-6},
+    ):
+        recipe = Recipe(**changes)
+        Augmentation(
+            area=(recipe.crop_area, 1.0),
+            randaugment_layers=recipe.randaugment_layers,
+            randaugment_magnitude=recipe.randaugment_magnitude,
+            mixup=recipe.mixup,
+            cutmix=recipe.cutmix,
+        )
+
+
+def test_what_may_change_when_a_run_goes_on():
+    free = Recipe(
+        name="another",
+        data="moved",
+        positive="cat",
+        evaluation_epochs=5,
+        accumulate=2,
+        rematerialise=True,
+        on_nan="skip",
+        broken_limit=50,
+        checkpoint_steps=10,
+        keep_checkpoints=5,
+        log_steps=1,
+    )
+    names = free.changed_fields(Recipe(), decides=False)
+    assert len(names) == 11 and free.changed_fields(Recipe(), decides=True) == []
+    fields = {field.name: field for field in dataclasses.fields(Recipe)}
+    assert [name for name, field in fields.items() if not field.metadata["decides"]] == names
+    assert Recipe(seed=1, precision="mixed_bfloat16", batch=8).changed_fields(free, True) == [
+        "seed",
+        "batch",
+        "precision",
+    ]
+
+
+def test_the_command_line_says_what_may_change(capsys):
+    from keras_coatnet import cli
+
+    with pytest.raises(SystemExit):
+        cli.main(["train", "--help"])
+    deciding, _, running = capsys.readouterr().out.partition("may change when a run goes on")
+    for field in dataclasses.fields(Recipe):
+        if field.name not in ("name", "model", "weights", "data"):
+            place = deciding if field.metadata["decides"] else running
+            assert f"--{field.name.replace('_', '-')}" in place

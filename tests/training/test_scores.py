@@ -220,3 +220,10 @@ def test_five_answers_are_wanted_of_six_classes():
 def test_wrong_classes_are_refused(classes, positive, message):
     with pytest.raises(ValueError, match=message):
         EvaluationCounter(classes, positive)
+
+
+def test_the_positive_class_by_its_number_on_the_command_line():
+    """The error names "0 or 1", which there is text."""
+    for positive, expected in (("0", 0), ("1", 1), ("dog", 1), (0, 0)):
+        assert EvaluationCounter(["cat", "dog"], positive).result().positive == expected
+    assert EvaluationCounter(["1", "0"], "1").result().positive == 0  # a name goes first

@@ -1,0 +1,33 @@
+"""Which paths name files of this machine."""
+
+from __future__ import annotations
+
+import os
+import re
+
+# `pathlib` makes one slash of two. A scheme has two letters or more: "C:/" is a drive.
+_REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
+
+
+def check_local(path: str | os.PathLike | None, argument: str, names: str | None = None) -> None:
+    """Refuses the address of a remote file or folder, of which a local one would be made.
+
+    Args:
+        path: a path; None: there is none to check.
+        argument: what error messages call it, e.g. `"output"`.
+        names: a scheme with which names start that are no addresses; None: there is none.
+
+    Raises:
+        ValueError: the path starts with a scheme, such as `"gs://"`.
+
+    Example:
+        >>> check_local("runs/flowers", "output")
+    """
+    if path is None or (names and os.fspath(path).startswith(names)):
+        return
+    if _REMOTE.match(os.fspath(path)):
+        raise ValueError(
+            f"`{argument}` must be a path on this machine; remote addresses are not supported. "
+            f"Received: {argument}={os.fspath(path)!r}. Copy the files to this machine, or mount "
+            "the remote folder, and give that path."
+        )
