@@ -56,12 +56,7 @@ class JaxEngine:
 
     @property
     def chunks(self) -> int:
-        """Into how many equal parts a training batch is cut: JAX itself splits a part further."""
-        return self.recipe.accumulate
-
-    @property
-    def evaluation_chunks(self) -> int:
-        """Into how many equal parts an evaluation batch is cut."""
+        """Into how many chunks the devices cut what they compute at once: JAX splits it itself."""
         return 1
 
     def iterate(self, chunks: int, make_dataset: Callable[[int, int], Any]) -> Iterator:

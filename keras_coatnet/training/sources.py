@@ -23,6 +23,7 @@ from keras_coatnet.training.records import (
     find_columns,
     read_records,
 )
+from keras_coatnet.training.sharding import Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,12 +39,16 @@ class Source:
             string, the path, file name or record's id}`. `seed`, at least 0, decides the order and
             nothing else does, on any machine; None is the order on disk. `start` examples are left
             out at the beginning, at no cost for folders, by reading past them for others.
+            Where several processes read one data set, it is called with `(seed, start, shard)` and
+            gives those examples alone that the `sharding.Shard` holds, in the same order; the
+            files of a folder's other pictures are not opened. A source that has to read all
+            examples ends with `return shard.filter(dataset, start)`.
     """
 
     name: str
     count: int
     classes: tuple[str, ...]
-    examples: Callable[[int | None, int], tf.data.Dataset]
+    examples: Callable[..., tf.data.Dataset]
 
 
 def open_sources(
@@ -172,11 +177,13 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
         path = paths[index]
         return {"image": tf.io.read_file(path), "label": label, "name": path}
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         order = np.arange(len(folder.paths))
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
         order = order[start:]
+        if shard is not None:
+            order = order[shard.holds(np.arange(start, start + len(order)))]
         chosen = tf.data.Dataset.from_tensor_slices((order, folder.labels[order]))
         return chosen.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -232,8 +239,8 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Sour
     if not count:
         raise ValueError(f"The split {split!r} of the data set {data!r} is empty.")
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
-        return read_records(builder, columns, split, seed, start)
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
+        return read_records(builder, columns, split, seed, start, shard)
 
     try:  # Splits without labels are common, and have -1 throughout.
         next(iter(examples(None, 0)))

@@ -60,12 +60,7 @@ class TensorFlowEngine:
 
     @property
     def chunks(self) -> int:
-        """Into how many equal parts a training batch is cut."""
-        return self.replicas * self.recipe.accumulate
-
-    @property
-    def evaluation_chunks(self) -> int:
-        """Into how many equal parts an evaluation batch is cut."""
+        """Into how many chunks the devices cut what they compute at once: a chunk for each."""
         return self.replicas
 
     @property
@@ -89,8 +84,8 @@ class TensorFlowEngine:
         """Iterates over chunks of batches, one for each replica of this process at once.
 
         Args:
-            chunks: how many chunks a global batch has.
-            make_dataset: makes the data set of a part of them: of the first's number and how many.
+            chunks: how many chunks there are at once, over all processes.
+            make_dataset: makes the data set of some of them: of the first's number and how many.
 
         Returns:
             An iterator for `train_step` or `predict`.

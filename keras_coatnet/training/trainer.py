@@ -343,6 +343,7 @@ class _Run:
             global_batch=recipe.batch,
             seed=recipe.seed,
             start_step=self.step,
+            parts=recipe.accumulate,
             replicas=self.engine.chunks,
             first_replica=first,
             local_replicas=own,

@@ -17,8 +17,10 @@ from keras_coatnet.training.pipeline import (
     Augmentation,
     BrokenPictures,
     evaluation_dataset,
+    padded_evaluation_dataset,
     training_dataset,
 )
+from keras_coatnet.training.sharding import Shard
 from keras_coatnet.training.sources import Source
 
 pytestmark = pytest.mark.tensorflow_only
@@ -57,20 +59,23 @@ WHOLE = _contents()
 def _source(contents: list[bytes] | None = None, calls: list | None = None) -> Source:
     contents = list(WHOLE if contents is None else contents)
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
+    def examples(
+        seed: int | None, start: int, shard: Shard | None = None
+    ) -> tf.data.Dataset:
         if calls is not None:
             calls.append((seed, start))
         order = np.arange(len(contents))
         if seed is not None:
             np.random.default_rng(seed).shuffle(order)
         order = order[start:]
-        return tf.data.Dataset.from_tensor_slices(
+        dataset = tf.data.Dataset.from_tensor_slices(
             {
                 "image": [contents[index] for index in order],
                 "label": order.astype("int64") % len(CLASSES),
                 "name": [f"{index}.jpg" for index in order],
             }
         )
+        return dataset if shard is None else shard.filter(dataset, start)
 
     return Source("small, train", len(contents), CLASSES, examples)
 
@@ -157,7 +162,7 @@ def test_workers_share_the_same_global_batches(reference, start):
 def test_what_belongs_to_other_workers_is_not_decoded():
     source = _source([b"broken"] * 4 + WHOLE[:4])  # in the natural order, so of worker 0
     natural = Source(
-        source.name, source.count, CLASSES, lambda seed, start: source.examples(None, start)
+        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
     broken = BrokenPictures(0)
     options = {"augmentation": PLAIN, "replicas": 2, "broken": broken}
@@ -195,7 +200,7 @@ def _natural(augmentation: Augmentation, contents: list[bytes] | None = None, **
     """Training batches in the source's natural order, every epoch."""
     source = _source(contents)
     natural = Source(
-        source.name, source.count, CLASSES, lambda seed, start: source.examples(None, start)
+        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
     return _training(natural, augmentation=augmentation, **changes)
 
@@ -485,7 +490,8 @@ def _evaluation(source: Source | None = None, **changes) -> list[tuple]:
         "broken": BrokenPictures(0),
         **changes,
     }
-    return _take(evaluation_dataset(_source() if source is None else source, **options), 100)
+    source = _source() if source is None else source
+    return _take(padded_evaluation_dataset(source, **options), 100)
 
 
 @pytest.mark.parametrize(
