@@ -82,6 +82,10 @@ class JaxEngine:
         self._averages = averages
         return loss, norm
 
+    def read(self, values: list) -> np.ndarray:
+        """Waits for scalars that `train_step` returned, and fetches all of them at once."""
+        return np.array(jax.device_get(values))
+
     def predict(self, batches: Iterator) -> Iterator[tuple[np.ndarray, ...]]:
         """Evaluates a data set with the averaged weights, if there are any."""
         trainable, others = self._evaluated_values()

@@ -24,7 +24,13 @@ from keras_coatnet.training.randaugment import DRAWS, randaugment
 from keras_coatnet.training.sharding import Shard
 from keras_coatnet.training.sources import Source
 
-__all__ = ["Augmentation", "BrokenPictures", "evaluation_dataset", "training_dataset"]
+__all__ = [
+    "Augmentation",
+    "BrokenPictures",
+    "evaluation_dataset",
+    "padded_evaluation_dataset",
+    "training_dataset",
+]
 
 _ELEMENT = {
     "image": tf.TensorSpec([], tf.string),
@@ -57,9 +63,9 @@ def training_dataset(
     """Batches for training, without an end: each epoch in an order of its own.
 
     Without `parts` and `replicas` it is what `model.fit` takes, with `steps_per_epoch`:
-    `evaluation_dataset` has labels of the same form. An epoch has `source.count // global_batch` steps; the examples left over are others in each
-    epoch. The place of a picture that cannot be read is taken by the nearest one in its chunk that
-    can, with its label.
+    `evaluation_dataset` has labels of the same form. An epoch has `source.count // global_batch`
+    steps; the examples left over are others in each epoch. The place of a picture that cannot be
+    read is taken by the nearest one in its chunk that can, with its label.
 
     Args:
         source: where the examples come from.
@@ -382,9 +388,7 @@ def _decoded_for_evaluation(
 
     @_as_written
     def decode(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        image, is_valid = decode_for_evaluation(
-            example["image"], example["name"], settings, broken
-        )
+        image, is_valid = decode_for_evaluation(example["image"], example["name"], settings, broken)
         return image, example["label"], is_valid
 
     return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)

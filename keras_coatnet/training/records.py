@@ -172,9 +172,7 @@ def read_records(
     if shard is not None:
         records = shard.filter(records, start)
         left = shard.size(start, start + left)
-    records = records.map(
-        _reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    records = records.map(_reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return records.apply(tf.data.experimental.assert_cardinality(left))
 
 

@@ -17,6 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.training import folders, prepared
+from keras_coatnet.training.devices import keep_tensorflow_off_gpus
 from keras_coatnet.training.records import (
     LABEL_EXPECTED,
     Columns,
@@ -99,6 +100,7 @@ def open_sources(
     Example:
         train, validation = open_sources("flowers", held_out=0.1)
     """
+    keep_tensorflow_off_gpus()
     data = os.fspath(data)
     root = _folder(data)
     if root is not None:
@@ -146,6 +148,7 @@ def open_source(
     Example:
         validation = open_source("/data/imagenet/val")
     """
+    keep_tensorflow_off_gpus()
     data = os.fspath(data)
     root = _folder(data)
     if root is not None:

@@ -110,6 +110,10 @@ class TensorFlowEngine:
             self._accumulate(*next(batches))
         return self._update(*next(batches))
 
+    def read(self, values: list) -> np.ndarray:
+        """Waits for scalars that `train_step` returned, and fetches all of them at once."""
+        return tf.stack(values).numpy()
+
     def predict(self, batches: Iterator) -> Iterator[tuple[np.ndarray, ...]]:
         """Evaluates a data set with the averaged weights, if there are any.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -32,6 +31,8 @@ from keras_coatnet.training.rematerialisation import rematerialise
 from keras_coatnet.training.reports import Progress, RunLog, summary
 from keras_coatnet.training.scores import Evaluation
 from keras_coatnet.training.sources import Source, open_sources
+
+_MOST_UNREAD = 16  # steps whose losses are left on the device
 
 RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
 
@@ -178,6 +179,7 @@ class _Run:
         keras.utils.set_random_seed(recipe.seed)
         self.engine = make_engine(chosen, self._model, self._optimizer, recipe)
         self.stop_asked = False
+        self.shown_loss: float | None = None  # the last one that was read
 
         # What a checkpoint remembers beside the variables.
         self.step = 0  # batches of the data that are done
@@ -227,9 +229,7 @@ class _Run:
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
         with opened as stream:
-            self.progress = Progress(
-                self.total_steps, self.recipe.batch, stream, start_step=self.step
-            )
+            self.progress = Progress(self.total_steps, self.recipe.batch, stream)
             evaluation = self._logged_loop(resumed)
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
@@ -261,7 +261,7 @@ class _Run:
         """Trains to the end; raises `_BadStep` where a loss or gradient is not finite."""
         recipe, evaluation = self.recipe, None
         batches = self.engine.iterate(self.engine.chunks, self._training_dataset)
-        unread: collections.deque[tuple[int, Any, Any]] = collections.deque()
+        unread: list[tuple[int, Any, Any]] = []
         while self.step < self.total_steps:
             number = self.step + 1
             if number in self.skipped:
@@ -278,9 +278,12 @@ class _Run:
             saves = ends_epoch or number % recipe.checkpoint_steps == 0
             logs = number % recipe.log_steps == 0 or number == self.total_steps
             stops = self._stop_wanted(logs)
-            if evaluates or saves or logs or stops or len(unread) >= 2:
-                # The newest one is left to the device while there is no need to know it.
-                self._read(unread, leave=0 if evaluates or saves or logs or stops else 1)
+            # Steps are left to the device while there is no need to know what came of them. All
+            # processes read at the same steps, so that they find a bad one together.
+            is_first = self.shown_loss is None
+            if evaluates or saves or logs or stops or is_first or len(unread) >= _MOST_UNREAD:
+                self._read(unread)
+            self._show(number)
             if logs:
                 self._log_row()
             if evaluates:
@@ -294,15 +297,23 @@ class _Run:
                 )
         return evaluation
 
-    def _read(self, unread: collections.deque, leave: int) -> None:
-        while len(unread) > leave:
-            number, loss, norm = unread.popleft()
-            loss, norm = float(loss), float(norm)
+    def _read(self, unread: list[tuple[int, Any, Any]]) -> None:
+        """Takes note of the losses and norms of steps, and forgets the tensors."""
+        if not unread:
+            return
+        numbers, losses, norms = zip(*unread, strict=True)
+        unread.clear()
+        losses, norms = self.engine.read([*losses, *norms]).reshape(2, -1).tolist()
+        for number, loss, norm in zip(numbers, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _BadStep(number, loss, norm)
             self.pending.append((loss, norm))
-            epoch, rate = number / self.steps_per_epoch, self._rate(number)
-            self.progress.update(number, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {rate:.2e}")
+            self.shown_loss = loss
+
+    def _show(self, number: int) -> None:
+        epoch, rate = number / self.steps_per_epoch, self._rate(number)
+        loss = "" if self.shown_loss is None else f"loss {self.shown_loss:.4f}  "
+        self.progress.update(number, f"epoch {epoch:.2f}  {loss}lr {rate:.2e}")
 
     def _go_back(self, bad: _BadStep) -> None:
         text = (
@@ -315,8 +326,11 @@ class _Run:
             )
         skipped = [*self.skipped, bad.step]
         checkpoint = self._newest()
+        if checkpoint is None:
+            raise TrainingError(f"there is no checkpoint in {self.checkpoints.path} to go back to")
         self._restore(checkpoint)
         self.skipped = skipped
+        self.progress.restart()
         self.progress.message(f"{text}: back to step {checkpoint.step:,}, and that batch skipped")
         if self.log is not None:
             self.log.close()
@@ -410,7 +424,7 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         """The learning rate with which the update of a step was made."""
-        return float(self.schedule(step - 1 - sum(skipped < step for skipped in self.skipped)))
+        return self.schedule.value(step - 1 - sum(skipped < step for skipped in self.skipped))
 
     # --- Faults ------------------------------------------------------------------------------
 
@@ -435,10 +449,14 @@ class _Run:
         with self.progress.paused():
             self.checkpoints.save(Checkpoint(self.step, self.engine.state(), notes))
 
-    def _newest(self) -> Checkpoint:
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, if there is one; the same in all processes."""
         checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
-            raise TrainingError(f"there is no checkpoint in {self.checkpoints.path} to go back to")
+        if not self.engine.same_in_all_processes(-1 if checkpoint is None else checkpoint.step):
+            raise ValueError(
+                f"The processes of this run see different checkpoints in {self.folder}. The output "
+                "folder must be one that all machines share."
+            )
         return checkpoint
 
     def _open_folder(self) -> None:
@@ -457,12 +475,7 @@ class _Run:
 
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
-        checkpoint = self.checkpoints.newest()
-        if not self.engine.same_in_all_processes(-1 if checkpoint is None else checkpoint.step):
-            raise ValueError(
-                f"The processes of this run see different checkpoints in {self.folder}. The output "
-                "folder must be one that all machines share."
-            )
+        checkpoint = self._newest()
         if checkpoint is None:
             return None
         self._restore(checkpoint)
