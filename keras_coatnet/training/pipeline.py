@@ -190,7 +190,7 @@ def evaluation_dataset(
             validation, size=224, crop_ratio=0.95, interpolation="bicubic", global_batch=64,
             broken=BrokenPictures(limit=0),
         )
-        model.compile(AdamW(1e-4), keras.losses.CategoricalCrossentropy(), ["accuracy"])
+        model.compile(AdamW(1e-4), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
         model.fit(training_batches, steps_per_epoch=100, validation_data=batches)
     """
     settings = PictureSettings(size, interpolation, crop_ratio, crop_mode)
