@@ -186,7 +186,7 @@ def test_replicas_drop_the_samples_that_one_device_drops():
         losses = [np.array(found[kind][count]) for count in ("1", "2", "4")]
         print(kind, *losses)
         assert np.abs(np.diff(losses, axis=0)).max() < 1e-4
-        assert np.abs(np.diff(losses[0])).min() > 1e-3
+        assert np.abs(np.diff(losses[0])).max() > 1e-3  # else the comparison would say nothing
 
 
 def test_two_processes_stop_together_die_together_and_go_on(recipe, folders, tmp_path):
