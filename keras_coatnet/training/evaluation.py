@@ -12,7 +12,7 @@ import tensorflow as tf
 
 from keras_coatnet.inference import PictureSettings, check_classifier, class_scores
 from keras_coatnet.training.faults import TrainingError, in_words
-from keras_coatnet.training.pipeline import BrokenPictures, evaluation_dataset
+from keras_coatnet.training.pipeline import BrokenPictures, padded_evaluation_dataset
 from keras_coatnet.training.reports import Progress
 from keras_coatnet.training.scores import Evaluation, EvaluationCounter
 from keras_coatnet.training.sources import Source
@@ -60,7 +60,7 @@ def evaluate(
         raise ValueError(f"`batch` must be at least 1. Received: batch={batch!r}")
     batch = min(batch, source.count)
     broken = BrokenPictures(broken_limit)
-    dataset = evaluation_dataset(
+    dataset = padded_evaluation_dataset(
         source, **_pipeline_options(settings), global_batch=batch, broken=broken
     )
     counter = EvaluationCounter(source.classes, positive)
@@ -105,11 +105,11 @@ def evaluate_engine(
     Returns:
         An `Evaluation`.
     """
-    chunks = engine.evaluation_chunks
+    chunks = engine.chunks
     batch = -(-min(batch, source.count) // engine.replicas) * engine.replicas
 
     def make_dataset(first: int, own: int) -> tf.data.Dataset:
-        return evaluation_dataset(
+        return padded_evaluation_dataset(
             source,
             **_pipeline_options(settings),
             global_batch=batch,

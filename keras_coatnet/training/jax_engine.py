@@ -56,12 +56,7 @@ class JaxEngine:
 
     @property
     def chunks(self) -> int:
-        """Into how many equal parts a training batch is cut: JAX itself splits a part further."""
-        return self.recipe.accumulate
-
-    @property
-    def evaluation_chunks(self) -> int:
-        """Into how many equal parts an evaluation batch is cut."""
+        """Into how many chunks the devices cut what they compute at once: JAX splits it itself."""
         return 1
 
     def iterate(self, chunks: int, make_dataset: Callable[[int, int], Any]) -> Iterator:
@@ -86,6 +81,10 @@ class JaxEngine:
         _assign(self.optimizer.variables, optimizer)
         self._averages = averages
         return loss, norm
+
+    def read(self, values: list) -> np.ndarray:
+        """Waits for scalars that `train_step` returned, and fetches all of them at once."""
+        return np.array(jax.device_get(values))
 
     def predict(self, batches: Iterator) -> Iterator[tuple[np.ndarray, ...]]:
         """Evaluates a data set with the averaged weights, if there are any."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import keras
+import numpy as np
 from keras import ops
 
 from keras_coatnet.layers.base import PACKAGE
@@ -61,18 +62,36 @@ class WarmUpSchedule(keras.optimizers.schedules.LearningRateSchedule):
         self.shape = shape
 
     def __call__(self, step: Any) -> Any:
-        step = ops.cast(step, "float32")
+        return self._rate(ops.cast(step, "float32"), ops)
+
+    def value(self, step: int) -> float:
+        """The rate of a step as a number, without an operation of the backend.
+
+        Args:
+            step: updates made before it, at least 0.
+
+        Returns:
+            The rate, in double precision.
+
+        Example:
+            >>> WarmUpSchedule(1e-3, 1e-5, 100, 10).value(4)
+            0.0005
+        """
+        return float(self._rate(np.float64(step), np))
+
+    def _rate(self, step: Any, numpy: Any) -> Any:
+        """The rate by the functions of `keras.ops` or of NumPy."""
         done = (step - self.warmup_steps) / max(1, self.total_steps - self.warmup_steps)
-        done = ops.clip(done, 0.0, 1.0)
+        done = numpy.clip(done, 0.0, 1.0)
         if self.shape == "cosine":
-            left = 0.5 * (1.0 + ops.cos(math.pi * done))
+            left = 0.5 * (1.0 + numpy.cos(math.pi * done))
         elif self.shape == "linear":
             left = 1.0 - done
         else:
-            left = ops.ones_like(done)
+            left = numpy.ones_like(done)
         rate = self.minimum + (self.peak - self.minimum) * left
         rising = self.peak * (step + 1.0) / max(1, self.warmup_steps)
-        return ops.where(step < self.warmup_steps, rising, rate)
+        return numpy.where(step < self.warmup_steps, rising, rate)
 
     def get_config(self) -> dict[str, Any]:
         return {
@@ -99,6 +118,9 @@ class AdamW(keras.optimizers.AdamW):
             and Keras has no other switch for it.
         **kwargs: further arguments of `keras.optimizers.AdamW`.
 
+    Variables that `exclude_from_weight_decay` names do not decay either. As with Keras's own
+    optimizers, a saved model does not remember them; it does remember `no_decay`.
+
     Example:
         >>> AdamW(1e-3, weight_decay=0.05, rate_scales={"stem_conv1": 0.1}).weight_decay
         0.0
@@ -119,6 +141,7 @@ class AdamW(keras.optimizers.AdamW):
         self.no_decay = tuple(no_decay)
         self.rate_scales = dict(rate_scales or {})
         self.gradients_are_summed = gradients_are_summed
+        self._excluded_names: tuple[str, ...] = ()
         self._decays: list[float] = []
         self._scales: list[float] = []
 
@@ -127,9 +150,41 @@ class AdamW(keras.optimizers.AdamW):
             return
         super().build(var_list)
         for variable in var_list:
-            spared = any(re.search(pattern, variable.path) for pattern in self.no_decay)
+            patterns = (*self.no_decay, *self._excluded_names)
+            spared = any(re.search(pattern, variable.path) for pattern in patterns)
+            spared = spared or not self._use_weight_decay(variable)
             self._decays.append(0.0 if spared else self.decay)
             self._scales.append(self.rate_scales.get(variable.path.partition("/")[0], 1.0))
+
+    def exclude_from_weight_decay(
+        self,
+        var_list: Sequence[keras.Variable] | None = None,
+        var_names: Sequence[str] | None = None,
+    ) -> None:
+        """Leaves variables out of weight decay, besides those that `no_decay` finds.
+
+        A second call replaces the first, as in Keras.
+
+        Args:
+            var_list: the variables.
+            var_names: regular expressions; variables whose name or path one of them finds are left
+                out.
+
+        Raises:
+            ValueError: the optimizer is built already: it has taken its first step, or `build` was
+                called.
+
+        Example:
+            >>> optimizer = AdamW(1e-3, weight_decay=0.05)
+            >>> optimizer.exclude_from_weight_decay(var_names=["embedding"])
+        """
+        if self.built:
+            raise ValueError(
+                "`exclude_from_weight_decay` was called on an optimizer that is built. Call it "
+                "before the first step of training and before `build`."
+            )
+        super().exclude_from_weight_decay(var_list, var_names)
+        self._excluded_names = tuple(var_names or ())
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)

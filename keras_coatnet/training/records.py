@@ -10,6 +10,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.training.prepared import import_tfds
+from keras_coatnet.training.sharding import Shard
 
 LABEL_EXPECTED = "Expected one label"  # how the error about a wrong label begins
 
@@ -120,7 +121,12 @@ def _class_names(builder: Any, key: str, feature: Any) -> tuple[str, ...]:
 
 
 def read_records(
-    builder: Any, columns: Columns, split: str, seed: int | None, start: int
+    builder: Any,
+    columns: Columns,
+    split: str,
+    seed: int | None,
+    start: int,
+    shard: Shard | None = None,
 ) -> tf.data.Dataset:
     """Reads a split of a prepared data set once, without decoding its pictures.
 
@@ -133,6 +139,9 @@ def read_records(
         split: what to read, in the words of tensorflow-datasets: `"train[:80%]"`.
         seed: decides the order, at least 0; None: the order of the files.
         start: how many records to leave out at the beginning. They are read, but not decoded.
+        shard: which of the records after those to give; None: all. The others are read and
+            parsed, too, as only the order of all of them tells which ones they are; their labels
+            are not checked and their pictures not decoded.
 
     Returns:
         A data set of `{"image": bytes, "label": int64, "name": string}`. Reading a label out of
@@ -158,10 +167,12 @@ def read_records(
     info = builder.info.splits[split]
     if seed is not None:
         records = _shuffle(records, _window_of(info), seed)
-    records = records.skip(start).map(
-        _reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True
-    )
+    records = records.skip(start)
     left = max(0, info.num_examples - start)
+    if shard is not None:
+        records = shard.filter(records, start)
+        left = shard.size(start, start + left)
+    records = records.map(_reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return records.apply(tf.data.experimental.assert_cardinality(left))
 
 

@@ -286,7 +286,6 @@ class Progress:
         total_steps: steps that the run has in all.
         batch: images in a step, of all devices together.
         stream: where the line goes; None: the error stream.
-        start_step: steps done before, in a run that goes on.
         clock: seconds that only ever grow; `time.monotonic`.
 
     Example:
@@ -301,14 +300,12 @@ class Progress:
         batch: int,
         stream: TextIO | None = None,
         *,
-        start_step: int = 0,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self._total, self._batch = total_steps, batch
         self._stream = sys.stderr if stream is None else stream
         self._rewrites = self._stream.isatty()
         self._clock = clock
-        self._step = start_step
         self._times: collections.deque[tuple[float, int]] = collections.deque()
         self._shown = float("-inf")
         self._line = ""
@@ -329,7 +326,6 @@ class Progress:
             figures: what to show of it.
         """
         now = self._clock()
-        self._step = step
         self._times.append((now, step))
         while len(self._times) > 2 and self._times[1][0] <= now - _WINDOW_SECONDS:
             self._times.popleft()
@@ -343,6 +339,10 @@ class Progress:
             left = (self._total - step) * self._batch / speed
             parts += [f"{speed:,.{0 if speed >= 10 else 1}f} images/s", f"{hours(left)} left"]
         self._show("  ".join(parts))
+
+    def restart(self) -> None:
+        """Measures the speed anew, in a run that went back to an earlier step."""
+        self._times.clear()
 
     def message(self, text: str) -> None:
         """Writes lines above the line of progress.

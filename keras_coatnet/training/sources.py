@@ -18,12 +18,14 @@ import tensorflow as tf
 
 from keras_coatnet.paths import check_local
 from keras_coatnet.training import folders, prepared
+from keras_coatnet.training.devices import keep_tensorflow_off_gpus
 from keras_coatnet.training.records import (
     LABEL_EXPECTED,
     Columns,
     find_columns,
     read_records,
 )
+from keras_coatnet.training.sharding import Shard
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,12 +41,16 @@ class Source:
             string, the path, file name or record's id}`. `seed`, at least 0, decides the order and
             nothing else does, on any machine; None is the order on disk. `start` examples are left
             out at the beginning, at no cost for folders, by reading past them for others.
+            Where several processes read one data set, it is called with `(seed, start, shard)` and
+            gives those examples alone that the `sharding.Shard` holds, in the same order; the
+            files of a folder's other pictures are not opened. A source that has to read all
+            examples ends with `return shard.filter(dataset, start)`.
     """
 
     name: str
     count: int
     classes: tuple[str, ...]
-    examples: Callable[[int | None, int], tf.data.Dataset]
+    examples: Callable[..., tf.data.Dataset]
 
 
 def open_sources(
@@ -95,6 +101,7 @@ def open_sources(
     Example:
         train, validation = open_sources("flowers", held_out=0.1)
     """
+    keep_tensorflow_off_gpus()
     data = os.fspath(data)
     check_local(data, "data")
     check_local(data_dir, "data_dir")
@@ -144,6 +151,7 @@ def open_source(
     Example:
         validation = open_source("/data/imagenet/val")
     """
+    keep_tensorflow_off_gpus()
     data = os.fspath(data)
     check_local(data, "data")
     check_local(data_dir, "data_dir")
@@ -177,11 +185,13 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
         path = paths[index]
         return {"image": tf.io.read_file(path), "label": label, "name": path}
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         order = np.arange(len(folder.paths))
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
         order = order[start:]
+        if shard is not None:
+            order = order[shard.holds(np.arange(start, start + len(order)))]
         chosen = tf.data.Dataset.from_tensor_slices((order, folder.labels[order]))
         return chosen.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
@@ -237,8 +247,8 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Sour
     if not count:
         raise ValueError(f"The split {split!r} of the data set {data!r} is empty.")
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
-        return read_records(builder, columns, split, seed, start)
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
+        return read_records(builder, columns, split, seed, start, shard)
 
     try:  # Splits without labels are common, and have -1 throughout.
         next(iter(examples(None, 0)))

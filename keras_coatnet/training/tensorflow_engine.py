@@ -62,12 +62,7 @@ class TensorFlowEngine:
 
     @property
     def chunks(self) -> int:
-        """Into how many equal parts a training batch is cut."""
-        return self.replicas * self.recipe.accumulate
-
-    @property
-    def evaluation_chunks(self) -> int:
-        """Into how many equal parts an evaluation batch is cut."""
+        """Into how many chunks the devices cut what they compute at once: a chunk for each."""
         return self.replicas
 
     @property
@@ -87,8 +82,8 @@ class TensorFlowEngine:
         """Iterates over chunks of batches, one for each replica of this process at once.
 
         Args:
-            chunks: how many chunks a global batch has.
-            make_dataset: makes the data set of a part of them: of the first's number and how many.
+            chunks: how many chunks there are at once, over all processes.
+            make_dataset: makes the data set of some of them: of the first's number and how many.
 
         Returns:
             An iterator for `train_step` or `predict`.
@@ -112,6 +107,10 @@ class TensorFlowEngine:
         for _ in range(self.recipe.accumulate - 1):
             self._accumulate(*next(batches))
         return self._update(*next(batches))
+
+    def read(self, values: list) -> np.ndarray:
+        """Waits for scalars that `train_step` returned, and fetches all of them at once."""
+        return tf.stack(values).numpy()
 
     def predict(self, batches: Iterator) -> Iterator[tuple[np.ndarray, ...]]:
         """Evaluates a data set with the averaged weights, if there are any.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import collections
 import contextlib
 import dataclasses
 import json
@@ -44,6 +43,8 @@ from keras_coatnet.training.reports import Progress, RunLog, read_history, summa
 from keras_coatnet.training.scores import Evaluation, EvaluationCounter
 from keras_coatnet.training.sources import Source, open_sources
 from keras_coatnet.weights.source import find_source
+
+_MOST_UNREAD = 16  # steps whose losses are left on the device
 
 RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
 
@@ -220,6 +221,7 @@ class _Run:
         self.engine = make_engine(chosen, self._model, self._optimizer, recipe)
         self.stop_signal: int | None = None
         self.changes = ""  # from the recipe with which an earlier command ran
+        self.shown_loss: float | None = None  # the last one that was read
 
         # What a checkpoint remembers beside the variables.
         self.step = 0  # batches of the data that are done
@@ -269,9 +271,7 @@ class _Run:
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
         with opened as stream:
-            self.progress = Progress(
-                self.total_steps, self.recipe.batch, stream, start_step=self.step
-            )
+            self.progress = Progress(self.total_steps, self.recipe.batch, stream)
             evaluation = self._logged_loop(resumed)
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
@@ -307,7 +307,7 @@ class _Run:
         recipe = self.recipe
         evaluation = self._evaluate() if self._lacks_evaluation() else None
         batches = self.engine.iterate(self.engine.chunks, self._training_dataset)
-        unread: collections.deque[tuple[int, Any, Any]] = collections.deque()
+        unread: list[tuple[int, Any, Any]] = []
         while self.step < self.total_steps:
             number = self.step + 1
             if number in self.skipped:
@@ -320,9 +320,12 @@ class _Run:
             saves = number % self.steps_per_epoch == 0 or number % recipe.checkpoint_steps == 0
             logs = number % recipe.log_steps == 0 or number == self.total_steps
             stops = self._stop_wanted(logs)
-            if evaluates or saves or logs or stops or len(unread) >= 2:
-                # The newest one is left to the device while there is no need to know it.
-                self._read(unread, leave=0 if evaluates or saves or logs or stops else 1)
+            # Steps are left to the device while there is no need to know what came of them. All
+            # processes read at the same steps, so that they find a bad one together.
+            is_first = self.shown_loss is None
+            if evaluates or saves or logs or stops or is_first or len(unread) >= _MOST_UNREAD:
+                self._read(unread)
+            self._show(number)
             if logs:
                 self._log_row()
             if saves or stops:
@@ -356,15 +359,23 @@ class _Run:
         rows = read_history(self.folder).evaluations
         return [row for row in rows if row["step"] <= self.step]
 
-    def _read(self, unread: collections.deque, leave: int) -> None:
-        while len(unread) > leave:
-            number, loss, norm = unread.popleft()
-            loss, norm = float(loss), float(norm)
+    def _read(self, unread: list[tuple[int, Any, Any]]) -> None:
+        """Takes note of the losses and norms of steps, and forgets the tensors."""
+        if not unread:
+            return
+        numbers, losses, norms = zip(*unread, strict=True)
+        unread.clear()
+        losses, norms = self.engine.read([*losses, *norms]).reshape(2, -1).tolist()
+        for number, loss, norm in zip(numbers, losses, norms, strict=True):
             if not (math.isfinite(loss) and math.isfinite(norm)):
                 raise _BadStep(number, loss, norm)
             self.pending.append((loss, norm))
-            epoch, rate = number / self.steps_per_epoch, self._rate(number)
-            self.progress.update(number, f"epoch {epoch:.2f}  loss {loss:.4f}  lr {rate:.2e}")
+            self.shown_loss = loss
+
+    def _show(self, number: int) -> None:
+        epoch, rate = number / self.steps_per_epoch, self._rate(number)
+        loss = "" if self.shown_loss is None else f"loss {self.shown_loss:.4f}  "
+        self.progress.update(number, f"epoch {epoch:.2f}  {loss}lr {rate:.2e}")
 
     def _go_back(self, bad: _BadStep) -> None:
         text = (
@@ -378,8 +389,11 @@ class _Run:
             )
         skipped = [*self.skipped, bad.step]
         checkpoint = self._newest()
+        if checkpoint is None:
+            raise TrainingError(f"there is no checkpoint in {self.checkpoints.path} to go back to")
         self._restore(checkpoint)
         self.skipped = skipped
+        self.progress.restart()
         self.progress.message(f"{text}: back to step {checkpoint.step:,}, and that batch skipped")
         if self.log is not None:
             self.log.close()
@@ -406,6 +420,7 @@ class _Run:
             global_batch=recipe.batch,
             seed=recipe.seed,
             start_step=self.step,
+            parts=recipe.accumulate,
             replicas=self.engine.chunks,
             first_replica=first,
             local_replicas=own,
@@ -474,7 +489,7 @@ class _Run:
 
     def _rate(self, step: int) -> float:
         """The learning rate with which the update of a step was made."""
-        return float(self.schedule(step - 1 - sum(skipped < step for skipped in self.skipped)))
+        return self.schedule.value(step - 1 - sum(skipped < step for skipped in self.skipped))
 
     # --- Faults ------------------------------------------------------------------------------
 
@@ -508,10 +523,14 @@ class _Run:
         with self.progress.paused():
             self.checkpoints.save(Checkpoint(self.step, self.engine.state(), notes))
 
-    def _newest(self) -> Checkpoint:
+    def _newest(self) -> Checkpoint | None:
+        """The newest checkpoint that is whole, if there is one; the same in all processes."""
         checkpoint = self.checkpoints.newest()
-        if checkpoint is None:
-            raise TrainingError(f"there is no checkpoint in {self.checkpoints.path} to go back to")
+        if not self.engine.same_in_all_processes(-1 if checkpoint is None else checkpoint.step):
+            raise ValueError(
+                f"The processes of this run see different checkpoints in {self.folder}. The output "
+                "folder must be one that all machines share."
+            )
         return checkpoint
 
     def _open_folder(self) -> None:
@@ -542,12 +561,7 @@ class _Run:
 
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
-        checkpoint = self.checkpoints.newest()
-        if not self.engine.same_in_all_processes(-1 if checkpoint is None else checkpoint.step):
-            raise ValueError(
-                f"The processes of this run see different checkpoints in {self.folder}. The output "
-                "folder must be one that all machines share."
-            )
+        checkpoint = self._newest()
         if checkpoint is None:
             return None
         self._restore(checkpoint)

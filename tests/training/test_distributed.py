@@ -5,6 +5,8 @@ import json
 import pathlib
 import signal
 import socket
+import subprocess
+import sys
 import types
 
 import numpy as np
@@ -23,17 +25,17 @@ pytestmark = [
 ]
 
 MIRRORED = ("--strategy", "mirrored", "--devices")
-# A block that is dropped is dropped on one device and not on another, so there is no such thing
-# here; everything else is on.
+# Parts that follow one another draw which samples they drop one after the other.
+WHOLE_OR_IN_PARTS = ("--freeze-batch-norm", "--stochastic-depth", "0")
 ALONE = {
     "1 device": (),
     "2 devices": (*MIRRORED, "2"),
     "4 devices": (*MIRRORED, "4"),
     # BatchNorm sees a part at a time, so only without its statistics are parts a matter of memory.
-    "1 device, fixed norms": ("--freeze-batch-norm",),
+    "1 device, fixed norms": WHOLE_OR_IN_PARTS,
     "2 devices, 2 parts, fixed norms": (
         *(*MIRRORED, "2"),
-        *("--accumulate", "2", "--freeze-batch-norm"),
+        *("--accumulate", "2", *WHOLE_OR_IN_PARTS),
     ),
 }
 TWO_PROCESSES = "2 processes"
@@ -42,7 +44,7 @@ TWO_PROCESSES = "2 processes"
 @pytest.fixture(scope="module")
 def recipe(tmp_path_factory) -> pathlib.Path:
     folder = tmp_path_factory.mktemp("recipe")
-    return runs.write_recipe(folder, stochastic_depth=0.0, epochs=2)
+    return runs.write_recipe(folder, epochs=2)
 
 
 @contextlib.contextmanager
@@ -96,6 +98,95 @@ def test_devices_and_processes_agree(folders):
     assert max(differences.values()) < 1e-4
     # It would be no wonder if all batches were alike to the network.
     assert np.abs(np.diff(losses["1 device"])).max() > 1e-2
+
+
+REPLICAS = """
+import dataclasses, json
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_coatnet.training.devices import divide_cpu
+divide_cpu(4)
+import keras_coatnet
+from keras_coatnet.layers import StochasticDepth
+from keras_coatnet.training import AdamW, rematerialise
+from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
+from tests.training.runs import CONFIG, RECIPE
+
+random = np.random.default_rng(0)
+images = random.uniform(0, 255, (16, 32, 32, 3)).astype("float32")
+labels = np.eye(10, dtype="float32")[np.arange(16) % 10]
+
+def draw(strategy, count):
+    with strategy.scope():
+        layer = StochasticDepth(0.5, seed=1)
+
+    @tf.function
+    def run():
+        call = lambda: layer(tf.ones((16 // count, 1)), training=True)
+        return strategy.experimental_local_results(strategy.run(call))
+
+    return [np.concatenate(run()).ravel().tolist() for _ in range(3)]
+
+def fit(strategy):
+    keras.utils.set_random_seed(0)
+    with strategy.scope():
+        inputs = keras.Input((48,))
+        x = StochasticDepth(0.5, seed=2)(keras.layers.Dense(8)(inputs))
+        model = keras.Model(inputs, keras.layers.Dense(10)(x))
+        model.compile(keras.optimizers.SGD(1e-2), "mse")
+    x = images[:, ::8, ::8].reshape(16, -1) / 255
+    return model.fit(x, labels, batch_size=8, shuffle=False, epochs=2, verbose=0).history["loss"]
+
+def engine(strategy):
+    # Two parts a step, and every block computed twice.
+    keras.utils.set_random_seed(0)
+
+    def make_model():
+        options = {"input_shape": (32, 32, 3), "classes": 10, "classifier_activation": None}
+        model = keras_coatnet.CoAtNet(CONFIG, **options, stochastic_depth=0.6)
+        rematerialise(model)
+        return model
+
+    recipe = dataclasses.replace(RECIPE, accumulate=2)
+    make_optimizer = lambda model: AdamW(1e-2, gradients_are_summed=True)
+    engine = TensorFlowEngine(strategy, make_model, make_optimizer, recipe)
+    chunk = 16 // (2 * engine.chunks)
+    data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(chunk)
+    batches = engine.iterate(engine.chunks, lambda first, own: data)
+    return [float(engine.train_step(batches)[0]) for _ in range(4)]
+
+found = {"draws": {}, "fit": {}, "engine": {}}
+for count in (1, 2, 4):
+    strategy = tf.distribute.MirroredStrategy(
+        [f"CPU:{number}" for number in range(count)], tf.distribute.ReductionToOneDevice()
+    )
+    found["draws"][count] = draw(strategy, count)
+    found["fit"][count] = fit(strategy)
+    found["engine"][count] = engine(strategy)
+print(json.dumps(found))
+"""
+
+
+def test_replicas_drop_the_samples_that_one_device_drops():
+    result = subprocess.run(
+        [sys.executable, "-c", REPLICAS],
+        cwd=pathlib.Path(__file__).parents[2],
+        env=runs.environment(),
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    draws = found["draws"]
+    assert len(draws["1"]) == 3 and draws["1"][0] != draws["1"][1]
+    assert draws["1"] == draws["2"] == draws["4"]
+    for kind in ("fit", "engine"):
+        losses = [np.array(found[kind][count]) for count in ("1", "2", "4")]
+        print(kind, *losses)
+        assert np.abs(np.diff(losses, axis=0)).max() < 1e-4
+        assert np.abs(np.diff(losses[0])).max() > 1e-3  # else the comparison would say nothing
 
 
 def test_two_processes_stop_together_die_together_and_go_on(recipe, folders, tmp_path):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 
 from keras_coatnet.cli import main
-from keras_coatnet.training import trainer
+from keras_coatnet.training import reports, trainer
 from keras_coatnet.training.checkpointing import CheckpointFolder
 from keras_coatnet.training.faults import memory_advice, on_stop_signals
 from keras_coatnet.training.recipe import Recipe
@@ -351,6 +351,46 @@ def test_bad_batches_are_skipped_and_stay_skipped(recipe, poisoned, tmp_path, mo
     steps = [int(row["step"]) for row in runs.outcome(tmp_path / "found").history]
     assert steps == [step for step in range(1, 21) if step not in (6, 13)]
     assert runs.outcome(tmp_path / "found") == runs.outcome(tmp_path / "told")
+
+
+def test_going_back_measures_the_speed_anew_and_asks_the_other_processes(
+    recipe, poisoned, tmp_path, monkeypatch
+):
+    monkeypatch.setattr(reports, "_WINDOW_SECONDS", 0.0)  # the speed of the last step
+    questions = []
+
+    def agree_at_first(engine: TensorFlowEngine, value: int) -> bool:
+        questions.append(value)
+        return len(questions) < 3
+
+    monkeypatch.setattr(TensorFlowEngine, "same_in_all_processes", agree_at_first)
+    skipping = dataclasses.replace(Recipe.load(recipe), on_nan="skip")
+    with pytest.raises(ValueError, match="see different checkpoints in .* all machines share"):
+        train(skipping, tmp_path)
+    assert questions == [-1, 4, 12]  # at the start, and for the steps 6 and 13
+    speeds = [row["images_per_second"] for row in reports.read_history(tmp_path).training]
+    assert len(speeds) == 11 and all(speed is None or speed > 0 for speed in speeds)
+
+
+def test_losses_are_read_together_and_none_that_is_bad_is_saved(
+    recipe, poisoned, tmp_path, monkeypatch
+):
+    """Where there is no need to know them at once: the run logs every 10 steps here."""
+    counts, read = [], TensorFlowEngine.read
+
+    def count(engine: TensorFlowEngine, values: list) -> np.ndarray:
+        counts.append(len(values) // 2)
+        return read(engine, values)
+
+    monkeypatch.setattr(TensorFlowEngine, "read", count)
+    changes = {"log_steps": 10, "checkpoint_steps": 100, "epochs": 1, "on_nan": "skip"}
+    result = train(dataclasses.replace(Recipe.load(recipe), **changes), tmp_path)
+    assert result.figures["skipped steps"] == 1
+    assert counts == [1, 9, 9]  # the first step, the others, and all but the bad one again
+    (row,) = reports.read_history(tmp_path).training
+    assert np.isfinite(row["loss"])
+    for checkpoint in map(CheckpointFolder(tmp_path / "checkpoints").read, (0, 10)):
+        assert all(np.isfinite(array).all() for array in checkpoint.arrays.values())
 
 
 # --- Data that are not as they should be ------------------------------------------------------

@@ -16,9 +16,16 @@ import dataclasses, json
 import numpy as np
 import tensorflow as tf
 import keras_coatnet
+from keras_coatnet.training.devices import choose_devices
 from keras_coatnet.training.jax_engine import JaxEngine
 from keras_coatnet.training.optimization import AdamW
 from tests.training.runs import CONFIG, RECIPE
+
+hidden = []
+set_visible_devices = tf.config.set_visible_devices
+tf.config.set_visible_devices = lambda *devices: hidden.append(devices)
+choose_devices(RECIPE, "one_device")
+tf.config.set_visible_devices = set_visible_devices
 
 options = {"input_shape": (32, 32, 3), "classes": 10, "classifier_activation": None}
 engine = JaxEngine(
@@ -42,11 +49,11 @@ try:
     refused = ""
 except ValueError as error:
     refused = str(error)
-print(json.dumps({"first": first, "again": again, "refused": refused}))
+print(json.dumps({"first": first, "again": again, "refused": refused, "hidden": hidden}))
 """
 
 
-def test_a_restored_state_goes_on_to_the_same_losses():
+def test_a_restored_state_goes_on_to_the_same_losses_and_the_gpus_are_jax_s():
     """With stochastic depth, an average of the weights and two parts a step."""
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
@@ -61,3 +68,5 @@ def test_a_restored_state_goes_on_to_the_same_losses():
     assert found["first"] == found["again"]
     assert len({loss for loss, _ in found["first"]}) == 3
     assert "stem_conv1/kernel" in found["refused"]
+    # TensorFlow only reads the data, and would take the memory of the GPUs.
+    assert found["hidden"] == [[[], "GPU"]]

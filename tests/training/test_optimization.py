@@ -34,6 +34,7 @@ def test_schedule_is_a_plain_formula(shape, warmup):
         expected = plain_rate(step, 1e-3, 1e-5, 50, warmup, shape)
         assert float(schedule(step)) == pytest.approx(expected, rel=1e-5)
         assert float(again(step)) == float(schedule(step))
+        assert schedule.value(step) == pytest.approx(expected, rel=1e-12)
 
 
 def test_schedule_refuses_nonsense():
@@ -76,6 +77,52 @@ def test_adamw_is_a_plain_loop(path, scale, decays):
     np.testing.assert_allclose(keras.ops.convert_to_numpy(variable), expected, atol=2e-6)
     again = AdamW.from_config(optimizer.get_config())
     assert (again.decay, again.rate_scales) == (0.1, {"stem": 0.25})
+
+
+def _two_variables() -> dict[str, keras.Variable]:
+    with keras.name_scope("head"):
+        return {name: keras.Variable(np.ones(3, "float32"), name=name) for name in ("kernel", "w")}
+
+
+@pytest.mark.parametrize(
+    "excluded", [{"var_names": ["ern"]}, {"var_list": ["kernel"]}, {"var_names": ["x", "kernel"]}]
+)
+def test_what_is_excluded_does_not_decay(excluded):
+    """As with Keras's own AdamW, whose gradients of zero leave the decay alone."""
+    found = {}
+    for kind in (AdamW, keras.optimizers.AdamW):
+        variables = _two_variables()
+        chosen = dict(excluded)
+        if "var_list" in chosen:
+            chosen["var_list"] = [variables[name] for name in chosen["var_list"]]
+        optimizer = kind(0.5, weight_decay=0.5)
+        optimizer.exclude_from_weight_decay(var_names=["w"])  # the next call replaces this one
+        optimizer.exclude_from_weight_decay(**chosen)
+        optimizer.build(list(variables.values()))
+        for _ in range(2):
+            zeros = [keras.ops.zeros(3) for _ in variables]
+            optimizer.apply(zeros, list(variables.values()))
+        found[kind] = {
+            name: keras.ops.convert_to_numpy(v).tolist() for name, v in variables.items()
+        }
+    assert found[AdamW] == found[keras.optimizers.AdamW]
+    assert found[AdamW] == {"kernel": [1.0] * 3, "w": [0.5625] * 3}
+
+
+@pytest.mark.parametrize("pattern", ["^head/kernel$", "^kernel$"])
+def test_names_to_exclude_are_found_in_names_and_paths(pattern):
+    variables = _two_variables()
+    optimizer = AdamW(0.5, weight_decay=0.5)
+    optimizer.exclude_from_weight_decay(var_names=[pattern])
+    optimizer.build(list(variables.values()))
+    assert optimizer._decays == [0.0, 0.5]
+
+
+def test_it_is_too_late_to_exclude_from_a_built_optimizer():
+    optimizer = AdamW(0.5, weight_decay=0.5)
+    optimizer.build(list(_two_variables().values()))
+    with pytest.raises(ValueError, match="Call it before the first step of training"):
+        optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
 @pytest.mark.parametrize("architecture", ["tiny", "coatnet_rmlp_nano_rw_224"])

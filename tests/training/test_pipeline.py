@@ -17,9 +17,11 @@ from keras_coatnet.training.pipeline import (
     Augmentation,
     BrokenPictures,
     evaluation_dataset,
+    padded_evaluation_dataset,
     training_dataset,
 )
-from keras_coatnet.training.sources import Source
+from keras_coatnet.training.sharding import Shard
+from keras_coatnet.training.sources import Source, open_source
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -57,20 +59,21 @@ WHOLE = _contents()
 def _source(contents: list[bytes] | None = None, calls: list | None = None) -> Source:
     contents = list(WHOLE if contents is None else contents)
 
-    def examples(seed: int | None, start: int) -> tf.data.Dataset:
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         if calls is not None:
             calls.append((seed, start))
         order = np.arange(len(contents))
         if seed is not None:
             np.random.default_rng(seed).shuffle(order)
         order = order[start:]
-        return tf.data.Dataset.from_tensor_slices(
+        dataset = tf.data.Dataset.from_tensor_slices(
             {
                 "image": [contents[index] for index in order],
                 "label": order.astype("int64") % len(CLASSES),
                 "name": [f"{index}.jpg" for index in order],
             }
         )
+        return dataset if shard is None else shard.filter(dataset, start)
 
     return Source("small, train", len(contents), CLASSES, examples)
 
@@ -157,7 +160,7 @@ def test_workers_share_the_same_global_batches(reference, start):
 def test_what_belongs_to_other_workers_is_not_decoded():
     source = _source([b"broken"] * 4 + WHOLE[:4])  # in the natural order, so of worker 0
     natural = Source(
-        source.name, source.count, CLASSES, lambda seed, start: source.examples(None, start)
+        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
     broken = BrokenPictures(0)
     options = {"augmentation": PLAIN, "replicas": 2, "broken": broken}
@@ -165,6 +168,83 @@ def test_what_belongs_to_other_workers_is_not_decoded():
     assert len(_take(dataset, 3)) == 3 and broken.names == []
     with pytest.raises(tf.errors.OpError):
         _take(_training(natural, **options), 1)
+
+
+def test_parts_that_are_accumulated_are_shared_in_order(reference):
+    """What all workers compute at once is one part of the global batch, whatever their number."""
+    workers = [_take(_training(parts=2, replicas=2, first_replica=worker), 6) for worker in (0, 1)]
+    chunks = [workers[worker][pass_] for pass_ in range(6) for worker in (0, 1)]
+    assert chunks[0][0].shape[0] == BATCH // 4
+    _assert_equal(_joined(chunks, 4), reference[:3])
+
+
+@pytest.fixture
+def folder(tmp_path) -> Source:
+    """The photographs in a folder of two classes."""
+    for index, content in enumerate(WHOLE):
+        place = tmp_path / CLASSES[index % 2]
+        place.mkdir(exist_ok=True)
+        (place / f"{index:02}.jpg").write_bytes(content)
+    return open_source(tmp_path)
+
+
+@pytest.fixture
+def opened(monkeypatch) -> list[str]:
+    """Names of the picture files that are read, each time."""
+    names, read = [], tf.io.read_file
+
+    def note(path: tf.Tensor) -> tf.Tensor:
+        names.append(pathlib.Path(path.numpy().decode()).name)
+        return path
+
+    def read_and_note(path: tf.Tensor) -> tf.Tensor:
+        return read(tf.ensure_shape(tf.py_function(note, [path], tf.string), []))
+
+    monkeypatch.setattr(tf.io, "read_file", read_and_note)
+    return names
+
+
+def test_a_worker_opens_the_files_of_its_own_pictures_alone(folder, opened):
+    # In one order in all epochs, as it reads ahead into the next ones.
+    natural = Source(
+        folder.name, COUNT, folder.classes, lambda seed, *part: folder.examples(None, *part)
+    )
+    options = {"augmentation": PLAIN, "start_step": 1}
+    whole = _take(_training(natural, **options), 3)
+    chunks, used = [], []
+    for worker in (0, 1):
+        opened.clear()
+        own = {"replicas": 2, "first_replica": worker}
+        chunks.append(_take(_training(natural, **options, **own), 3))
+        used.append(set(opened))
+    _assert_equal(
+        _joined([chunks[worker][step] for step in range(3) for worker in (0, 1)], 2), whole
+    )
+    assert min(map(len, used)) >= BATCH and not used[0] & used[1]
+
+
+def test_a_worker_evaluates_the_files_of_its_own_pictures_alone(folder, opened):
+    whole = _evaluation(folder)
+    assert len(opened) == COUNT
+    chunks, used = [], []
+    for worker in (0, 1):
+        opened.clear()
+        chunks.append(_evaluation(folder, replicas=2, first_replica=worker))
+        used.append(sorted(opened))
+    _assert_equal(
+        _joined([chunks[worker][step] for step in range(3) for worker in (0, 1)], 2), whole
+    )
+    assert [len(names) for names in used] == [12, 10]  # of batches of 8, 8 and 6
+    assert sorted(used[0] + used[1]) == sorted(f"{index:02}.jpg" for index in range(COUNT))
+
+
+def test_a_source_that_cannot_be_shared_is_refused():
+    source = _source()
+    alone = Source("own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start))
+    assert len(_take(_training(alone), 1)) == 1
+    for make in (_training, _evaluation):
+        with pytest.raises(ValueError, match="own data .* does not take the `Shard`"):
+            make(alone, replicas=2)
 
 
 def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
@@ -195,7 +275,7 @@ def _natural(augmentation: Augmentation, contents: list[bytes] | None = None, **
     """Training batches in the source's natural order, every epoch."""
     source = _source(contents)
     natural = Source(
-        source.name, source.count, CLASSES, lambda seed, start: source.examples(None, start)
+        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
     return _training(natural, augmentation=augmentation, **changes)
 
@@ -485,7 +565,8 @@ def _evaluation(source: Source | None = None, **changes) -> list[tuple]:
         "broken": BrokenPictures(0),
         **changes,
     }
-    return _take(evaluation_dataset(_source() if source is None else source, **options), 100)
+    source = _source() if source is None else source
+    return _take(padded_evaluation_dataset(source, **options), 100)
 
 
 @pytest.mark.parametrize(
@@ -531,6 +612,28 @@ def test_broken_pictures_have_no_weight_in_evaluation():
     assert "2.jpg" in str(broken.error)
 
 
+def test_the_public_data_set_has_each_readable_picture_once_and_one_hot_labels():
+    contents = list(WHOLE)
+    contents[2] = contents[2][:400]
+    options = {"size": (48, 40), "crop_ratio": 0.9, "interpolation": "bicubic"}
+    dataset = evaluation_dataset(
+        _source(contents), **options, global_batch=BATCH, broken=BrokenPictures(1)
+    )
+    padded = [
+        np.concatenate(part)
+        for part in zip(*_evaluation(_source(contents), broken=BrokenPictures(1)), strict=True)
+    ]
+    images, labels, weights = padded
+    for _ in range(2):  # of which the second is another epoch's validation
+        batches = _take(dataset, 100)
+        assert [len(images) for images, _ in batches] == [8, 8, 5]
+        assert [labels.dtype for _, labels in batches] == ["float32"] * 3
+        _assert_equal(
+            [[np.concatenate(part) for part in zip(*batches, strict=True)]],
+            [(images[weights == 1], np.eye(3, dtype="float32")[labels[weights == 1]])],
+        )
+
+
 def test_a_number_of_examples_that_fits_needs_no_filling():
     batches = _evaluation(_source(WHOLE[:16]))
     assert len(batches) == 2 and all((weights == 1).all() for *_, weights in batches)
@@ -553,13 +656,16 @@ def test_wrong_settings_of_evaluation_are_refused(wrong, message):
 def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
     for dataset in (
         _training(),
-        evaluation_dataset(
-            _source(),
-            size=32,
-            crop_ratio=1.0,
-            interpolation="bilinear",
-            global_batch=4,
-            broken=BrokenPictures(0),
+        *(
+            make(
+                _source(),
+                size=32,
+                crop_ratio=1.0,
+                interpolation="bilinear",
+                global_batch=4,
+                broken=BrokenPictures(0),
+            )
+            for make in (evaluation_dataset, padded_evaluation_dataset)
         ),
     ):
         options = dataset.options()
@@ -572,5 +678,6 @@ def test_names_that_the_trainer_uses_are_here():
         "Augmentation",
         "BrokenPictures",
         "evaluation_dataset",
+        "padded_evaluation_dataset",
         "training_dataset",
     }

@@ -248,12 +248,23 @@ def test_elsewhere_a_line_every_ten_seconds_and_the_last():
 
 def test_the_speed_is_that_of_the_last_half_minute():
     clock = _Clock()
-    progress = Progress(10_000, 10, io.StringIO(), start_step=500, clock=clock)
+    progress = Progress(10_000, 10, io.StringIO(), clock=clock)
     assert progress.images_per_second is None
     _run(progress, clock, range(501, 511), 20.0)
     assert progress.images_per_second == pytest.approx(0.5)
     _run(progress, clock, range(511, 611), 1.0)
     assert progress.images_per_second == pytest.approx(10.0)
+
+
+def test_going_back_measures_anew():
+    clock = _Clock()
+    progress = Progress(10_000, 10, io.StringIO(), clock=clock)
+    _run(progress, clock, range(501, 551), 1.0)
+    progress.restart()
+    _run(progress, clock, range(401, 402), 1.0)
+    assert progress.images_per_second is None
+    _run(progress, clock, range(402, 404), 2.0)
+    assert progress.images_per_second == pytest.approx(5.0)
 
 
 def test_a_pause_does_not_count():

@@ -22,6 +22,7 @@ import tensorflow_datasets as tfds
 
 from keras_coatnet.labels import class_names
 from keras_coatnet.training import prepared, records
+from keras_coatnet.training.sharding import Shard
 from keras_coatnet.training.sources import Source, open_source, open_sources
 from tests.training import tars
 
@@ -383,6 +384,22 @@ def test_records_in_an_order_for_each_seed(data_dir):
     assert names(source, 1) == first
     assert names(source, 1, 15) == first[15:]
     assert names(source, None, 15) == natural[15:]
+
+
+@pytest.mark.parametrize("seed", [None, 4])
+@pytest.mark.parametrize("start", [0, 8, 13])
+def test_a_shard_of_records_and_of_files(data_dir, flat, seed, start):
+    """In the order of the whole, whatever is left out."""
+    for source in (open_source("three_splits", "train", data_dir=data_dir), open_source(flat)):
+        whole = names(source, seed)
+        for first in (0, 3):
+            shard = Shard(8, first, 3)
+            dataset = source.examples(seed, start, shard)
+            expected = [
+                name for place, name in enumerate(whole) if place >= start and shard.holds(place)
+            ]
+            found = [os.fsdecode(element["name"]) for element in dataset.as_numpy_iterator()]
+            assert found == expected and dataset.cardinality() == len(expected) > 0
 
 
 def test_the_buffer_of_records_is_bounded(data_dir, monkeypatch):
