@@ -22,6 +22,7 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.training import charts
 from keras_coatnet.training.checkpointing import Checkpoint, CheckpointFolder
+from keras_coatnet.training.data_identity import check_same_data, note_data
 from keras_coatnet.training.devices import choose_devices, in_cluster, make_engine
 from keras_coatnet.training.evaluation import evaluate_engine
 from keras_coatnet.training.faults import TrainingError, in_words, on_sigterm
@@ -31,9 +32,9 @@ from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.rematerialisation import rematerialise
 from keras_coatnet.training.reports import Progress, RunLog, summary
 from keras_coatnet.training.scores import Evaluation
-from keras_coatnet.training.sources import Source, open_sources
+from keras_coatnet.training.sources import Source, describe, open_sources
 
-RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
+RECIPE, FINAL, BEST = "recipe.json", "final.weights.h5", "best.weights.h5"
 
 
 class Stopped(Exception):
@@ -72,9 +73,9 @@ def train(
 ) -> Result:
     """Trains a network, or goes on with a run that was interrupted.
 
-    The folder `output` gets `recipe.json`, `classes.txt`, `checkpoints/`, `history.csv`,
-    `evaluations.csv`, `tensorboard/`, `curves.png`, `best.weights.h5` and `final.weights.h5`; with
-    an average of the weights, the last two hold the average. The weights load through
+    The folder `output` gets `recipe.json`, `data.json` (which data, to be compared when the run
+    goes on), `classes.txt`, `checkpoints/`, `history.csv`, `evaluations.csv`, `tensorboard/`,
+    `curves.png`, `best.weights.h5` and `final.weights.h5`; with an average of the weights, the last two hold the average. The weights load through
     `keras_coatnet.CoAtNet0(weights=path)` and the like.
 
     Called again with the same recipe and folder, it goes on from the newest checkpoint that is
@@ -109,11 +110,10 @@ def train(
             "name of a data set of tensorflow-datasets."
         )
     chosen = choose_devices(recipe, strategy, devices)
-    sources = open_sources(
-        recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
-    )
+    sources = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
+    check_same_data(folder, *sources)
     broken = BrokenPictures(recipe.broken_limit)
     policy = keras.config.dtype_policy()
     try:
@@ -222,14 +222,13 @@ class _Run:
         resumed = self._resume()
         started, first = time.monotonic(), self.step
         chief = self.engine.is_chief
-        if chief:
-            (self.folder / CLASSES).write_text("\n".join(self.training.classes) + "\n")
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
         with opened as stream:
             self.progress = Progress(
                 self.total_steps, self.recipe.batch, stream, start_step=self.step
             )
+            self.progress.message(describe(self.training, self.validation))
             evaluation = self._logged_loop(resumed)
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
@@ -446,6 +445,8 @@ class _Run:
         if self.engine.is_chief and not path.exists():
             self.folder.mkdir(parents=True, exist_ok=True)
             self.recipe.save(path)
+        if self.engine.is_chief:
+            note_data(self.folder, self.training, self.validation)
         self.engine.any_process(False)  # the others wait for it
         if self.engine.any_process(not path.exists()):
             raise ValueError(
@@ -453,6 +454,7 @@ class _Run:
                 "all machines share."
             )
         _check_folder(self.folder, self.recipe)
+        check_same_data(self.folder, self.training, self.validation)
 
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
