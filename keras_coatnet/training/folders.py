@@ -343,7 +343,7 @@ def count_held_out(held_out: float, count: int, name: str) -> int:
     Raises:
         ValueError: `held_out` is neither, or a number of more than half of the pictures.
     """
-    is_number = held_out >= 2 and held_out == int(held_out)
+    is_number = held_out >= 2 and float(held_out).is_integer()
     if not (0 < held_out < 1 or is_number):
         raise ValueError(
             "`held_out` must be a share above 0 and below 1, or a whole number of pictures from 2 "
@@ -387,9 +387,8 @@ def choose_held_out(
     if held_out < 1:
         counts = [round(held_out * int(size)) for size in sizes]
     else:  # so many in all: those with the largest remainders get one more
-        quotas = wanted * sizes / len(labels)
-        counts = np.floor(quotas).astype(int)
-        largest = np.argsort(counts - quotas, kind="stable")[: wanted - counts.sum()]
+        counts, remainders = np.divmod(wanted * sizes, len(labels))
+        largest = np.argsort(-remainders, kind="stable")[: wanted - counts.sum()]
         counts[largest] += 1
     held = []
     for label, size, count in zip(present, sizes, counts, strict=True):

@@ -75,8 +75,9 @@ def train(
 
     The folder `output` gets `recipe.json`, `data.json` (which data, to be compared when the run
     goes on), `classes.txt`, `checkpoints/`, `history.csv`, `evaluations.csv`, `tensorboard/`,
-    `curves.png`, `best.weights.h5` and `final.weights.h5`; with an average of the weights, the last two hold the average. The weights load through
-    `keras_coatnet.CoAtNet0(weights=path)` and the like.
+    `curves.png`, `best.weights.h5` and `final.weights.h5`; with an average of the weights, the last
+    two hold the average. The weights load through `keras_coatnet.CoAtNet0(weights=path)` and the
+    like.
 
     Called again with the same recipe and folder, it goes on from the newest checkpoint that is
     whole, to the same losses as a run that was never interrupted.
