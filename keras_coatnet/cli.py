@@ -64,6 +64,9 @@ examples:
     keras-coatnet predict leaf.jpg --model leaves.keras --labels leaves.txt \\
         --crop-mode squash --crop-pct 1
 
+  What `train` made, with the names of its classes:
+    keras-coatnet predict leaf.jpg --model runs/leaves/final.weights.h5
+
   A file that you downloaded:
     keras-coatnet predict cat.jpg --model model.safetensors --architecture coatnet_0_rw_224
 
@@ -77,6 +80,8 @@ examples:
                 ...],
    "skipped": [{"picture": PATH, "error": WHY}, ...]}
 wordnet_id is null where the classes are not ImageNet's.
+
+Hidden files and folders are passed over. Links to folders are followed, each folder once.
 
 Checkpoints are downloaded at their first use, into the Hugging Face hub's cache (HF_HOME). Pictures
 are resized and cropped as in the measurement of the checkpoint's accuracy; for files of your own to
@@ -196,7 +201,12 @@ def _add_predict(commands: Any) -> None:
         help="the network that a file's weights belong to, where the file does not say "
         "(see `keras-coatnet models --architectures`)",
     )
-    add("--labels", metavar="FILE", help="names of the model's classes, one a line, in order")
+    add(
+        "--labels",
+        metavar="FILE",
+        help="names of the model's classes, one a line, in order "
+        "(default: those that `train` wrote beside the weights, or ImageNet's)",
+    )
     add(
         "--top",
         "-k",
@@ -255,7 +265,7 @@ def _count(text: str) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     # What costs nothing is checked first: a model may have to be downloaded.
-    paths = _find_pictures(args.pictures)
+    paths, unreadable = _find_pictures(args.pictures)
     labels = None if args.labels is None else _read_labels(args.labels)
     from keras_coatnet import inference
 
@@ -263,9 +273,16 @@ def _predict(args: argparse.Namespace) -> int:
     asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
     given = {field: value for field, value in asked.items() if value is not None}
     settings = dataclasses.replace(settings, **given)
-    names = _name_classes(inference.check_classifier(model), labels)
+    classes = inference.check_classifier(model)
+    names = _name_classes(
+        classes, _labels_of_run(args.model, classes) if labels is None else labels
+    )
 
     found, skipped = [], []
+    for error in unreadable:
+        text = f"{error.filename} cannot be read: {error.strerror}"
+        skipped.append({"picture": str(error.filename), "error": text})
+        _say(f"skipped: {text}")
     predictions = inference.predict_pictures(model, paths, settings, args.batch)
     for prediction in _with_progress(predictions, len(paths)):
         if prediction.error is not None:
@@ -277,35 +294,40 @@ def _predict(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps({"model": args.model, "pictures": found, "skipped": skipped}, indent=2))
     if skipped:
-        _say(f"{len(skipped)} of {len(paths)} pictures skipped")
+        _say(f"{len(skipped)} of {len(paths) + len(unreadable)} pictures skipped")
     return SOME_SKIPPED if skipped else FINE
 
 
-def _find_pictures(arguments: Sequence[str]) -> list[pathlib.Path]:
-    """Files as they are named; of folders all pictures, also in the folders below."""
+def _find_pictures(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
+    """Files as they are named; of folders all pictures, also in the folders below.
+
+    The errors are those of folders and links that cannot be read.
+    """
     paths: list[pathlib.Path] = []
+    unreadable: list[OSError] = []
     for argument in arguments:
         check_local(argument, "picture")
         path = pathlib.Path(argument)
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")
-        found = list(_pictures_below(path)) if path.is_dir() else [path]
-        if not found:
+        before = len(unreadable)
+        found = list(_pictures_below(path, unreadable)) if path.is_dir() else [path]
+        if not found and len(unreadable) == before:
             raise ValueError(
                 f"There is no picture in the folder {path}: no file ends in "
                 f"{', '.join(PICTURE_SUFFIXES)}."
             )
         paths += found
-    return paths
+    return paths, unreadable
 
 
-def _pictures_below(folder: pathlib.Path) -> Iterator[pathlib.Path]:
-    for place, folders, files in os.walk(folder):
-        folders.sort()
-        for name in sorted(files):
-            # Hidden files are notes of file managers, some with a picture's suffix.
-            if name.lower().endswith(PICTURE_SUFFIXES) and not name.startswith("."):
-                yield pathlib.Path(place, name)
+def _pictures_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
+    from keras_coatnet.training.folders import files_below
+
+    # Hidden files are notes of file managers, some with a picture's suffix.
+    for path in files_below(folder, unreadable.append):
+        if path.lower().endswith(PICTURE_SUFFIXES):
+            yield pathlib.Path(path)
 
 
 def _read_labels(path: str) -> list[str]:
@@ -315,6 +337,15 @@ def _read_labels(path: str) -> list[str]:
     except (OSError, UnicodeError) as error:
         raise ValueError(f"The labels in {path} cannot be read: {error}") from error
     return [line.strip() for line in lines]
+
+
+def _labels_of_run(model: str, classes: int) -> list[str] | None:
+    """Names of the classes that `train` wrote beside the weights; None if it did not."""
+    path = pathlib.Path(model).with_name("classes.txt")
+    if not pathlib.Path(model).is_file() or not path.is_file():
+        return None
+    labels = _read_labels(str(path))
+    return labels if len(labels) == classes else None
 
 
 def _name_classes(classes: int, labels: list[str] | None) -> list[tuple[str | None, str]]:
@@ -327,7 +358,8 @@ def _name_classes(classes: int, labels: list[str] | None) -> list[tuple[str | No
                 f"The file of --labels has {len(labels)} lines, and the model {classes} classes. "
                 "Give one name a line, in the order of the model's outputs."
             )
-        return [(None, label) for label in labels]
+        known = dict(class_names(11821)) | dict(class_names(1000))
+        return [(label, known[label]) if label in known else (None, label) for label in labels]
     try:
         return list(class_names(classes))
     except ValueError:  # a classifier of the user's own

@@ -33,6 +33,10 @@ examples:
     keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data flowers/ \\
         --output runs/flowers
 
+  Parts with names of their own, or a part for validation that holds 500 of the pictures:
+    keras-coatnet train transfer --data birds/ --train-split 2023 --validation-split 2024
+    keras-coatnet train transfer --data flowers/ --held-out 500
+
   The paper's CoAtNet-0, with ILSVRC2012_img_train.tar and _val.tar in DIR/downloads/manual:
     keras-coatnet train in1k_pretrain --model coatnet0 --data-dir DIR --output runs/c0
 
@@ -48,6 +52,10 @@ those that decide the result must stay the same then, the others may change. Wit
 
 The run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
 confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5 and final.weights.h5.
+
+--data is a folder of pictures, one sub-folder a class, with parts such as train/ and val/ or
+without; a name that tensorflow-datasets knows; a folder that it prepared; or a folder of MNIST's
+IDX files. Of a folder without parts some pictures are held out.
 
 Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
 number of --epochs does not; schedule and warm-up are shares of the run.
@@ -67,6 +75,9 @@ examples:
 
   The same through tensorflow-datasets:
     keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet2012 --data-dir DIR
+
+  MNIST and its like, as IDX files (t10k-images-idx3-ubyte.gz and so on) in a folder:
+    keras-coatnet evaluate --weights digits.keras --data mnist/
 
   What came of a run, on its own held-out pictures and with its own settings:
     keras-coatnet evaluate --run runs/flowers
@@ -260,8 +271,9 @@ def _architecture_of(weights: str | None) -> str | None:
 def _evaluate(args: argparse.Namespace) -> int:
     check_local(args.output, "output")
     check_local(args.run_folder, "run")
-    from keras_coatnet.inference import open_model
+    from keras_coatnet.inference import check_classifier, open_model
     from keras_coatnet.training import charts
+    from keras_coatnet.training.data_identity import check_classes
     from keras_coatnet.training.evaluation import evaluate
     from keras_coatnet.training.scores import EvaluationCounter
     from keras_coatnet.training.sources import open_source, open_sources
@@ -276,14 +288,20 @@ def _evaluate(args: argparse.Namespace) -> int:
         source = open_source(args.data, args.split, data_dir=args.data_dir)
         EvaluationCounter(source.classes, args.positive)
         model, settings = open_model(args.weights, args.architecture)
+        if check_classifier(model) != len(source.classes):  # trained on some of ImageNet's, maybe
+            source = open_source(args.data, args.split, data_dir=args.data_dir, classes="present")
     else:
         recipe, weights = _run_of(pathlib.Path(args.run_folder))
         if args.data is None and args.split is None:
-            _, source = open_sources(
-                recipe.data, data_dir=args.data_dir, held_out=recipe.held_out, seed=recipe.seed
-            )
+            _, source = open_sources(recipe.data, data_dir=args.data_dir, **recipe.data_options())
         else:
-            source = open_source(args.data or recipe.data, args.split, data_dir=args.data_dir)
+            source = open_source(
+                args.data or recipe.data,
+                args.split,
+                data_dir=args.data_dir,
+                classes=recipe.classes,
+            )
+        check_classes(pathlib.Path(args.run_folder), source)
         args.positive = args.positive or recipe.positive
         EvaluationCounter(source.classes, args.positive)
         model, _ = open_model(weights)

@@ -11,10 +11,12 @@ from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
+import functools
 import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import BinaryIO
 
 import keras
 import numpy as np
@@ -30,6 +32,12 @@ from keras_coatnet.weights.source import SUFFIXES, find_source
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
+
+# Pillow's names of the formats that are read. Left to itself it tries every format it knows, and
+# starts Ghostscript for an EPS file, whatever the file is called.
+_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
+# What Pillow refuses to decode by default. `PIL.Image.MAX_IMAGE_PIXELS` is the program's to change.
+MOST_PIXELS = 178_956_970
 
 # Reading is mostly decompression, which Pillow does outside Python's lock.
 _READERS = 4
@@ -112,7 +120,8 @@ def load_picture(
     animation the first frame is taken.
 
     Args:
-        path: a file of any format that Pillow reads.
+        path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP;
+            its name may be any.
         size: height and width to return, in pixels; one number for a square.
         interpolation: how to resize, see `PictureSettings`.
         crop_pct: share of the resized picture's side to keep.
@@ -131,26 +140,81 @@ def load_picture(
         (224, 224, 3)
     """
     settings = PictureSettings(size, interpolation, crop_pct, crop_mode)
-    picture = _read_rgb(pathlib.Path(path))
-    width, height = resized_size(*picture.size, settings)
-    if width * height > Image.MAX_IMAGE_PIXELS:  # one pixel high and thousands wide, say
-        raise ValueError(
-            f"{path} is too narrow for crop_mode='center': {picture.width} x {picture.height} "
-            f"pixels would become {width} x {height}. Use crop_mode='squash', or cut it."
-        )
-    resized = picture.resize((width, height), Image.Resampling[interpolation.upper()])
-    top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
-    return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
-
-
-def _read_rgb(path: pathlib.Path) -> Image.Image:
+    path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
-        with Image.open(path) as picture:
-            return as_rgb(picture)
+        picture = read_rgb(path)
     except Exception as error:  # each of Pillow's decoders has errors of its own
         raise ValueError(f"{path} is no picture, or damaged: {error}") from error
+    try:
+        return resize_and_crop(picture, settings)
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be used: {error}") from error
+
+
+def read_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
+    """Reads a picture as one of three channels of 8 bits, as `load_picture` says.
+
+    Args:
+        file: a path, or a file that is open: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or
+            WebP.
+
+    Returns:
+        A picture of mode RGB.
+
+    Raises:
+        ValueError: it has more than 178,956,970 pixels, or floating-point ones.
+        Exception: any other that Pillow's decoders raise for files they cannot read.
+
+    Example:
+        >>> from skimage import data
+        >>> read_rgb(os.path.join(data.data_dir, "coffee.png")).size
+        (600, 400)
+    """
+    with Image.open(file, formats=_formats()) as picture:
+        # The header alone is read yet.
+        if picture.width * picture.height > MOST_PIXELS:
+            raise ValueError(
+                f"it has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} in "
+                "all are read. Make it smaller."
+            )
+        return as_rgb(picture)
+
+
+@functools.cache
+def _formats() -> tuple[str, ...]:
+    """Those of the formats that this build of Pillow knows."""
+    Image.init()
+    return tuple(name for name in _FORMATS if name in Image.OPEN)
+
+
+def resize_and_crop(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
+    """Resizes a picture and cuts it to size, as timm's evaluation transform does.
+
+    Args:
+        picture: of mode RGB.
+        settings: size, interpolation and crop.
+
+    Returns:
+        (height, width, 3), uint8.
+
+    Raises:
+        ValueError: the picture is so narrow that it would become huge before it is cut.
+
+    Example:
+        >>> resize_and_crop(Image.new("RGB", (500, 375)), PictureSettings(224)).shape
+        (224, 224, 3)
+    """
+    width, height = resized_size(*picture.size, settings)
+    if width * height > MOST_PIXELS // 2:  # one pixel high and thousands wide, say
+        raise ValueError(
+            f"it is too narrow for crop_mode='center': {picture.width} x {picture.height} pixels "
+            f"would become {width} x {height}. Use crop_mode='squash', or cut it."
+        )
+    resized = picture.resize((width, height), Image.Resampling[settings.interpolation.upper()])
+    top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
+    return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
 
 
 def as_rgb(picture: Image.Image) -> Image.Image:

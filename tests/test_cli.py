@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 import pathlib
 import re
 import shutil
@@ -221,6 +222,42 @@ def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tm
         str(tmp_path / "a.png"),
         str(tmp_path / "b.png"),
     ]
+
+
+def test_links_in_folders_are_followed_and_what_cannot_be_read_is_named(
+    call, saved, tmp_path, monkeypatch
+):
+    place = tmp_path / "pictures"
+    for folder in (place / "below", tmp_path / "elsewhere", place / "locked"):
+        folder.mkdir(parents=True)
+        shutil.copy(COFFEE, folder / "a.png")
+    (place / "linked").symlink_to(tmp_path / "elsewhere")
+    (place / "linked" / "circle").symlink_to(place)
+    (place / "lost.png").symlink_to(tmp_path / "nothing")
+    scan = os.scandir
+
+    def scandir(path="."):
+        if os.fspath(path) == str(place / "locked"):
+            raise PermissionError(13, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", scandir)
+    status, output, error_stream = call("predict", place, "--model", saved, "--json")
+    answer = json.loads(output)
+    assert status == 1
+    found = [entry["picture"] for entry in answer["pictures"]]
+    assert found == [str(place / "below" / "a.png"), str(place / "linked" / "a.png")]
+    reasons = {entry["picture"]: entry["error"] for entry in answer["skipped"]}
+    assert "it is a link to nothing" in reasons[str(place / "lost.png")]
+    assert "Permission denied" in reasons[str(place / "locked")]
+    assert error_stream.count("skipped: ") == 2
+    assert "2 of 4 pictures skipped" in error_stream
+
+
+def test_a_folder_of_which_nothing_can_be_read(call, saved, tmp_path):
+    (tmp_path / "lost.png").symlink_to(tmp_path / "nothing")
+    status, _, error_stream = call("predict", tmp_path, "--model", saved)
+    assert status == 1 and f"{tmp_path}/lost.png cannot be read" in error_stream
 
 
 def test_names_that_are_no_text(call, saved, tmp_path):

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import pathlib
+import tempfile
 
+import hypothesis
 import keras
 import numpy as np
 import pytest
@@ -15,7 +17,7 @@ from PIL import Image
 import keras_coatnet
 from keras_coatnet import inference
 from keras_coatnet.inference import PictureSettings, load_picture, open_model, predict_pictures
-from tests import timm_models
+from tests import hostile_pictures, timm_models
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -199,6 +201,42 @@ def test_an_unreadable_file_is_named(tmp_path, name, reason):
     with pytest.raises(ValueError, match=reason) as caught:
         load_picture(path, 224)
     assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("limit", [None, 10**12])
+def test_the_guard_against_huge_pictures_is_not_pillows(tmp_path, monkeypatch, limit):
+    """`PIL.Image.MAX_IMAGE_PIXELS = None` is common in programs that have large pictures."""
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
+    assert load_picture(PHOTOGRAPHS[0], 32).shape == (32, 32, 3)
+    Image.new("RGB", (1, 60000)).save(tmp_path / "narrow.png")
+    with pytest.raises(ValueError, match="too narrow"):
+        load_picture(tmp_path / "narrow.png", 224)
+    (tmp_path / "huge.jpg").write_bytes(hostile_pictures.huge_jpeg())
+    with pytest.raises(ValueError, match="65000 x 65000 pixels; at most 178,956,970"):
+        load_picture(tmp_path / "huge.jpg", 224)
+
+
+def test_postscript_that_is_called_a_jpeg_starts_no_ghostscript(tmp_path, monkeypatch):
+    mark = hostile_pictures.fake_ghostscript(tmp_path / "bin", monkeypatch)
+    (tmp_path / "cat.jpg").write_bytes(hostile_pictures.EPS)
+    with pytest.raises(ValueError, match="cat.jpg is no picture, or damaged"):
+        load_picture(tmp_path / "cat.jpg", 224)
+    assert not mark.exists()
+
+
+@hypothesis.settings(deadline=None, derandomize=True, max_examples=80)
+@hypothesis.given(content=hostile_pictures.damaged())
+@pytest.mark.filterwarnings("ignore")  # Pillow's, of what it mended
+def test_any_damaged_file_is_read_or_named(content):
+    with tempfile.TemporaryDirectory() as folder:
+        path = pathlib.Path(folder, "it.jpg")
+        path.write_bytes(content)
+        try:
+            pixels = load_picture(path, 32)
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error)
+        else:
+            assert pixels.shape == (32, 32, 3) and pixels.dtype == "uint8"
 
 
 def test_a_missing_file_and_a_folder_are_named(tmp_path):

@@ -17,12 +17,13 @@ from __future__ import annotations
 import functools
 import io
 import threading
+from collections.abc import Callable
 
 import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import PictureSettings, as_rgb, resized_size
+from keras_coatnet.inference import MOST_PIXELS, PictureSettings, read_rgb, resize_and_crop
 from keras_coatnet.training.augmentation import Augmentation
 
 _SHOWN = 10  # names in an error's message
@@ -195,6 +196,9 @@ def _is_plain_jpeg(contents: tf.Tensor) -> tf.Tensor:
 
 def _decode_jpeg(content, seed, size, augmentation):
     shape = tf.io.extract_jpeg_shape(content)
+    pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
+    with tf.control_dependencies([tf.debugging.Assert(pixels <= MOST_PIXELS, [pixels])]):
+        shape = tf.identity(shape)
     box = _crop_box(shape, seed, size, augmentation)
     shrink = tf.reduce_min(box[2:] // tf.constant(size))
 
@@ -259,16 +263,21 @@ def _centre_box(shape, size, ratio):
 
 
 def _read_or_report(content, name, broken):
-    picture = _read(content, name, broken)
-    if picture is None:
+    pixels = _read(content, name, broken, np.asarray)
+    if pixels is None:
         return np.zeros([1, 1, 3], "uint8"), np.bool_(False)
-    return np.asarray(picture), np.bool_(True)
+    return pixels, np.bool_(True)
 
 
-def _read(content: bytes, name: bytes, broken: BrokenPictures) -> Image.Image | None:
+def _read(
+    content: bytes,
+    name: bytes,
+    broken: BrokenPictures,
+    finish: Callable[[Image.Image], np.ndarray],
+) -> np.ndarray | None:
+    """The pixels that `finish` makes of a picture; None, and noted, if it cannot be read."""
     try:
-        with Image.open(io.BytesIO(content)) as picture:
-            return as_rgb(picture)
+        return finish(read_rgb(io.BytesIO(content)))
     except Exception as error:  # each of Pillow's decoders has errors of its own
         broken.add(name.decode("utf-8", "replace"), _reason(content, error))
         return None
@@ -302,15 +311,10 @@ def decode_for_evaluation(
     """
 
     def read(content: bytes, name: bytes) -> tuple[np.ndarray, np.bool_]:
-        height, width = settings.size
-        picture = _read(content, name, broken)
-        if picture is None:
-            return np.zeros([height, width, 3], "uint8"), np.bool_(False)
-        sides = resized_size(*picture.size, settings)
-        resized = picture.resize(sides, Image.Resampling[settings.interpolation.upper()])
-        top, left = round((sides[1] - height) / 2), round((sides[0] - width) / 2)
-        cropped = resized.crop((left, top, left + width, top + height))
-        return np.array(cropped), np.bool_(True)
+        pixels = _read(content, name, broken, functools.partial(resize_and_crop, settings=settings))
+        if pixels is None:
+            return np.zeros([*settings.size, 3], "uint8"), np.bool_(False)
+        return pixels, np.bool_(True)
 
     pixels, is_valid = tf.numpy_function(read, [content, name], [tf.uint8, tf.bool])
     return tf.ensure_shape(pixels, [*settings.size, 3]), tf.ensure_shape(is_valid, [])

@@ -7,19 +7,28 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+import errno
+import hashlib
 import os
 import pathlib
+import re
 import warnings
+from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
 from keras_coatnet.labels import class_names
+from keras_coatnet.training.recipe import LABELINGS
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 # Formats that a data set may well be in, and that would otherwise be left out as "no pictures".
 # TensorFlow 2.21 reads WebP, but as an animation, of shape (frames, height, width, 3).
 _TO_CONVERT = (".avif", ".heic", ".jp2", ".tif", ".tiff", ".webp")
-VALIDATION_NAMES = ("val", "validation", "test")
+# What sub-folders for a part are called, in any case, also followed by "set", "data" or "images".
+TRAINING_NAMES = ("train", "training")
+VALIDATION_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation")
+TEST_NAMES = ("test", "testing")
+_PART_ENDING = re.compile(r"[ _-]?(set|data|images)$")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -43,26 +52,36 @@ class Folder:
         paths = [self.paths[index] for index in indices]
         return dataclasses.replace(self, paths=paths, labels=self.labels[indices])
 
+    def fingerprint(self) -> str:
+        """A hash of the pictures' names below the folder and of their labels, in their order."""
+        start = len(os.path.join(os.fsencode(self.root), b""))
+        names = b"\0".join(path[start:] for path in self.paths)
+        return hashlib.sha256(names + self.labels.tobytes()).hexdigest()
 
-def read_folder(root: str | os.PathLike) -> Folder:
+
+def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
     """Lists the pictures of a folder that holds one sub-folder for each class.
 
     Pictures (.bmp, .gif, .jpeg, .jpg, .png, in either case) may lie in further folders below their
-    class. Hidden files and folders are passed over. Other files are left out with a warning.
+    class, also in folders that are links. Hidden files and folders are passed over. Other files are
+    left out with a warning.
 
-    The classes are ordered by name. Where all of them are WordNet ids of ImageNet-1k, or else of
-    ImageNet-12k, the classes are all of ImageNet's and the labels those of the public checkpoints,
-    also if only some of the classes are there.
+    The classes are ordered by name, those of ImageNet as its public checkpoints order them.
 
     Args:
         root: the folder.
+        classes: `"present"`: the classes are the sub-folders. `"imagenet"`: where all sub-folders
+            are WordNet ids of ImageNet-1k, or else of ImageNet-12k, the classes are all of
+            ImageNet's and the labels those of the public checkpoints, also if only some of the
+            classes are there; other sub-folders are the classes themselves.
 
     Returns:
         Its `Folder`.
 
     Raises:
-        ValueError: it is missing, empty, has one class only, a class without pictures, or pictures
-            in a format that has to be converted first.
+        ValueError: it is missing, empty, has one class only, a class without pictures, pictures in
+            a format that has to be converted first, or something that cannot be read; or its
+            sub-folders are no classes, as each holds the same folders.
 
     Example:
         folder = read_folder("flowers/train")  # flowers/train/daisy/1.jpg, ...
@@ -71,6 +90,7 @@ def read_folder(root: str | os.PathLike) -> Folder:
     names = subfolders(root)
     if not names:
         _refuse_without_classes(root)
+    _refuse_parts(root, names)
     found = {name: _pictures_below(root / name) for name in names}
     _report_others(root, [path for _, others in found.values() for path in others])
     empty = [name for name in names if not found[name][0]]
@@ -84,26 +104,90 @@ def read_folder(root: str | os.PathLike) -> Folder:
             f"{root} has one class only: {names[0]!r}. Expected a sub-folder for each of at least "
             "two classes."
         )
-    classes = _ordered(names)
+    ordered = _ordered(names, classes)
     paths, labels = [], []
-    for label, name in enumerate(classes):
+    for label, name in enumerate(ordered):
         pictures = found[name][0] if name in found else []
         paths += pictures
         labels += [label] * len(pictures)
-    return Folder(root, classes, paths, np.array(labels, "int64"))
+    return Folder(root, ordered, paths, np.array(labels, "int64"))
 
 
 def subfolders(root: pathlib.Path) -> list[str]:
     """Names of the folders in a folder that are not hidden, sorted.
 
     Raises:
-        ValueError: there is no such folder.
+        ValueError: there is no such folder, it cannot be read, or it holds a link to nothing.
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"Expected a folder of pictures, one sub-folder a class. {root} {what}.")
-    with os.scandir(root) as entries:
-        return sorted(e.name for e in entries if e.is_dir() and not e.name.startswith("."))
+    return list(_listed(root, _refuse_unreadable)[0])
+
+
+def files_below(folder: str | os.PathLike, unreadable: Callable[[OSError], None]) -> Iterator[str]:
+    """All files below a folder that are not hidden, in an order that does not change.
+
+    Links are followed. A folder that is reached twice, by a link to a folder above it say, counts
+    once. Hidden folders are passed over.
+
+    Args:
+        folder: where to begin.
+        unreadable: called with the error of each folder or link that cannot be read; it is left out
+            if this returns.
+
+    Yields:
+        The files, those of a folder before those of the folders in it.
+    """
+    seen = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        place = pending.pop()
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            unreadable(error)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, files = _listed(place, unreadable)
+        yield from (os.path.join(place, name) for name in files)
+        pending += [os.path.join(place, name) for name in reversed(folders)]
+
+
+def _listed(
+    folder: str | os.PathLike, unreadable: Callable[[OSError], None]
+) -> tuple[list[str], list[str]]:
+    """Names of the folders and of the files in a folder that are not hidden, sorted."""
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        unreadable(error)
+        return [], []
+    for entry in sorted(found, key=lambda entry: entry.name):
+        try:
+            if entry.is_dir():
+                folders.append(entry.name)
+                continue
+            if entry.is_symlink():
+                entry.stat()  # which fails for a link to nothing
+        except FileNotFoundError:
+            unreadable(OSError(errno.ENOENT, "it is a link to nothing", entry.path))
+        except OSError as error:
+            unreadable(error)
+        else:
+            files.append(entry.name)
+    return folders, files
+
+
+def _refuse_unreadable(error: OSError) -> None:
+    raise ValueError(
+        f"{error.filename} cannot be read: {error.strerror}. Mend that, or take it out of the "
+        "data set."
+    ) from error
 
 
 def find_pair(
@@ -113,29 +197,35 @@ def find_pair(
 
     Args:
         root: the folder.
-        train: name of the sub-folder for training; None: `train`.
-        validation: name of the one for validation; None: `val`, `validation` or `test`.
+        train: name of the sub-folder for training; None: one called `train` or `training`.
+        validation: name of the one for validation; None: one called `val`, `valid`, `validation`,
+            `dev`, `eval` or `evaluation`, or else `test` or `testing`. Case does not count.
 
     Returns:
         The two, or None if the folder holds the classes directly.
 
     Raises:
-        ValueError: only one of the two is there, or a name that was given is not.
+        ValueError: only one of the two is there, several may be meant, or a name that was given is
+            not there.
     """
     names = subfolders(root)
     for wanted in filter(None, (train, validation)):
         _check_there(root, names, wanted)
-    second = validation or next((name for name in VALIDATION_NAMES if name in names), None)
-    first = train or ("train" if "train" in names else None)
+    second = validation or _second_part(root, names)
+    first = train or _called(root, names, TRAINING_NAMES, "training")
+    if first and first == second:
+        raise ValueError(
+            f"{root / first} was named both to train on and to validate on. Name two sub-folders."
+        )
     if first and second:
         return root / first, root / second
     # A class may be called "train" as well, and holds pictures then, not folders.
     lone = first or second
     if lone and (train or validation or subfolders(root / lone)):
         raise ValueError(
-            f"{root} has {lone}/ but no second part. Expected train/ and one of "
-            f"{', '.join(name + '/' for name in VALIDATION_NAMES)}. Give {root / lone} to hold out "
-            "a share of it instead."
+            f"{root} has {lone}/ but no second part. Expected one to train on, such as train/, and "
+            f"one to validate on, such as val/; it has: {_some(names)}. Name them "
+            f"(--train-split, --validation-split), or give {root / lone} to hold out a share of it."
         )
     return None
 
@@ -144,20 +234,59 @@ def find_part(root: pathlib.Path, name: str | None) -> pathlib.Path:
     """Finds the sub-folder to evaluate on; None: that for validation, or else the folder itself.
 
     Raises:
-        ValueError: there is no such sub-folder, or there is only one for training.
+        ValueError: there is no such sub-folder, several may be meant, or there is only one for
+            training.
     """
     names = subfolders(root)
     if name is not None:
         _check_there(root, names, name)
         return root / name
-    for each in (*VALIDATION_NAMES, "train"):
-        if each in names and subfolders(root / each):
-            if each == "train":
-                raise ValueError(
-                    f"{root} has train/ but no part for validation. Name the part to evaluate on."
-                )
-            return root / each
+    second = _second_part(root, names)
+    if second and subfolders(root / second):
+        return root / second
+    first = _called(root, names, TRAINING_NAMES, "training")
+    if first and subfolders(root / first):
+        raise ValueError(
+            f"{root} has {first}/ but no part for validation. Name the part to evaluate on."
+        )
     return root
+
+
+def _second_part(root: pathlib.Path, names: list[str]) -> str | None:
+    return _called(root, names, VALIDATION_NAMES, "validation") or _called(
+        root, names, TEST_NAMES, "validation"
+    )
+
+
+def _called(
+    root: pathlib.Path, names: list[str], synonyms: tuple[str, ...], purpose: str
+) -> str | None:
+    """The one of the sub-folders that has such a name; None if there is none."""
+    found = [name for name in names if _PART_ENDING.sub("", name.lower()) in synonyms]
+    if len(found) > 1 and any(subfolders(root / name) for name in found):
+        raise ValueError(
+            f"{root} has {len(found)} sub-folders that may be for {purpose}: {_some(found)}. Name "
+            "the one that is meant (--train-split, --validation-split; --split of evaluate)."
+        )
+    return found[0] if found else None
+
+
+def _refuse_parts(root: pathlib.Path, names: list[str]) -> None:
+    """Refuses a folder of parts, such as 2023/cat, 2023/dog, 2024/cat, 2024/dog."""
+    common = subfolders(root / names[0])
+    # One folder in each class, such as "images", is common; so are pictures beside folders.
+    if len(common) < 2 or len(names) < 2:
+        return
+    if any(subfolders(root / name) != common for name in names[1:]):
+        return
+    if any(name.lower().endswith(SUFFIXES) for each in names for name in os.listdir(root / each)):
+        return
+    raise ValueError(
+        f"Expected a sub-folder of pictures for each class. All {len(names)} sub-folders of {root} "
+        f"({_some(names)}) hold the same folders, {_some(common)}, which seem to be the "
+        "classes. Name the parts to train and to validate on (--train-split, --validation-split), "
+        "or give one of the sub-folders."
+    )
 
 
 def check_same_classes(train: Folder, validation: Folder) -> None:
@@ -182,39 +311,92 @@ def check_same_classes(train: Folder, validation: Folder) -> None:
         )
 
 
-def hold_out(folder: Folder, fraction: float, seed: int) -> tuple[Folder, Folder]:
+def hold_out(folder: Folder, held_out: float, seed: int) -> tuple[Folder, Folder]:
     """Splits a folder in two, with the same share of each class.
 
     Args:
         folder: what to split.
-        fraction: share of the second part, above 0 and below 1; at least one picture a class.
+        held_out: see `choose_held_out`.
         seed: decides which pictures; the same ones for the same names and seed.
 
     Returns:
         The larger part and the part held out.
 
     Raises:
-        ValueError: the fraction is out of range, or a class has a single picture.
+        ValueError: as `choose_held_out`.
     """
-    if not 0 < fraction < 1:
-        raise ValueError(f"`held_out` must be above 0 and below 1. Received: held_out={fraction!r}")
-    kept, held = [], []
-    single = []
-    for label in np.unique(folder.labels):
-        indices = np.flatnonzero(folder.labels == label)
-        if len(indices) == 1:
-            single.append(folder.classes[label])
-            continue
-        count = min(max(1, round(fraction * len(indices))), len(indices) - 1)
-        order = np.random.default_rng((seed, int(label))).permutation(indices)
-        held.append(order[:count])
-        kept.append(order[count:])
+    parts = choose_held_out(folder.labels, folder.classes, held_out, seed, str(folder.root))
+    return tuple(map(folder.part, parts))
+
+
+def count_held_out(held_out: float, count: int, name: str) -> int:
+    """How many pictures of a data set are held out.
+
+    Args:
+        held_out: a share above 0 and below 1, or a whole number of pictures from 2 on.
+        count: how many pictures there are.
+        name: the data set's, for messages.
+
+    Returns:
+        At least 1, and at most half of the pictures if `held_out` is a number of them.
+
+    Raises:
+        ValueError: `held_out` is neither, or a number of more than half of the pictures.
+    """
+    is_number = held_out >= 2 and float(held_out).is_integer()
+    if not (0 < held_out < 1 or is_number):
+        raise ValueError(
+            "`held_out` must be a share above 0 and below 1, or a whole number of pictures from 2 "
+            f"on. Received: held_out={held_out!r}"
+        )
+    if is_number and held_out > count / 2:
+        raise ValueError(
+            f"{name} has {count:,} pictures, and held_out={held_out!r} is more than half of them. "
+            "Give a smaller number, or a share such as 0.1 (--held-out)."
+        )
+    return max(1, int(held_out) if is_number else round(held_out * count))
+
+
+def choose_held_out(
+    labels: np.ndarray, classes: tuple[str, ...], held_out: float, seed: int, name: str
+) -> tuple[np.ndarray, np.ndarray]:
+    """Chooses pictures to hold out, the same share of each class, at least one and not all.
+
+    Args:
+        labels: (pictures,), int64.
+        classes: the classes' names.
+        held_out: a share above 0 and below 1, or a whole number of pictures from 2 on.
+        seed: decides which pictures.
+        name: the data set's, for messages.
+
+    Returns:
+        Positions of the pictures that are kept and of those held out, ascending.
+
+    Raises:
+        ValueError: `held_out` makes no sense (see `count_held_out`), or a class has a single
+            picture.
+    """
+    wanted = count_held_out(held_out, len(labels), name)
+    present, sizes = np.unique(labels, return_counts=True)
+    single = [classes[label] for label in present[sizes == 1]]
     if single:
         raise ValueError(
-            f"{folder.root} has a single picture for: {_some(single)}. Expected at least two a "
-            "class, one to train on and one to hold out."
+            f"{name} has a single picture for: {_some(single)}. Expected at least two a class, "
+            "one to train on and one to hold out."
         )
-    return tuple(folder.part(np.sort(np.concatenate(part))) for part in (kept, held))
+    if held_out < 1:
+        counts = [round(held_out * int(size)) for size in sizes]
+    else:  # so many in all: those with the largest remainders get one more
+        counts, remainders = np.divmod(wanted * sizes, len(labels))
+        largest = np.argsort(-remainders, kind="stable")[: wanted - counts.sum()]
+        counts[largest] += 1
+    held = []
+    for label, size, count in zip(present, sizes, counts, strict=True):
+        indices = np.flatnonzero(labels == label)
+        order = np.random.default_rng((seed, int(label))).permutation(indices)
+        held.append(order[: min(max(1, count), size - 1)])
+    chosen = np.sort(np.concatenate(held))
+    return np.delete(np.arange(len(labels)), chosen), chosen
 
 
 def _check_there(root: pathlib.Path, names: list[str], wanted: str) -> None:
@@ -225,16 +407,11 @@ def _check_there(root: pathlib.Path, names: list[str], wanted: str) -> None:
 def _pictures_below(folder: pathlib.Path) -> tuple[list[bytes], list[str]]:
     """The pictures below a folder, sorted, and all other files that are not hidden."""
     pictures, others = [], []
-    for where, folders, files in os.walk(folder):
-        folders[:] = sorted(name for name in folders if not name.startswith("."))
-        for name in files:
-            if name.startswith("."):
-                continue
-            path = os.path.join(where, name)
-            if name.lower().endswith(SUFFIXES):
-                pictures.append(os.fsencode(path))
-            else:
-                others.append(path)
+    for path in files_below(folder, _refuse_unreadable):
+        if path.lower().endswith(SUFFIXES):
+            pictures.append(os.fsencode(path))
+        else:
+            others.append(path)
     return sorted(pictures), others
 
 
@@ -261,12 +438,24 @@ def _refuse_without_classes(root: pathlib.Path) -> None:
     raise ValueError(f"{root} {what}. Expected a sub-folder of pictures for each class.")
 
 
-def _ordered(names: list[str]) -> tuple[str, ...]:
+def imagenet_of(names: Iterable[str]) -> tuple[str, ...] | None:
+    """All of ImageNet's WordNet ids, if these are some of them; None if they are something else."""
     for classes in (1000, 11821):
         ids = tuple(identifier for identifier, _ in class_names(classes))
         if set(names) <= set(ids):
             return ids
-    return tuple(names)
+    return None
+
+
+def _ordered(names: list[str], classes: str) -> tuple[str, ...]:
+    if classes not in LABELINGS:
+        raise ValueError(
+            f"`classes` must be one of {', '.join(map(repr, LABELINGS))}. Received: {classes!r}"
+        )
+    ids = imagenet_of(names)
+    if ids is None:
+        return tuple(names)
+    return ids if classes == "imagenet" else tuple(name for name in ids if name in set(names))
 
 
 def _some(names: list[str], most: int = 5) -> str:

@@ -85,6 +85,8 @@ _PRETRAINING = {
     "crop_ratio": 0.875,
     "precision": "mixed_bfloat16",
 }
+# What a data set without validation part is evaluated on: as many pictures as ImageNet-1k has.
+_HELD_OUT = 50_000
 _FINETUNING = {
     "image_size": 384,
     "epochs": 30,
@@ -170,6 +172,7 @@ _IN21K_PRETRAINING = {
     "weight_decay": 0.01,
     "loss": "sigmoid",
     "label_smoothing": 1e-4,
+    "held_out": _HELD_OUT,
 }
 
 _family(
@@ -265,6 +268,7 @@ _family(
         "weight_decay": 0.01,
         "loss": "sigmoid",
         "label_smoothing": 1e-4,
+        "held_out": _HELD_OUT,
         "randaugment_layers": 2,
         "randaugment_magnitude": 5.0,
     },

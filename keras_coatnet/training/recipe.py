@@ -23,6 +23,7 @@ CROPS = ("random_resized", "centre", "whole")
 FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16")
 CROP_MODES = ("center", "squash")
+LABELINGS = ("present", "imagenet")
 NAN_POLICIES = ("stop", "skip")
 
 
@@ -61,6 +62,11 @@ class Recipe:
     model: str = _field("coatnet0", "an architecture's name, or a JSON file of a CoAtNetConfig")
     weights: str | None = _field(None, "start from these: a checkpoint's name, or a file")
     data: str | None = _running(None, "a folder of pictures, or a tensorflow-datasets name")
+    train_split: str | None = _running(None, "the sub-folder or split to train on")
+    validation_split: str | None = _running(None, "the sub-folder or split to validate on")
+    classes: str = _field(
+        "present", "of folders named by WordNet ids: those that are there, or all", LABELINGS
+    )
     image_size: int = _field(224, "height and width of the pictures, in pixels")
     seed: int = _field(0, "decides initial weights, order and augmentation of the pictures")
 
@@ -99,7 +105,7 @@ class Recipe:
     crop_ratio: float = _field(0.875, "share of a picture's side that evaluation keeps")
     crop_mode: str = _field("center", "cut out the middle, or squeeze all of it in", CROP_MODES)
     interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
-    held_out: float = _field(0.2, "share of a data set without validation part that becomes one")
+    held_out: float = _field(0.2, "of data without validation part: a share, or from 2 on pictures")
     positive: str | None = _running(None, "of two classes, the one that precision and F1 are about")
     evaluation_epochs: int = _running(1, "epochs between two evaluations")
 
@@ -144,6 +150,11 @@ class Recipe:
             raise ValueError(
                 "`minimum_learning_rate` must not be above `learning_rate`. Received: "
                 f"{self.minimum_learning_rate} > {self.learning_rate}"
+            )
+        if self.held_out >= 1 and (self.held_out < 2 or self.held_out % 1):
+            raise ValueError(
+                "`held_out` must be a share above 0 and below 1, or a whole number of pictures "
+                f"from 2 on. Received: held_out={self.held_out!r}"
             )
         if self.keep_checkpoints < 2:
             raise ValueError(
@@ -247,6 +258,11 @@ class Recipe:
             )
         return config.replace(stochastic_depth=self.stochastic_depth, input_size=self.image_size)
 
+    def data_options(self) -> dict[str, Any]:
+        """How the data is opened: arguments of `open_sources`."""
+        names = ("train_split", "validation_split", "held_out", "classes", "seed")
+        return {name: getattr(self, name) for name in names}
+
     def picture_settings(self) -> PictureSettings:
         """How evaluation makes pictures ready."""
         from keras_coatnet.inference import PictureSettings
@@ -312,7 +328,7 @@ _RANGES = (
     (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("warmup",), 0, 1, "from 0 to 1"),
     (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
-    (("held_out",), 1e-6, 1 - 1e-6, "above 0 and below 1"),
+    (("held_out",), 1e-6, math.inf, "above 0"),
     (("broken_limit", "seed"), 0, math.inf, "at least 0"),
     (("randaugment_layers",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),

@@ -17,7 +17,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.paths import check_local
-from keras_coatnet.training import folders, prepared
+from keras_coatnet.training import folders, idx, prepared
 from keras_coatnet.training.devices import keep_tensorflow_off_gpus
 from keras_coatnet.training.records import (
     LABEL_EXPECTED,
@@ -45,12 +45,15 @@ class Source:
             gives those examples alone that the `sharding.Shard` holds, in the same order; the
             files of a folder's other pictures are not opened. A source that has to read all
             examples ends with `return shard.filter(dataset, start)`.
+        fingerprint: equal for two sources of the same names and labels, wherever they lie; empty if
+            it is not known.
     """
 
     name: str
     count: int
     classes: tuple[str, ...]
     examples: Callable[..., tf.data.Dataset]
+    fingerprint: str = ""
 
 
 def open_sources(
@@ -60,15 +63,18 @@ def open_sources(
     train_split: str | None = None,
     validation_split: str | None = None,
     held_out: float = 0.2,
+    classes: str = "present",
     seed: int = 0,
 ) -> tuple[Source, Source]:
     """Opens a data set for training. Nothing is downloaded.
 
     `data` is one of:
 
-    - A folder with sub-folders `train` and `val` (or `validation`, or `test`), each with one
-      sub-folder for each class; or with the classes directly, of which a share is held out then,
-      the same of each class. See `folders.read_folder` for pictures, and for ImageNet's labels.
+    - A folder with one sub-folder to train on and one to validate on, such as `train` and `val` or
+      `Training` and `Testing` (see `folders.find_pair`), each with one sub-folder for each class;
+      or with the classes directly, of which a share is held out then, the same of each class. See
+      `folders.read_folder` for pictures.
+    - A folder with the IDX files of MNIST and its like, `train-images-idx3-ubyte.gz` and so on.
     - A name that tensorflow-datasets knows, or that lies prepared under `data_dir`: `"cifar10"`,
       `"imagenet2012:5.1.0"`, `"gashissdb/160"`. `imagenet2012` and `gashissdb` are prepared first
       if need be, from the published files in `<data_dir>/downloads/manual`.
@@ -84,9 +90,11 @@ def open_sources(
             `~/tensorflow_datasets`.
         train_split: what to train on: a sub-folder, or a split in the words of tensorflow-datasets
             (`"train[:90%]"`). None: `train`, or the only split if it is not for validation.
-        validation_split: what to validate on, likewise. None: `val` (folders), `validation` or
-            `test`; or else a share of the training part.
-        held_out: that share, above 0 and below 1.
+        validation_split: what to validate on, likewise. None: `validation` or `test`; or else a
+            part of what there is to train on.
+        held_out: that part: a share above 0 and below 1, or a whole number of pictures from 2 on.
+        classes: of folders whose names are WordNet ids of ImageNet: `"present"`: the classes that
+            are there; `"imagenet"`: all of ImageNet's, with the labels of the public checkpoints.
         seed: decides which pictures of a folder are held out. Of tensorflow-datasets, it is the
             end of the split: its records were shuffled when it was prepared.
 
@@ -107,16 +115,20 @@ def open_sources(
     check_local(data_dir, "data_dir")
     root = _folder(data)
     if root is not None:
+        if idx.parts_of(root):
+            parts = idx.open_parts(root, train_split, validation_split, held_out, seed)
+            return tuple(map(_from_digits, parts))
         pair = folders.find_pair(root, train_split, validation_split)
         if pair is None:
-            everything = folders.read_folder(root)
+            everything = folders.read_folder(root, classes)
             train, validation = folders.hold_out(everything, held_out, seed)
-            kept = f"{train.root}, {1 - held_out:.0%} to train on"
-            return (
-                _from_folder(train, kept),
-                _from_folder(validation, f"{train.root}, {held_out:.0%} held out"),
+            kept, held = "all others", f"{held_out:,.0f} pictures held out"
+            if held_out < 1:
+                kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+            return _from_folder(train, f"{root}, {kept}"), _from_folder(
+                validation, f"{root}, {held}"
             )
-        train, validation = map(folders.read_folder, pair)
+        train, validation = (folders.read_folder(part, classes) for part in pair)
         folders.check_same_classes(train, validation)
         return _from_folder(train), _from_folder(validation)
     wanted = _names_in(train_split or "train") + _names_in(validation_split or "validation")
@@ -131,6 +143,7 @@ def open_source(
     split: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
+    classes: str = "imagenet",
 ) -> Source:
     """Opens one part of a data set, for evaluation. Nothing is downloaded.
 
@@ -140,6 +153,8 @@ def open_source(
         split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
             validation, as `open_sources` finds it, or a folder of classes as a whole.
         data_dir: as for `open_sources`.
+        classes: as for `open_sources`. Its default is for the public checkpoints; a network that
+            was trained on some of ImageNet's classes takes `"present"`.
 
     Returns:
         The `Source`.
@@ -157,12 +172,42 @@ def open_source(
     check_local(data_dir, "data_dir")
     root = _folder(data)
     if root is not None:
-        return _from_folder(folders.read_folder(folders.find_part(root, split)))
+        if idx.parts_of(root):
+            return _from_digits(idx.open_part(root, split))
+        return _from_folder(folders.read_folder(folders.find_part(root, split), classes))
     builder = prepared.prepare(data, data_dir, _names_in(split or "validation"))
     if split is None:
         names = builder.info.splits
         split = next((name for name in ("validation", "test") if name in names), "validation")
     return _from_builder(data, builder, find_columns(builder), split)
+
+
+def describe(training: Source, validation: Source) -> str:
+    """What a run is trained and validated on, in lines.
+
+    Args:
+        training: what to train on.
+        validation: what to validate on.
+
+    Returns:
+        A line for each, and one more where the classes are some of ImageNet's.
+
+    Example:
+        print(describe(*open_sources("flowers")))
+    """
+    lines = [
+        f"training: {training.count:,} pictures of {len(training.classes):,} classes "
+        f"({training.name})",
+        f"validation: {validation.count:,} pictures ({validation.name})",
+    ]
+    known = folders.imagenet_of(training.classes)
+    if known is not None and len(known) > len(training.classes):
+        lines.append(
+            f"The classes are {len(training.classes):,} of ImageNet's {len(known):,}, and the "
+            f"network tells those {len(training.classes):,} apart. For a head of all {len(known):,}"
+            ', in the order of the public checkpoints: classes="imagenet" (--classes imagenet).'
+        )
+    return "\n".join(lines)
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -185,17 +230,46 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
         path = paths[index]
         return {"image": tf.io.read_file(path), "label": label, "name": path}
 
+    return Source(
+        name or str(folder.root),
+        len(folder.paths),
+        folder.classes,
+        _examples(folder.labels, read),
+        folder.fingerprint(),
+    )
+
+
+def _examples(
+    labels: np.ndarray, read: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+) -> Callable[..., tf.data.Dataset]:
+    """`Source.examples` where `read` gives the example of a position and its label."""
+
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
-        order = np.arange(len(folder.paths))
+        order = np.arange(len(labels))
         if seed is not None:
             order = np.random.default_rng(seed).permutation(order)
         order = order[start:]
         if shard is not None:
             order = order[shard.holds(np.arange(start, start + len(order)))]
-        chosen = tf.data.Dataset.from_tensor_slices((order, folder.labels[order]))
+        chosen = tf.data.Dataset.from_tensor_slices((order, labels[order]))
         return chosen.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
 
-    return Source(name or str(folder.root), len(folder.paths), folder.classes, examples)
+    return examples
+
+
+# --- IDX files --------------------------------------------------------------------------------
+
+
+def _from_digits(part: idx.Part) -> Source:
+    with tf.device("CPU"):
+        pixels = tf.constant(part.images[..., None])
+
+    def read(index: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        name = tf.strings.join([f"{part.name}/", tf.strings.as_string(index)])
+        return {"image": tf.io.encode_png(pixels[index]), "label": label, "name": name}
+
+    examples = _examples(part.labels, read)
+    return Source(part.name, len(part.labels), part.classes, examples, part.fingerprint())
 
 
 # --- tensorflow-datasets ----------------------------------------------------------------------
@@ -216,17 +290,13 @@ def _default_splits(
     if validation is None:
         validation = next((name for name in ("validation", "test") if name in names), None)
     if validation is None:
-        if not 0 < held_out < 1:
-            raise ValueError(
-                f"`held_out` must be above 0 and below 1. Received: held_out={held_out!r}"
-            )
         if train not in names:
             raise ValueError(
                 f"The data set {builder.info.full_name!r} has no split for validation. It has: "
                 f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
             )
         count = builder.info.splits[train].num_examples
-        kept = count - max(1, round(held_out * count))
+        kept = count - folders.count_held_out(held_out, count, builder.info.full_name)
         train, validation = f"{train}[:{kept}]", f"{train}[{kept}:]"
     return train, validation
 
@@ -258,4 +328,5 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Sour
             f"The split {split!r} of the data set {data!r} cannot be used. "
             f"{reason[0] if reason else error.message}"
         ) from error
-    return Source(f"{data}, {split}", count, columns.classes, examples)
+    fingerprint = f"{builder.info.full_name}, {split}"
+    return Source(f"{data}, {split}", count, columns.classes, examples, fingerprint)

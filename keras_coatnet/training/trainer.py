@@ -24,6 +24,7 @@ from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
 from keras_coatnet.training import charts
 from keras_coatnet.training.checkpointing import Checkpoint, CheckpointFolder
+from keras_coatnet.training.data_identity import check_same_data, note_data
 from keras_coatnet.training.devices import (
     check_batch,
     choose_devices,
@@ -41,12 +42,12 @@ from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.rematerialisation import rematerialise
 from keras_coatnet.training.reports import Progress, RunLog, read_history, summary
 from keras_coatnet.training.scores import Evaluation, EvaluationCounter
-from keras_coatnet.training.sources import Source, open_sources
+from keras_coatnet.training.sources import Source, describe, open_sources
 from keras_coatnet.weights.source import find_source
 
 _MOST_UNREAD = 16  # steps whose losses are left on the device
 
-RECIPE, CLASSES, FINAL, BEST = "recipe.json", "classes.txt", "final.weights.h5", "best.weights.h5"
+RECIPE, FINAL, BEST = "recipe.json", "final.weights.h5", "best.weights.h5"
 
 
 class Stopped(Exception):
@@ -98,10 +99,11 @@ def train(
 ) -> Result:
     """Trains a network, or goes on with a run that was interrupted.
 
-    The folder `output` gets `recipe.json`, `classes.txt`, `checkpoints/`, `history.csv`,
-    `evaluations.csv`, `tensorboard/`, `curves.png`, `best.weights.h5` and `final.weights.h5`; with
-    an average of the weights, the last two hold the average. The weights load through
-    `keras_coatnet.CoAtNet0(weights=path)` and the like.
+    The folder `output` gets `recipe.json`, `data.json` (which data, to be compared when the run
+    goes on), `classes.txt`, `checkpoints/`, `history.csv`, `evaluations.csv`, `tensorboard/`,
+    `curves.png`, `best.weights.h5` and `final.weights.h5`; with an average of the weights, the last
+    two hold the average. The weights load through `keras_coatnet.CoAtNet0(weights=path)` and the
+    like.
 
     Called again with the same recipe and folder, it goes on from the newest checkpoint that is
     whole, to the same losses as a run that was never interrupted. Fields that only say how the run
@@ -158,9 +160,8 @@ def train(
             in_words(folder, broken, in_cluster(chosen), advice),
             locked(folder) if is_chief(chosen) else contextlib.nullcontext(),
         ):
-            sources = open_sources(
-                recipe.data, data_dir=data_dir, held_out=recipe.held_out, seed=recipe.seed
-            )
+            sources = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
+            check_same_data(folder, *sources)
             EvaluationCounter(sources[1].classes, recipe.positive)  # says if there is none
             return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr).run()
     finally:
@@ -266,12 +267,11 @@ class _Run:
         resumed = self._resume()
         started, first = time.monotonic(), self.step
         chief = self.engine.is_chief
-        if chief:
-            (self.folder / CLASSES).write_text("\n".join(self.training.classes) + "\n")
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
         with opened as stream:
             self.progress = Progress(self.total_steps, self.recipe.batch, stream)
+            self.progress.message(describe(self.training, self.validation))
             evaluation = self._logged_loop(resumed)
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
 
@@ -551,6 +551,7 @@ class _Run:
                 )
             if self.changes or not path.exists():
                 self.recipe.save(path)
+            note_data(self.folder, self.training, self.validation)
         self.engine.any_process(False)  # the others wait for it
         if self.engine.any_process(not path.exists()):
             raise ValueError(
@@ -558,6 +559,7 @@ class _Run:
                 "all machines share."
             )
         _check_folder(self.folder, self.recipe)
+        check_same_data(self.folder, self.training, self.validation)
 
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
