@@ -19,7 +19,8 @@ MOMENTS = {"sgd": 0, "lion": 1, "adam": 2, "adamw": 2}
 _PRECISIONS = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 
 # A GELU is several operations, of which two keep a tensor beside the input and the output; this
-# meets what TensorFlow's steps take within a quarter.
+# meets what TensorFlow's steps keep on GPUs within a quarter. On CPUs they keep neither of the two
+# (`layers.activations.in_one_pass`).
 _GELU = 2
 
 
@@ -33,7 +34,8 @@ class Memory:
         moments: the optimizer's.
         average: the moving average of the weights.
         copies: of the weights in half precision; 0 in float32.
-        activations: an estimate of what the gradients need, good to a quarter or so.
+        activations: an estimate of what the gradients need, good to a quarter or so; on CPUs, where
+            TensorFlow compiles activations, a third less is needed.
         rematerialised: the same where blocks are computed twice
             (`keras_coatnet.training.rematerialisation`).
     """
