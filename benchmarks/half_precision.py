@@ -5,11 +5,15 @@
 
 Every network has random weights in all of its variables, the same in each precision, and sees the
 same random images at its real size. Errors are root mean squares of the difference from the plain
-float32 network's logits, divided by the root mean square of those. "top-1" is how many of the images have the
-same largest logit as in float32. What kernels a CPU has decides in which precision they add up, so
-that each row is measured by instruction set, in a process each: "default" is all that this
-processor has, "AVX2" what a processor without AVX-512 would use (oneDNN's `ONEDNN_MAX_CPU_ISA`),
-"no oneDNN" TensorFlow's own kernels (`TF_ENABLE_ONEDNN_OPTS=0`).
+float32 network's logits, divided by the root mean square of those. "top-1" is how many of the
+images have the same largest logit as in float32.
+
+The kernels that a processor has decide in which precision they add up, so that each row is measured
+with several of them, in a process each. "default" is what TensorFlow chooses here; "AVX512" is
+oneDNN without the instructions for half precision (`ONEDNN_MAX_CPU_ISA`); "no oneDNN" is
+TensorFlow's own kernels (`TF_ENABLE_ONEDNN_OPTS=0`), which it takes in half precision where the
+processor has no AVX-512. ("AVX2" for the first variable is no simulation of such a processor:
+TensorFlow asks the processor, and oneDNN then refuses bfloat16.)
 """
 
 from __future__ import annotations
