@@ -166,8 +166,10 @@ def _rescaling(config: CoAtNetConfig, channels: int) -> keras.layers.Layer:
         mean, std = sum(mean) / len(mean), sum(std) / len(std)
         scale, offset = 1.0 / (255.0 * std), -mean / std
     else:
-        scale = [1.0 / (255.0 * s) for s in std]
-        offset = [-m / s for m, s in zip(mean, std, strict=True)]
+        # As a map of one pixel: Keras takes a plain list for the first axis where the global
+        # `image_data_format` is channels_first.
+        scale = [[[1.0 / (255.0 * s) for s in std]]]
+        offset = [[[-m / s for m, s in zip(mean, std, strict=True)]]]
     return keras.layers.Rescaling(scale, offset, name="preprocessing")
 
 

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.families import find_architecture
 from tests.conftest import TINY
 
 SIGNATURE = {
@@ -196,13 +197,22 @@ def test_preprocessing_by_another_mean_and_std(channels):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
-def test_channels_first_setting_changes_nothing(pictures):
-    model = tiny_app(input_shape=(64, 64, 3), classes=5)
+@pytest.mark.parametrize("name", ["coatnet0", "coatnet_bn_0_rw_224", "coatnet_rmlp_nano_rw_224"])
+def test_channels_first_setting_changes_nothing(name, tmp_path, pictures):
+    """Build, predict, fuse, save and reload, by one mean and standard deviation and by three."""
+    config = find_architecture(name).replace(
+        widths=TINY.widths, depths=(1, 1, 1, 1), stem_width=TINY.stem_width, head_size=8
+    )
+    model = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
     expected = model.predict(pictures, verbose=0)
     keras.config.set_image_data_format("channels_first")
-    other = tiny_app(input_shape=(64, 64, 3), classes=5)
+    other = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
     other.set_weights(model.get_weights())
-    np.testing.assert_allclose(other.predict(pictures, verbose=0), expected, rtol=1e-5)
+    for kind, network in (("plain", other), ("fused", keras_coatnet.fuse(other))):
+        np.testing.assert_allclose(network.predict(pictures, verbose=0), expected, atol=1e-5)
+        network.save(tmp_path / f"{kind}.keras")
+        again = keras.saving.load_model(tmp_path / f"{kind}.keras")
+        np.testing.assert_allclose(again.predict(pictures, verbose=0), expected, atol=1e-5)
 
 
 def test_input_tensor_with_a_path(tmp_path, pictures):

@@ -1,5 +1,7 @@
 """`fuse`: the same outputs, in fewer operations, for every architecture there is."""
 
+import logging
+
 import keras
 import numpy as np
 import pytest
@@ -21,7 +23,7 @@ NETWORKS = [
 
 def build(config: CoAtNetConfig, **options) -> keras_coatnet.CoAtNetModel:
     """A model in which every variable has a value of its own, so that none can be forgotten."""
-    model = keras_coatnet.CoAtNet(config, input_shape=SHAPE, **options)
+    model = keras_coatnet.CoAtNet(config, **{"input_shape": SHAPE, **options})
     random = np.random.default_rng(0)
     for variable in model.weights:
         kind, shape = variable.path.rpartition("/")[2], variable.shape
@@ -193,20 +195,42 @@ def test_it_quantises(tmp_path, photographs):
 
 
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
-def test_half_precision_stays_as_near_as_it_was(policy, photographs):
-    model = build(CoAtNetConfig(**SMALL), classifier_activation=None, classes=7)
-    exact = outputs(model, photographs)
+def test_half_precision_stays_as_near_as_it_was(policy):
+    """At 224 pixels: a mean over 12,544 positions shows in which precision they are added up."""
+    config, shape = CoAtNetConfig(**SMALL).replace(depths=(1, 1, 1, 1)), (224, 224, 3)
+    options = {"input_shape": shape, "classifier_activation": None, "classes": 64}
+    images = np.random.default_rng(1).uniform(0, 255, (2, *shape)).astype("float32")
+    model = build(config, **options)
+    exact = outputs(model, images)
     keras.config.set_dtype_policy(policy)
-    half = keras_coatnet.CoAtNet(
-        CoAtNetConfig(**SMALL), input_shape=SHAPE, classifier_activation=None, classes=7
-    )
+    half = keras_coatnet.CoAtNet(config, **options)
     half.set_weights(model.get_weights())
     fused = keras_coatnet.fuse(half)
     assert fused.output.dtype == "float32"
     kernels = {v.dtype for v in fused.weights if "stage" in v.path and v.path.endswith("kernel")}
     assert kernels == {policy.removeprefix("mixed_")}  # and not cast at each call
-    plain_error = np.abs(outputs(half, photographs) - exact).max()
-    assert np.abs(outputs(fused, photographs) - exact).max() < 3 * plain_error
+    plain, found = (np.sqrt(np.mean((outputs(m, images) - exact) ** 2)) for m in (half, fused))
+    assert found <= 1.2 * plain
+
+
+@pytest.mark.tensorflow_only
+def test_many_models_without_a_warning(tiny):
+    """TensorFlow warns of a function that it traces again for each size."""
+    config, messages = tiny.replace(depths=(1, 1, 1, 1)), []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    logger = logging.getLogger("tensorflow")
+    logger.addHandler(handler)
+    try:
+        for size in (64, 96, 128):
+            model = keras_coatnet.CoAtNet(config, input_shape=(size, size, 3), classes=4)
+            fused = keras_coatnet.fuse(model)
+            for batch in (1, 2):
+                fused(np.zeros((batch, size, size, 3), "float32"), training=False)
+            model(np.zeros((1, size, size, 3), "float32"), training=True)
+    finally:
+        logger.removeHandler(handler)
+    assert not [message for message in messages if "retracing" in message]
 
 
 def test_what_cannot_be_fused_is_refused(tiny):

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet import layers
 from tests import helpers
 
 POLICIES = ["mixed_float16", "mixed_bfloat16"]
@@ -79,3 +80,49 @@ def test_raw_pixels_in_half_precision(tiny, policy):
     actual = helpers.to_numpy(model.get_layer("preprocessing")(x))
     rounding = 2**-11 if policy == "mixed_float16" else 2**-8
     assert np.abs(actual - (x / 127.5 - 1)).max() < 4 * rounding
+
+
+@pytest.mark.parametrize("policy", ["bfloat16", "float16"])
+@pytest.mark.parametrize("norm", ["layer", "batch"])
+def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, pictures):
+    """Policies that are not mixed: build, train, predict, fuse, save and reload."""
+    keras.config.set_dtype_policy(policy)
+    model = _model(tiny.replace(depths=(1, 1, 1, 1), transformer_norm=norm))
+    assert model.get_layer("stage1_block1").variable_dtype == policy
+    model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
+    losses = model.fit(pictures, np.array([0, 1]), verbose=0).history["loss"]
+    expected = model.predict(pictures, verbose=0)
+    assert np.isfinite(losses).all() and np.isfinite(expected).all()
+    allowed = 0.05 if policy == "bfloat16" else 0.005
+    for kind, network in (("plain", model), ("fused", keras_coatnet.fuse(model))):
+        found = network.predict(pictures, verbose=0)
+        np.testing.assert_allclose(found, expected, atol=allowed)
+        network.save(tmp_path / f"{kind}.keras")
+        again = keras.saving.load_model(tmp_path / f"{kind}.keras")
+        np.testing.assert_array_equal(again.predict(pictures, verbose=0), found)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+@pytest.mark.parametrize("training", [False, True])
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda dtype: layers.MBConv(8, dtype=dtype),
+        lambda dtype: layers.TransformerBlock(8, head_size=4, norm="batch", dtype=dtype),
+    ],
+    ids=["MBConv", "TransformerBlock"],
+)
+def test_a_layer_in_half_precision_alone(make, training, dtype):
+    y = make(dtype)(helpers.random_map(2, 8, 8, 8, dtype="float32"), training=training)
+    assert keras.backend.standardize_dtype(y.dtype) == dtype
+    assert np.isfinite(helpers.to_numpy(keras.ops.cast(y, "float32"))).all()
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_average_pooling_does_not_overflow(dtype):
+    """Four values within float16 have a mean within float16, though their sum is beyond it."""
+    x = keras.ops.full((1, 4, 4, 8), 3e4, dtype)
+    y = layers.Downsample("avg2", dtype=dtype)(x)
+    np.testing.assert_array_equal(
+        *(keras.ops.convert_to_numpy(keras.ops.cast(v, "float32")) for v in (y, x[:, ::2, ::2]))
+    )

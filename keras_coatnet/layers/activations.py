@@ -116,21 +116,32 @@ def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
     if any(device.device_type != "CPU" for device in tf.config.list_physical_devices()):
         return function
 
-    # In bfloat16 XLA's loops round after each operation, which doubles their time.
-    @tf.function(jit_compile=True, autograph=False)
-    def forward(x: Any) -> Any:
-        return tf.cast(function(tf.cast(x, tf.float32)), x.dtype)
+    @functools.cache
+    def compiled(dtype: Any) -> tuple[Callable, Callable]:
+        # One trace for maps of all sizes: TensorFlow warns of a function that it traces for each,
+        # and XLA compiles it for each anyway.
+        tensor = tf.TensorSpec(None, dtype)
 
-    @tf.function(jit_compile=True, autograph=False)
-    def backward(x: Any, dy: Any) -> Any:
-        full = tf.cast(x, tf.float32)
-        with tf.GradientTape() as tape:
-            tape.watch(full)
-            y = function(full)
-        return tf.cast(tape.gradient(y, full, tf.cast(dy, tf.float32)), x.dtype)
+        # In bfloat16 XLA's loops round after each operation, which doubles their time.
+        @tf.function(input_signature=[tensor], jit_compile=True, autograph=False)
+        def forward(x: Any) -> Any:
+            return tf.cast(function(tf.cast(x, tf.float32)), dtype)
+
+        @tf.function(input_signature=[tensor, tensor], jit_compile=True, autograph=False)
+        def backward(x: Any, dy: Any) -> Any:
+            full = tf.cast(x, tf.float32)
+            with tf.GradientTape() as tape:
+                tape.watch(full)
+                y = function(full)
+            return tf.cast(tape.gradient(y, full, tf.cast(dy, tf.float32)), dtype)
+
+        return forward, backward
 
     @tf.custom_gradient
     def activate(x: Any) -> tuple[Any, Callable]:
-        return forward(x), lambda dy: backward(x, dy)
+        forward, backward = compiled(x.dtype)
+        return tf.ensure_shape(forward(x), x.shape), lambda dy: tf.ensure_shape(
+            backward(x, dy), x.shape
+        )
 
     return lambda x: function(x) if x.dtype == tf.float64 else activate(x)

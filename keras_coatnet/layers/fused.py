@@ -127,9 +127,14 @@ class FusedSqueezeExcite(SqueezeExcite):
     def mean(self, x: Any) -> Any:
         if keras.backend.backend() != "tensorflow":
             return super().mean(x)
-        # TensorFlow's mean over two axes takes twice the time of its pooling.
-        pooled = ops.average_pool(x, x.shape[1:3], data_format="channels_last")
-        return ops.reshape(pooled, (-1, x.shape[-1]))
+        # TensorFlow's mean over two axes takes twice the time of its pooling. In half precision its
+        # pooling may add up thousands of values in that precision, where each is soon below the
+        # sum's rounding, and a float16 sum overflows.
+        accumulator = keras.backend.result_type(x.dtype, "float32")
+        pooled = ops.average_pool(
+            ops.cast(x, accumulator), x.shape[1:3], data_format="channels_last"
+        )
+        return ops.cast(ops.reshape(pooled, (-1, x.shape[-1])), x.dtype)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)

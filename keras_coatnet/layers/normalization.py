@@ -28,12 +28,33 @@ class BatchNormalization(keras.layers.BatchNormalization):
     It is used for channels-last maps, but not to train several replicas in step; everything else
     is Keras's layer.
 
-    Arguments, input and output shape: as `keras.layers.BatchNormalization`'s.
+    Whether replicas are synchronized is decided where the layer is built, by the strategy in whose
+    scope that is, and is no part of the configuration: without synchronization the moving
+    statistics of the replicas drift apart, and a file that was saved under a strategy must load
+    without one, and the other way round.
+
+    Args:
+        **kwargs: `keras.layers.BatchNormalization`'s own arguments. `synchronized`, which older
+            files have among them, has no effect.
+
+    Input and output shape: as `keras.layers.BatchNormalization`'s.
 
     Example:
         >>> BatchNormalization()(keras.ops.ones((2, 7, 7, 8)), training=True).shape == (2, 7, 7, 8)
         True
     """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**{**kwargs, "synchronized": False})
+
+    def build(self, input_shape: tuple) -> None:
+        self.synchronized = replicas_in_sync() > 1
+        super().build(input_shape)
+
+    def get_config(self) -> dict[str, Any]:
+        config = super().get_config()
+        del config["synchronized"]
+        return config
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         training = bool(training and self.trainable)
@@ -41,12 +62,18 @@ class BatchNormalization(keras.layers.BatchNormalization):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
+        # It takes half precision for the map alone: under a policy that stores variables so, too,
+        # they are cast, and moving statistics computed in float32.
+        scale, offset, moving_mean, moving_variance = (
+            ops.cast(variable, "float32")
+            for variable in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
+        )
         outputs, mean, variance, *_ = tf.raw_ops.FusedBatchNormV3(
             x=inputs,
-            scale=self.gamma,
-            offset=self.beta,
-            mean=tf.constant([]) if training else self.moving_mean,
-            variance=tf.constant([]) if training else self.moving_variance,
+            scale=scale,
+            offset=offset,
+            mean=tf.constant([]) if training else moving_mean,
+            variance=tf.constant([]) if training else moving_variance,
             epsilon=self.epsilon,
             is_training=training,
         )
@@ -54,8 +81,9 @@ class BatchNormalization(keras.layers.BatchNormalization):
             # It divides the sum of squares by n - 1 for the moving average, and Keras by n.
             count = ops.cast(ops.size(inputs) // inputs.shape[-1], variance.dtype)
             variance = variance * (ops.maximum(count - 1, 1) / count)
-            for moving, new in ((self.moving_mean, mean), (self.moving_variance, variance)):
-                moving.assign(moving * self.momentum + new * (1 - self.momentum))
+            share = 1 - self.momentum
+            self.moving_mean.assign(moving_mean * self.momentum + mean * share)
+            self.moving_variance.assign(moving_variance * self.momentum + variance * share)
         return ops.cast(outputs, self.compute_dtype)
 
     def _is_one_operation(self, inputs: Any, training: bool) -> bool:
@@ -72,11 +100,8 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
 
-def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float | bool]:
+def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float]:
     """Arguments of a `BatchNormalization` over channels-last maps.
-
-    Without synchronisation the moving statistics of the replicas drift apart. It is decided where
-    the layer is made, so that a model saved under one strategy loads under any other.
 
     Args:
         epsilon: added to the variance.
@@ -85,7 +110,7 @@ def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float | boo
     Returns:
         Keyword arguments.
     """
-    return {"epsilon": epsilon, "momentum": momentum, "synchronized": replicas_in_sync() > 1}
+    return {"epsilon": epsilon, "momentum": momentum}
 
 
 def norm_options(kind: str, epsilon: float, momentum: float) -> tuple[type, dict]:

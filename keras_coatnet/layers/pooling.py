@@ -43,7 +43,9 @@ class Downsample(keras.layers.Layer):
         if self.pool == "max2":
             return ops.max_pool(x, 2, padding="same", **layout)
         if self.pool == "avg2":
-            return ops.average_pool(x, 2, padding="same", **layout)
+            # A sum of four may be beyond float16 where their mean is not.
+            full = ops.cast(x, keras.backend.result_type(x.dtype, "float32"))
+            return ops.cast(ops.average_pool(full, 2, padding="same", **layout), x.dtype)
         x = ops.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=float("-inf"))
         return ops.max_pool(x, 3, padding="valid", **layout)
 

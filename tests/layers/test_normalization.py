@@ -4,6 +4,7 @@ import keras
 import numpy as np
 import pytest
 
+from keras_coatnet.layers import normalization
 from keras_coatnet.layers.normalization import BatchNormalization
 from tests.helpers import to_numpy
 
@@ -43,7 +44,9 @@ def step(layer: keras.layers.Layer, training: bool) -> list[np.ndarray]:
 
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("training", [True, False])
-@pytest.mark.parametrize("dtype", ["float32", "mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize(
+    "dtype", ["float32", "mixed_bfloat16", "mixed_float16", "bfloat16", "float16"]
+)
 def test_a_step_equals_keras_own(dtype, training):
     expected = step(layer_of(keras.layers.BatchNormalization, dtype), training)
     found = step(layer_of(BatchNormalization, dtype), training)
@@ -54,7 +57,7 @@ def test_a_step_equals_keras_own(dtype, training):
 
 
 @pytest.mark.tensorflow_only
-def test_where_it_is_one_operation():
+def test_where_it_is_one_operation(monkeypatch):
     import tensorflow as tf
 
     def operations(layer, training: bool) -> set[str]:
@@ -68,7 +71,9 @@ def test_where_it_is_one_operation():
         layer = layer_of(BatchNormalization, "float64")
         assert "FusedBatchNormV3" not in operations(layer, training)
         # Replicas in step need each other's sums.
-        layer = layer_of(BatchNormalization, "float32", synchronized=True)
+        with monkeypatch.context() as patch:
+            patch.setattr(normalization, "replicas_in_sync", lambda: 2)
+            layer = layer_of(BatchNormalization, "float32")
         assert ("FusedBatchNormV3" in operations(layer, training)) != training
 
 
@@ -97,3 +102,12 @@ def test_it_is_known_to_keras():
     layer = layer_of(BatchNormalization, "float32")
     again = keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(layer))
     assert type(again) is BatchNormalization and again.momentum == 0.9
+
+
+@pytest.mark.parametrize("synchronized", [True, False])
+def test_synchronization_is_no_part_of_the_configuration(synchronized):
+    """An older file has it, from the strategy under which it was saved."""
+    config = {**keras.layers.BatchNormalization().get_config(), "synchronized": synchronized}
+    layer = BatchNormalization.from_config(config)
+    layer.build(SHAPE)
+    assert not layer.synchronized and "synchronized" not in layer.get_config()

@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 
 from keras_coatnet.layers import SqueezeExcite
+from keras_coatnet.layers.fused import FusedSqueezeExcite
 from tests import reference
 from tests.helpers import (
     assert_config_covers,
@@ -103,3 +104,17 @@ def test_refuses_a_squeezed_width_below_one(squeezed_width):
 def test_refuses_other_activations():
     with pytest.raises(ValueError, match="'swish'"):
         SqueezeExcite(4, "swish")
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+@pytest.mark.parametrize("kind", [SqueezeExcite, FusedSqueezeExcite])
+def test_its_mean_is_added_up_in_float32(kind, dtype):
+    """The sum of 12,544 values near 100 is beyond float16, and too coarse in both."""
+    x = np.random.default_rng(0).uniform(90, 110, (2, 112, 112, 8))
+    half = keras.ops.cast(x, dtype)
+    mean = kind(2, dtype=dtype).mean(half)
+    assert keras.backend.standardize_dtype(mean.dtype) == dtype
+    expected = keras.ops.convert_to_numpy(keras.ops.cast(half, "float32")).mean((1, 2), "float64")
+    found = keras.ops.convert_to_numpy(keras.ops.cast(mean, "float32"))
+    # Half the distance of two neighbours about 100, and a rounding of float32.
+    np.testing.assert_allclose(found, expected, atol={"float16": 0.032, "bfloat16": 0.26}[dtype])
