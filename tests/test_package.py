@@ -134,7 +134,7 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
     "figures": {"config", "families", "variables"},
     "layers": {"config", "layers"},
     "model": {"config", "layers"},
-    "weights": {"config", "families", "layers", "model", "weights"},
+    "weights": {"config", "families", "layers", "model", "variables", "weights"},
     "applications": {"config", "families", "model", "weights"},
     "fusion": {"layers", "model"},
     "inference": {"applications", "config", "families", "labels", "model", "weights"},
