@@ -65,7 +65,7 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         identity = None if found is None else _as_identity(found)
     except Refused:
         raise
-    except (*DAMAGE, RecursionError, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGE, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged, or no file that Keras saved: {error}. Save it again."
         ) from error
