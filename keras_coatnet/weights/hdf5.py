@@ -11,6 +11,7 @@ import contextlib
 import io
 import math
 import pathlib
+import struct
 import zlib
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, NoReturn
@@ -24,6 +25,10 @@ FREE_BYTES, EXPANSION = 64 << 20, 16
 MOST_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
 MOST_CHUNKS = 200_000
 DEEPEST = 64  # groups within groups; HDF5's own visitor crashes on a few thousand
+
+_HEAP = b"GCOL\1\0\0\0"  # how a heap begins
+_MOST_HEAP = 16 << 20
+_BLOCK = 4 << 20
 
 # What h5py raises for a damaged file, depending on where the damage is.
 DAMAGE = (
@@ -63,6 +68,11 @@ def open_hdf5(
 
     try:
         size = path.stat().st_size
+        if content is None:
+            with path.open("rb") as whole:
+                _check_heaps(whole, path)
+        else:
+            _check_heaps(content, path)
         with h5py.File(path if content is None else content, "r") as file:
             yield file, _checked_datasets(file, path, size)
     except Refused:
@@ -71,6 +81,38 @@ def open_hdf5(
         raise ValueError(
             f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
         ) from error
+
+
+def _check_heaps(file: io.IOBase, path: pathlib.Path) -> None:
+    """Texts of any length stand in heaps, and HDF5 goes through a damaged one for ever."""
+    file.seek(0)
+    before, block, start = b"", file.read(_BLOCK), 0
+    while block:
+        block = before + block
+        at = block.find(_HEAP)
+        while at >= 0:
+            _check_heap(file, start + at, path)
+            at = block.find(_HEAP, at + 1)
+        before = block[1 - len(_HEAP) :]
+        start += len(block) - len(before)
+        file.seek(start + len(before))
+        block = file.read(_BLOCK)
+    file.seek(0)
+
+
+def _check_heap(file: io.IOBase, start: int, path: pathlib.Path) -> None:
+    file.seek(start + len(_HEAP))
+    size = int.from_bytes(file.read(8), "little")
+    if size > _MOST_HEAP:
+        _refuse(path, f"it claims a text of {size} bytes")
+    heap, place = file.read(size - 16), 0  # 16 bytes are its own head
+    while place + 16 <= len(heap):
+        number, _, _, length = struct.unpack_from("<HHIQ", heap, place)
+        # What number 0 is, free space, counts its own head; all others do not.
+        step = 16 + (length + 7) // 8 * 8 if number else length
+        if step < 16 or place + step > size - 16:
+            _refuse(path, "the list of its texts is damaged")
+        place += step
 
 
 def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[str, h5py.Dataset]:
