@@ -119,7 +119,8 @@ def _remove_with_links(path: pathlib.Path) -> str:
     """
     chain = [path]
     while chain[-1].is_symlink():
-        chain.append(chain[-1].parent / os.readlink(chain[-1]))
+        folder = os.path.realpath(chain[-1].parent)
+        chain.append(pathlib.Path(os.path.normpath(os.path.join(folder, os.readlink(chain[-1])))))
     for part in reversed(chain):
         try:
             part.unlink(missing_ok=True)
