@@ -86,8 +86,9 @@ def _hiding(make: Any) -> Any:
 def _secrets() -> set[str]:
     """The password of `HF_ENDPOINT` as it may appear: as it is, and with and without %-signs."""
     addresses = {os.environ.get("HF_ENDPOINT", "")}
-    if "huggingface_hub" in sys.modules:  # which has read the variable when it was imported
-        addresses.add(str(sys.modules["huggingface_hub"].constants.ENDPOINT))
+    client = sys.modules.get("huggingface_hub.constants")
+    if client is not None:  # which has read the variable when it was imported
+        addresses.add(str(client.ENDPOINT))
     found = set()
     for address in addresses:
         access = address.partition("://")[2].rpartition("@")[0]
