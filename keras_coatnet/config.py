@@ -34,6 +34,13 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     }
 )
 
+# Beyond any network that can be trained, so that a mistake, or a damaged file, is told at once and
+# not by a machine without memory. The paper's largest has 56 blocks, 3072 channels and 2.4 billion
+# parameters.
+MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 1_000, 1 << 16, 1 << 14
+MOST_PARAMETERS = 10**11
+MOST_NUMBER = 1e30
+
 # Fields that change neither the variables of a network nor what it computes at inference:
 # weights fit any value of them.
 FREE_FIELDS = ("stochastic_depth", "batch_norm_momentum", "input_size")
@@ -125,7 +132,8 @@ class CoAtNetConfig:
         pixel_std: standard deviation of each channel, likewise, by which it divides.
 
     Raises:
-        ValueError: a field has no such value, or the fields together describe no network.
+        ValueError: a field has no such value, or the fields together describe no network, or one of
+            more than 1,000 blocks or 100 billion parameters.
 
     Example:
         >>> config = CoAtNetConfig(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -187,6 +195,7 @@ class CoAtNetConfig:
         self._check_values()
         self._check_stages()
         self._check_heads()
+        self._check_parameters()
 
     def __repr__(self) -> str:
         """Shows the fields that are not the paper's."""
@@ -206,16 +215,16 @@ class CoAtNetConfig:
                 )
         positive_ints = ("expansion", "ffn_expansion", "head_size", "relative_position_width")
         for field in positive_ints:
-            _check_positive_int(field, getattr(self, field))
+            _check_positive_int(field, getattr(self, field), MOST_CHANNELS)
         if len(self.stem_width) != 2:
             raise ValueError(
                 "`stem_width` must be one width or a pair, of the stem's two convolutions. "
                 f"Received: stem_width={self.stem_width}"
             )
         for width in self.stem_width:
-            _check_positive_int("stem_width", width)
+            _check_positive_int("stem_width", width, MOST_CHANNELS)
         for side in self.input_sides:
-            _check_positive_int("input_size", side)
+            _check_positive_int("input_size", side, MOST_PIXELS)
         if len(self.input_sides) != 2 or min(self.input_sides) < 32:
             raise ValueError(
                 "`input_size` must be at least 32: one number, or a height and a width. "
@@ -251,7 +260,10 @@ class CoAtNetConfig:
                     f"Stage {stage} of `layout` must be 'C' (MBConv), 'T' (Transformer) or 'CT' "
                     f"(MBConv, then Transformer). Received: {kinds!r}"
                 )
-            for field, entry in (("widths", width), ("depths", depth)):
+            for field, entry, most in (
+                ("widths", width, MOST_CHANNELS),
+                ("depths", depth, MOST_BLOCKS),
+            ):
                 parts = entry if isinstance(entry, tuple) else (entry,)
                 if len(parts) != len(kinds):
                     raise ValueError(
@@ -259,7 +271,12 @@ class CoAtNetConfig:
                         f"layout {kinds!r}. Received: {entry}"
                     )
                 for part in parts:
-                    _check_positive_int(f"stage {stage} of {field}", part)
+                    _check_positive_int(f"stage {stage} of {field}", part, most)
+        blocks = sum(sum(_pair(depths)) for depths in self.depths)
+        if blocks > MOST_BLOCKS:
+            raise ValueError(
+                f"`depths` must be at most {MOST_BLOCKS} blocks in all. Received {blocks} blocks."
+            )
         kinds = "".join(self.layout)
         if "TC" in kinds:
             raise ValueError(
@@ -278,6 +295,24 @@ class CoAtNetConfig:
                     f"The attention of {block.name} is {width} channels wide, which "
                     f"head_size={self.head_size} does not divide. Change `widths` or `head_size`."
                 )
+
+    def _check_parameters(self) -> None:
+        """Of the kernels alone: `figures` counts them all."""
+        total = 9 * self.stem_width[0] * self.stem_width[1]
+        for block in self.blocks():
+            if block.kind == "C":
+                expanded, squeezed = self.expanded_width(block), self.squeezed_width(block)
+                total += expanded * (block.width_in + 9 + block.width + 2 * squeezed)
+            else:
+                attention = block.width if self.attention_width == "output" else block.width_in
+                total += attention * (3 * block.width_in + block.width)
+                total += 2 * self.ffn_expansion * block.width**2
+        if total > MOST_PARAMETERS:
+            raise ValueError(
+                f"The network would have {total:.1e} parameters, and the most is "
+                f"{MOST_PARAMETERS:.0e}. Lower `widths`, `depths`, `expansion`, `squeeze_ratio` or "
+                "`ffn_expansion`."
+            )
 
     def blocks(self) -> Iterator[Block]:
         """Yields the residual blocks in order, each with its widths, stride and drop rate."""
@@ -401,13 +436,19 @@ def _pair(entry: int | tuple[int, ...]) -> tuple[int, ...]:
 def _tuples(field: str, value: Any) -> tuple[Any, ...]:
     """Lists, as JSON gives them, become tuples, so that a config is hashable."""
     if not isinstance(value, (tuple, list)):
-        raise ValueError(f"`{field}` must be a tuple. Received: {field}={value!r}")
+        raise ValueError(f"`{field}` must be a tuple. Received: {field}={value!r:.300}")
     return tuple(tuple(item) if isinstance(item, (tuple, list)) else item for item in value)
 
 
-def _check_positive_int(field: str, value: Any) -> None:
+def _check_positive_int(field: str, value: Any, most: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"`{field}` must be a whole number of at least 1. Received: {value!r}")
+        raise ValueError(
+            f"`{field}` must be a whole number of at least 1. Received: {value!r:.100}"
+        )
+    if value > most:
+        raise ValueError(
+            f"`{field}` must be a whole number of at most {most}. Received: {value!r:.100}"
+        )
 
 
 def _check_number(
@@ -417,13 +458,17 @@ def _check_number(
     least: float | None = None,
     below: float | None = None,
 ) -> None:
+    # Beyond it, float32 is infinite; and whole numbers as long as one likes do not become floats.
     numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
     if (
         not numeric
+        or not -MOST_NUMBER < value < MOST_NUMBER
         or (above is not None and not value > above)
         or (least is not None and not value >= least)
         or (below is not None and not value < below)
     ):
         bounds = [f"above {above}"] if above is not None else [f"at least {least}"]
-        bounds += [f"below {below}"] if below is not None else []
-        raise ValueError(f"`{field}` must be a number {' and '.join(bounds)}. Received: {value!r}")
+        bounds += [f"below {MOST_NUMBER if below is None else below:g}"]
+        raise ValueError(
+            f"`{field}` must be a number {' and '.join(bounds)}. Received: {value!r:.100}"
+        )

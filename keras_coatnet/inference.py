@@ -310,6 +310,7 @@ def open_model(
 def _load_whole_model(path: pathlib.Path) -> keras.Model:
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
+    keras_files.read_identity(path)  # refuses what is not safe to load
     try:
         return keras.saving.load_model(path, compile=False)
     except Exception as error:  # Keras raises what the first part that fails does

@@ -135,7 +135,7 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
     "figures": {"config", "families", "variables"},
     "layers": {"config", "layers"},
     "model": {"config", "layers"},
-    "weights": {"config", "families", "layers", "model", "paths", "weights"},
+    "weights": {"config", "families", "layers", "model", "paths", "variables", "weights"},
     "applications": {"config", "families", "model", "weights"},
     "fusion": {"layers", "model"},
     "inference": {"applications", "config", "families", "labels", "model", "paths", "weights"},

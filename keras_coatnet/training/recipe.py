@@ -302,8 +302,8 @@ class Recipe:
         """
         check_local(path, "path")
         try:
-            return cls(**json.loads(pathlib.Path(path).read_text()))
-        except (OSError, TypeError, json.JSONDecodeError) as error:
+            return cls(**_read_json(pathlib.Path(path)))
+        except (OSError, TypeError, ValueError) as error:
             raise ValueError(f"{path} is no recipe: {error}") from error
 
     def describe(self) -> str:
@@ -312,6 +312,7 @@ class Recipe:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.to_dict().items())
 
 
+_MOST_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
 _RANGES = (
     (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
@@ -350,8 +351,20 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
         )
 
 
+def _read_json(path: pathlib.Path) -> dict[str, Any]:
+    if path.stat().st_size > _MOST_JSON:
+        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
+    try:
+        found = json.loads(path.read_text("utf-8"))
+    except RecursionError as error:
+        raise ValueError("its brackets are nested too deeply") from error
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not the names and values of fields")
+    return found
+
+
 def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
     try:
-        return CoAtNetConfig.from_dict(json.loads(path.read_text()))
+        return CoAtNetConfig.from_dict(_read_json(path))
     except (OSError, TypeError, ValueError) as error:
         raise ValueError(f"{path} holds no CoAtNetConfig: {error}") from error

@@ -42,7 +42,8 @@ def unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
     try:
         yield part
     finally:
-        part.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):  # what happened before is what matters
+            part.unlink(missing_ok=True)
 
 
 def check_once(path: pathlib.Path, expected: Expected, url: str) -> None:
@@ -51,14 +52,21 @@ def check_once(path: pathlib.Path, expected: Expected, url: str) -> None:
         return
     try:
         compare(path, expected, url)
-    except ValueError:
-        _remove_with_links(path)
-        raise
+    except WrongContent as wrong:
+        raise ValueError(f"{wrong} {_remove_with_links(path)}") from None
+    except OSError as error:
+        raise ValueError(
+            f"{path} cannot be read: {error}. It should be {url}. Let it be read, or remove it."
+        ) from error
     note(path, expected)
 
 
+class WrongContent(ValueError):
+    """A file is not what it should be."""
+
+
 def compare(path: pathlib.Path, expected: Expected, url: str) -> None:
-    """Raises `ValueError` unless size and content are as expected."""
+    """Raises `WrongContent` unless size and content are as expected."""
     size = path.stat().st_size
     if expected.size not in (None, size):
         _raise_wrong(path, f"{expected.size} bytes", f"{size} bytes", url)
@@ -100,24 +108,28 @@ def _check_layout(path: pathlib.Path, url: str) -> None:
 
 
 def _raise_wrong(path: pathlib.Path, expected: str, came: str, url: str) -> NoReturn:
-    raise ValueError(
-        f"{path} is not what {url} should be: expected {expected}, got {came}. The file was "
-        "removed; call again to download it anew."
-    )
+    raise WrongContent(f"{path} is not what {url} should be: expected {expected}, got {came}.")
 
 
-def _remove_with_links(path: pathlib.Path) -> None:
-    """Removes a file and each link on the way to it.
+def _remove_with_links(path: pathlib.Path) -> str:
+    """Removes a file and each link on the way to it, and says what came of it.
 
-    In the hub's cache that is the snapshot's link and the blob: with the blob alone left, the
-    client would link to the bad content again instead of downloading it.
+    In the hub's cache that is the snapshot's link and the blob. The blob goes first: with it alone
+    left, the client would link to the bad content again instead of downloading it.
     """
-    while True:
-        target = path.parent / os.readlink(path) if path.is_symlink() else None
-        path.unlink(missing_ok=True)
-        if target is None:
-            return
-        path = target
+    chain = [path]
+    while chain[-1].is_symlink():
+        folder = os.path.realpath(chain[-1].parent)
+        chain.append(pathlib.Path(os.path.normpath(os.path.join(folder, os.readlink(chain[-1])))))
+    for part in reversed(chain):
+        try:
+            part.unlink(missing_ok=True)
+        except OSError as error:
+            return (
+                f"The file could not be removed ({error.strerror or error}): remove {part} where "
+                "that is allowed, or set another cache, and call again to download it anew."
+            )
+    return "The file was removed; call again to download it anew."
 
 
 def _note_path(path: pathlib.Path) -> pathlib.Path:

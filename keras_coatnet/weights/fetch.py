@@ -39,7 +39,16 @@ from keras_coatnet.weights.advice import (
     refuse_if_offline,
     revisions,
 )
-from keras_coatnet.weights.checking import CHUNK, Expected, check_once, compare, note, unfinished
+from keras_coatnet.weights.checking import (
+    CHUNK,
+    Expected,
+    WrongContent,
+    check_once,
+    compare,
+    note,
+    unfinished,
+)
+from keras_coatnet.weights.passwords import hide, hide_in_error, hide_in_logs
 from keras_coatnet.weights.registry import Checkpoint
 
 # Neither format can run code when it is read; torch's own, a pickle, can.
@@ -75,9 +84,14 @@ def fetch(checkpoint: Checkpoint) -> pathlib.Path:
         path = fetch(find("imagenet", "coatnet0"))
     """
     _refuse_unsafe(checkpoint.filename)
-    if checkpoint.repo is not None:
-        return _fetch_from_hub(checkpoint)
-    return _fetch_from_address(checkpoint)
+    hide_in_logs()
+    try:
+        if checkpoint.repo is not None:
+            return _fetch_from_hub(checkpoint)
+        return _fetch_from_address(checkpoint)
+    except ValueError as error:
+        failure = hide_in_error(error)
+    raise failure  # here, where no other error is being handled that would be shown with it
 
 
 def _refuse_unsafe(filename: str) -> None:
@@ -193,7 +207,10 @@ def _fetch_from_address(checkpoint: Checkpoint) -> pathlib.Path:
         _remove_stale(target)
         with unfinished(target) as part:
             _receive(checkpoint, part)
-            compare(part, expected, checkpoint.url)
+            try:
+                compare(part, expected, checkpoint.url)
+            except WrongContent as wrong:
+                raise ValueError(f"{wrong} Nothing was kept: call again to retry.") from None
             os.replace(part, target)  # same folder: never a moment with half a file
     except (OSError, http.client.HTTPException) as error:
         raise_failed_download(error, checkpoint.url, checkpoint, expected)
@@ -283,7 +300,7 @@ def announce(url: str, size: int | None) -> None:
 
     if not are_progress_bars_disabled():
         megabytes = f" ({size / 1e6:.1f} MB)" if size else ""
-        print(f"Downloading {url}{megabytes}", file=sys.stderr)
+        print(f"Downloading {hide(url)}{megabytes}", file=sys.stderr)
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:

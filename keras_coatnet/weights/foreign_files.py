@@ -7,10 +7,9 @@ import pathlib
 import numpy as np
 
 from keras_coatnet.weights import kecam_layout, timm_layout
+from keras_coatnet.weights.hdf5 import Refused, open_hdf5
 
 LAYOUTS = {".safetensors": timm_layout, ".h5": kecam_layout}
-# Bytes of one array, beyond any of a CoAtNet: an h5 file may declare more than it stores.
-LIMIT = 1 << 30
 _FLOATS = ("F64", "F32", "F16")
 
 
@@ -63,34 +62,20 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Weights as Keras 2 saved them: <layer>/<layer>/<variable>:0, perhaps in `model_weights`."""
-    import h5py
-
     tensors: dict[str, np.ndarray] = {}
-
-    def collect(name: str, item: h5py.Group | h5py.Dataset) -> None:
-        if not isinstance(item, h5py.Dataset):
-            return
-        layer, variable = name.split("/")[-2:] if "/" in name else ("", name)
-        variable = variable.removesuffix(":0")
-        if item.dtype.kind != "f" or item.dtype.itemsize > 8:
-            raise ValueError(
-                f"{path} holds {name} as {item.dtype}; weights must be float. Is it a file of "
-                "keras_cv_attention_models?"
-            )
-        if f"{layer}/{variable}" in tensors:
-            raise ValueError(f"{path} holds {layer}/{variable} twice.")
-        if item.size * item.dtype.itemsize > LIMIT:
-            raise ValueError(f"{path} is damaged: {name} claims the shape {item.shape}.")
-        tensors[f"{layer}/{variable}"] = np.asarray(item, dtype="float32")
-
-    try:
-        with h5py.File(path) as file:
-            weights = file["model_weights"] if "model_weights" in file else file
-            if not isinstance(weights, h5py.Group):
-                raise ValueError(f"{path} is damaged: its model_weights are no group.")
-            weights.visititems(collect)
-    except (OSError, RuntimeError, KeyError) as error:
-        raise ValueError(
-            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
-        ) from error
+    with open_hdf5(path) as (_, datasets):
+        if "model_weights" in datasets:
+            raise Refused(f"{path} is damaged: its model_weights are no group.")
+        whole = {name: item for name, item in datasets.items() if name.startswith("model_weights/")}
+        for name, item in (whole or datasets).items():
+            layer, variable = name.split("/")[-2:] if "/" in name else ("", name)
+            variable = variable.removesuffix(":0")
+            if item.dtype.kind != "f" or item.dtype.itemsize > 8:
+                raise Refused(
+                    f"{path} holds {name} as {item.dtype}; weights must be float. Is it a file of "
+                    "keras_cv_attention_models?"
+                )
+            if f"{layer}/{variable}" in tensors:
+                raise Refused(f"{path} holds {layer}/{variable} twice.")
+            tensors[f"{layer}/{variable}"] = np.asarray(item, dtype="float32")
     return tensors

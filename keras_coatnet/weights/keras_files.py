@@ -2,19 +2,38 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+import io
 import json
+import math
 import pathlib
+import shutil
+import struct
+import tempfile
 import warnings
 import zipfile
-from typing import Any
+import zlib
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
 import keras
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.model import IDENTITY
+from keras_coatnet.variables import variables
+from keras_coatnet.weights.hdf5 import DAMAGE, EXPANSION, FREE_BYTES, Refused, open_hdf5
+
+if TYPE_CHECKING:
+    import h5py
 
 SUFFIXES = (".weights.h5", ".keras")
+_CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
+
+MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block
+# Values of the network that a file may name, beyond those it holds: quantised weights are packed,
+# two or more to a byte.
+FREE_VALUES, PACKED = 1 << 20, 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,31 +56,158 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         An `Identity`, or None if the file was not saved from one of this package's models.
 
     Raises:
-        ValueError: the file is damaged, or no file of that kind.
+        ValueError: the file is damaged or no file of that kind, refers to other files, or claims
+            far more than it holds.
     """
     try:
-        found = _identity_of_archive(path) if path.suffix == ".keras" else _identity_of_h5(path)
-        if found is None:
-            return None
-        return Identity(**{**found, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
-    except (OSError, KeyError, TypeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
+        is_archive = path.suffix == ".keras"
+        found, values = _read_archive(path) if is_archive else _read_weights(path)
+        identity = None if found is None else _as_identity(found)
+    except Refused:
+        raise
+    except (*DAMAGE, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged, or no file that Keras saved: {error}. Save it again."
         ) from error
+    if identity is not None:
+        _check_size(path, identity, values)
+    return identity
 
 
-def _identity_of_archive(path: pathlib.Path) -> dict[str, Any] | None:
+def _as_identity(found: Mapping[str, Any]) -> Identity:
+    identity = Identity(**{**found, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
+    for field, least in (("classes", 1), ("channels", 1)):
+        value = getattr(identity, field)
+        may_be_none = field == "classes" and value is None
+        if not may_be_none and not (type(value) is int and value >= least):
+            raise ValueError(f"its {field} are {value!r:.100}")
+    if not isinstance(identity.include_preprocessing, bool):
+        raise ValueError(f"its include_preprocessing is {identity.include_preprocessing!r:.100}")
+    return identity
+
+
+def _check_size(path: pathlib.Path, identity: Identity, values: int) -> None:
+    """Refuses a small file that names a huge network: to build that would take all memory."""
+    config, top = identity.architecture, identity.classes is not None
+    shape = (*config.input_sides, identity.channels)
+    listed = variables(config, shape, identity.classes or 1, include_top=top)
+    needed = sum(math.prod(variable.shape) for variable in listed)
+    if needed > FREE_VALUES + PACKED * values:
+        raise ValueError(
+            f"{path} is damaged: it names a network of {needed} values and holds {values}. Save it "
+            "again."
+        )
+
+
+def _read_archive(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
+    """The identity in a `.keras` file, if there is one, and how many values its arrays hold."""
     with zipfile.ZipFile(path) as archive:
-        config = json.loads(archive.read("config.json"))
-    return config["config"].get(IDENTITY)
+        members = _checked_members(archive, path)
+        with archive.open(members[_CONFIG]) as file:
+            config = json.loads(file.read(members[_CONFIG].file_size))
+        with _member(path, archive, members[_WEIGHTS]) as content:
+            with open_hdf5(path, content) as (_, datasets):
+                values = _count(datasets)
+    found = config["config"]
+    if not isinstance(found, dict):
+        raise TypeError(f"the config in its {_CONFIG} is a {type(found).__name__}, no dictionary")
+    return found.get(IDENTITY), values
 
 
-def _identity_of_h5(path: pathlib.Path) -> dict[str, Any] | None:
+def _checked_members(archive: zipfile.ZipFile, path: pathlib.Path) -> Mapping[str, zipfile.ZipInfo]:
+    members = {member.filename: member for member in archive.infolist()}
+    if len(members) < len(archive.infolist()):
+        raise Refused(f"{path} is refused: a name stands in it twice. Save it again.")
+    for name in (_CONFIG, _WEIGHTS):
+        if name not in members:
+            raise Refused(f"{path} is no file that Keras saved: it holds no {name}. Save it again.")
+    for name, member in members.items():
+        if member.flag_bits & 1:
+            raise Refused(
+                f"{path} is encrypted, which Keras cannot read. Unpack it with its password, and "
+                "pack it again without one."
+            )
+        if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+            raise Refused(f"{path} is refused: {name} is packed in a way that Keras never uses.")
+    declared, size = sum(m.file_size for m in members.values()), path.stat().st_size
+    if declared > FREE_BYTES + EXPANSION * size:
+        raise Refused(
+            f"{path} is refused: it claims {declared} bytes, packed into {size}. Save it again."
+        )
+    if members[_CONFIG].file_size > MOST_CONFIG:
+        raise Refused(
+            f"{path} is refused: its {_CONFIG} has {members[_CONFIG].file_size} bytes, and at most "
+            f"{MOST_CONFIG} are read."
+        )
+    return members
+
+
+@contextlib.contextmanager
+def _member(
+    path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo
+) -> Iterator[io.RawIOBase]:
+    """A part of an archive as a file in which one can jump back and forth."""
+    with contextlib.ExitStack() as stack:
+        packed = stack.enter_context(archive.open(member))  # checks that it is where it should be
+        if member.compress_type == zipfile.ZIP_STORED:
+            file = stack.enter_context(path.open("rb", buffering=0))
+            file.seek(member.header_offset)
+            name, extra = struct.unpack("<26x2H", file.read(30))
+            start = member.header_offset + 30 + name + extra
+            yield _Part(file, start, member.file_size)
+            return
+        unpacked = stack.enter_context(tempfile.TemporaryFile(buffering=0))
+        shutil.copyfileobj(packed, unpacked)
+        yield unpacked
+
+
+class _Part(io.RawIOBase):
+    """Some bytes of a file, as a file to read from."""
+
+    def __init__(self, file: io.RawIOBase, start: int, size: int) -> None:
+        self._file, self._start, self._size, self._position = file, start, size, 0
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = io.SEEK_SET) -> int:
+        base = {io.SEEK_SET: 0, io.SEEK_CUR: self._position, io.SEEK_END: self._size}[whence]
+        self._position = base + offset
+        return self._position
+
+    def readinto(self, buffer: memoryview) -> int:
+        length = max(0, min(len(buffer), self._size - self._position))
+        self._file.seek(self._start + self._position)
+        count = self._file.readinto(memoryview(buffer)[:length]) or 0
+        self._position += count
+        return count
+
+
+def _read_weights(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
+    """The same of a `.weights.h5` file."""
+    with open_hdf5(path) as (file, datasets):
+        if IDENTITY not in file.attrs:
+            return None, 0
+        found, values = json.loads(_text(file, path)), _count(datasets)
+    if not isinstance(found, dict):
+        raise TypeError(f"its attribute {IDENTITY} is a {type(found).__name__}, no dictionary")
+    return found, values
+
+
+def _text(file: h5py.File, path: pathlib.Path) -> str:
     import h5py
 
-    with h5py.File(path) as file:
-        text = file.attrs.get(IDENTITY)
-    return None if text is None else json.loads(text)
+    attribute = file.attrs.get_id(IDENTITY)
+    if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
+        raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no text. Save it again.")
+    return file.attrs[IDENTITY]
+
+
+def _count(datasets: Mapping[str, h5py.Dataset]) -> int:
+    return sum(math.prod(item.shape) for item in datasets.values())
 
 
 def load(model: keras.Model, path: pathlib.Path, fresh: str | None) -> None:
@@ -85,7 +231,7 @@ def load(model: keras.Model, path: pathlib.Path, fresh: str | None) -> None:
             # Keras warns of containers in which it only looks for layers a second time.
             warnings.filterwarnings("ignore", "Skipping nested container")
             model.load_weights(path)
-    except (OSError, KeyError, ValueError) as error:
+    except Exception as error:  # Keras raises what the first part that fails does
         raise ValueError(
             f"The weights in {path} do not fit the model that was asked for. Give the arguments "
             f"with which the saved model was built. Keras says: {error}"

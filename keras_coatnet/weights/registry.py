@@ -120,6 +120,22 @@ def checkpoints() -> tuple[str, ...]:
     return tuple(CHECKPOINTS)
 
 
+def is_name(weights: str) -> bool:
+    """Whether a `weights=` argument is one of `WORDS` or a checkpoint's name, not a path.
+
+    Args:
+        weights: any string.
+
+    Returns:
+        True if `find` knows it, at least for some size.
+
+    Example:
+        >>> is_name("imagenet"), is_name("imagenet.h5")
+        (True, False)
+    """
+    return weights in WORDS or _without_prefix(weights) in CHECKPOINTS
+
+
 def find(weights: str, size: str | None) -> Checkpoint:
     """Finds the checkpoint that a `weights=` argument means.
 

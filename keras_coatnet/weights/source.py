@@ -62,8 +62,11 @@ def find_source(
         ValueError: there are no such weights, or they belong to another network.
     """
     check_local(weights, "weights", names="hf://")
+    # A name is a name, whatever files and folders there are.
+    if isinstance(weights, str) and registry.is_name(weights):
+        return _named_source(registry.find(weights, size), candidates, asker)
     path = pathlib.Path(weights)
-    if path.is_file():
+    if _is_file(path):
         if not path.name.endswith(SUFFIXES):
             raise ValueError(
                 f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "
@@ -72,9 +75,22 @@ def find_source(
         if path.name.endswith(keras_files.SUFFIXES):
             return _keras_source(path, candidates, asker)
         return _foreign_source(path, candidates, asker)
-    if path.name.endswith(SUFFIXES) or path.is_dir() or not isinstance(weights, str):
-        raise ValueError(f"There is no file of that name. Received: weights={str(weights)!r}")
+    if path.name.endswith(SUFFIXES) or os.path.isdir(path) or not isinstance(weights, str):
+        raise ValueError(
+            f"There is no file of that name{', but a folder' * os.path.isdir(path)}. Received: "
+            f"weights={str(weights)!r}. Give a file that ends in {', '.join(SUFFIXES)}, or one of "
+            "the names of keras_coatnet.checkpoints()."
+        )
     return _named_source(registry.find(weights, size), candidates, asker)
+
+
+def _is_file(path: pathlib.Path) -> bool:
+    try:
+        return path.is_file()
+    except OSError as error:  # a name that is too long, a folder that may not be looked into
+        raise ValueError(
+            f"There is no file of that name: {error.strerror}. Received: weights={str(path)!r}"
+        ) from error
 
 
 def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
@@ -94,7 +110,10 @@ def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker
 
 def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
     tensors = foreign_files.read(path)
-    shown = foreign_files.LAYOUTS[path.suffix].describe(tensors)
+    try:
+        shown = foreign_files.LAYOUTS[path.suffix].describe(tensors)
+    except (ValueError, IndexError) as error:  # of names and shapes that no CoAtNet has
+        raise ValueError(f"{path} does not hold the weights of a CoAtNet: {error}") from error
     fitting = [
         config
         for config in candidates

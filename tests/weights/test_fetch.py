@@ -18,6 +18,7 @@ import subprocess
 import sys
 import termios
 import time
+import urllib.parse
 
 import pytest
 
@@ -375,6 +376,115 @@ def test_no_format_that_runs_code_is_fetched(name, filename):
     checkpoint = dataclasses.replace(CHECKPOINTS[name], filename=filename)
     with pytest.raises(ValueError, match="Refusing to fetch.*safetensors"):
         fetch(checkpoint)
+
+
+# --- A cache that cannot be written ----------------------------------------------------------
+
+# As the system refuses it for a file system that is mounted for reading only.
+READ_ONLY = """
+import errno, os, pathlib
+def refuse(path, *rest, **options):
+    raise OSError(errno.EROFS, os.strerror(errno.EROFS), str(path))
+pathlib.Path.unlink = os.unlink = os.remove = refuse
+"""
+
+
+def test_a_bad_file_that_cannot_be_removed_is_told_by_its_hash(job):
+    assert_fetches(job)
+    job.place.resolve().write_bytes(bytes(len(job.content)))
+    outcome = job.fetch(READ_ONLY, HF_HUB_OFFLINE="1")
+    assert job.digest in outcome.error and str(job.place) in outcome.error
+    assert "could not be removed (Read-only file system)" in outcome.error
+    assert "was removed" not in outcome.error and "\n" not in outcome.error
+    assert job.place.exists()
+    # The next call, where it may be removed, does so, and the one after it downloads.
+    assert "was removed" in job.fetch(HF_HUB_OFFLINE="1").error
+    assert_fetches(job)
+
+
+def test_a_link_whose_target_cannot_be_removed_is_kept(hub_job):
+    """Without the link, the hub's client would make it again, to the same bad content."""
+    assert_fetches(hub_job)
+    blob = hub_job.place.resolve()
+    blob.write_bytes(b"something else")
+    only_blobs = READ_ONLY.replace("pathlib.Path.unlink = os.unlink = os.remove = refuse", "") + (
+        "unlink = pathlib.Path.unlink\n"
+        "pathlib.Path.unlink = lambda path, **o: "
+        "(refuse if 'blobs' in str(path) else unlink)(path, **o)\n"
+    )
+    outcome = hub_job.fetch(only_blobs, HF_HUB_OFFLINE="1")
+    assert hub_job.digest in outcome.error and f"remove {blob} " in outcome.error
+    assert hub_job.place.is_symlink()
+
+
+def test_a_cached_file_that_cannot_be_read_is_named(job):
+    assert_fetches(job)
+    before = """
+import errno
+def refuse(path, algorithm):
+    raise PermissionError(errno.EACCES, "Permission denied", str(path))
+checking._hash = refuse
+"""
+    for note in (job.home / "keras").rglob("*.json"):
+        note.unlink()
+    error = job.fetch(before, HF_HUB_OFFLINE="1").error
+    assert str(job.place) in error and "Permission denied" in error
+
+
+# --- Passwords -------------------------------------------------------------------------------
+
+# All that a program may show or keep: the error with all behind it, and each line of every log.
+SHOW_ALL = """
+import logging, traceback
+logging.basicConfig(level=logging.DEBUG)
+def fetch_and_show(checkpoint, fetch_it=fetch.fetch):
+    try:
+        return fetch_it(checkpoint)
+    except ValueError as error:
+        behind = error
+        while behind is not None:
+            print(repr(behind), str(behind), file=sys.stderr)
+            behind = behind.__cause__ or behind.__context__
+        traceback.print_exc()
+        raise
+fetch.fetch = fetch_and_show
+"""
+FAULTS = {
+    "none": {},
+    "gone": {"status": 404},
+    "denied": {"status": 401},
+    "busy": {"status": 503},
+    "no hash": {"no_hash": True},
+    "another": {"wrong_bytes": True},
+    "cut": {"cut_after": 3_000},
+    "silent": {"hang": "answer"},
+    "nobody": None,
+    "offline": {},
+}
+
+
+@pytest.mark.parametrize(
+    ("fault", "password"),
+    [
+        *((fault, "p%40ss%2Fw%C3%B6rd") for fault in FAULTS),
+        ("gone", "half@way"),
+        ("busy", "s3cret"),
+    ],
+)
+def test_a_password_of_the_endpoint_is_never_shown(hub_job, fault, password):
+    for key, value in (FAULTS[fault] or {}).items():
+        setattr(hub_job.server.faults, key, value)
+    if FAULTS[fault] is None:
+        hub_job.server.__exit__()
+    options = {"offline": {"HF_HUB_OFFLINE": "1"}, "silent": {"HF_HUB_ETAG_TIMEOUT": "1"}}
+    endpoint = hub_job.server.url.replace("://", f"://somebody:{password}@")
+    outcome = hub_job.fetch(NO_PAUSES + SHOW_ALL, HF_ENDPOINT=endpoint, **options.get(fault, {}))
+    for text in (outcome.error, outcome.log):
+        assert password not in text and urllib.parse.unquote(password) not in text, text
+    if fault == "none":
+        assert outcome.error == "" and "Downloading http://***@" in outcome.log
+    else:
+        assert "://***@" in outcome.error and "\n" not in outcome.error
 
 
 # --- No network ------------------------------------------------------------------------------

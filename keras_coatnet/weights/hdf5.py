@@ -1,0 +1,209 @@
+"""Opening HDF5 files of unknown origin.
+
+An HDF5 file can name other files whose content is read as if it were its own, and can declare
+arrays that are far larger than what it stores. Neither is ever needed for weights. A file that does
+so is refused as a whole, before any array is read.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import math
+import pathlib
+import struct
+import zlib
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, NoReturn
+
+if TYPE_CHECKING:
+    import h5py
+
+# A file may declare `FREE_BYTES` plus `EXPANSION` times its own size. Keras stores arrays as they
+# are; compressed files of real weights, with all moments of an optimizer still 0, need about 3.
+FREE_BYTES, EXPANSION = 64 << 20, 16
+MOST_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
+MOST_CHUNKS = 200_000
+DEEPEST = 64  # groups within groups; HDF5's own visitor crashes on a few thousand
+
+_HEAP = b"GCOL\1\0\0\0"  # how a heap begins
+_MOST_HEAP = 16 << 20
+_BLOCK = 4 << 20
+
+# What h5py raises for a damaged file, depending on where the damage is.
+DAMAGE = (
+    OSError,
+    RuntimeError,
+    KeyError,
+    TypeError,
+    ValueError,
+    AttributeError,
+    OverflowError,
+    MemoryError,
+)
+
+
+class Refused(ValueError):
+    """A file that is not read. The message names it."""
+
+
+@contextlib.contextmanager
+def open_hdf5(
+    path: pathlib.Path, content: io.RawIOBase | None = None
+) -> Iterator[tuple[h5py.File, dict[str, h5py.Dataset]]]:
+    """Opens a file for reading, if all of it can be read safely.
+
+    Args:
+        path: the file.
+        content: the HDF5 file, where it is a part of `path`; None: all of `path`.
+
+    Yields:
+        The open file, and its datasets by their paths. All of them hold numbers.
+
+    Raises:
+        ValueError: the file is damaged or no HDF5 file; it refers to other files, or to places
+            within itself; or it declares far more than it stores.
+    """
+    import h5py
+
+    try:
+        size = path.stat().st_size
+        if content is None:
+            with path.open("rb") as whole:
+                _check_heaps(whole, path)
+        else:
+            _check_heaps(content, path)
+        with h5py.File(path if content is None else content, "r") as file:
+            yield file, _checked_datasets(file, path, size)
+    except Refused:
+        raise
+    except DAMAGE as error:
+        raise ValueError(
+            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
+        ) from error
+
+
+def _check_heaps(file: io.IOBase, path: pathlib.Path) -> None:
+    """Texts of any length stand in heaps, and HDF5 goes through a damaged one for ever."""
+    file.seek(0)
+    before, block, start = b"", file.read(_BLOCK), 0
+    while block:
+        block = before + block
+        at = block.find(_HEAP)
+        while at >= 0:
+            _check_heap(file, start + at, path)
+            at = block.find(_HEAP, at + 1)
+        before = block[1 - len(_HEAP) :]
+        start += len(block) - len(before)
+        file.seek(start + len(before))
+        block = file.read(_BLOCK)
+    file.seek(0)
+
+
+def _check_heap(file: io.IOBase, start: int, path: pathlib.Path) -> None:
+    file.seek(start + len(_HEAP))
+    size = int.from_bytes(file.read(8), "little")
+    if size > _MOST_HEAP:
+        _refuse(path, f"it claims a text of {size} bytes")
+    heap, place = file.read(size - 16), 0  # 16 bytes are its own head
+    while place + 16 <= len(heap):
+        number, _, _, length = struct.unpack_from("<HHIQ", heap, place)
+        # What number 0 is, free space, counts its own head; all others do not.
+        step = 16 + (length + 7) // 8 * 8 if number else length
+        if step < 16 or place + step > size - 16:
+            _refuse(path, "the list of its texts is damaged")
+        place += step
+
+
+def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[str, h5py.Dataset]:
+    import h5py
+
+    found: dict[str, h5py.Dataset] = {}
+    groups: list[tuple[str, h5py.h5g.GroupID]] = [("", h5py.h5o.open(file.id, b"/"))]
+    seen, links, declared, chunks = set(), 0, 0, 0
+    while groups:
+        prefix, group = groups.pop()
+        information = h5py.h5o.get_info(group)
+        if information.addr in seen:  # a second link to the same group, perhaps from within it
+            continue
+        seen.add(information.addr)
+        if prefix.count("/") > DEEPEST:
+            _refuse(path, f"its groups are more than {DEEPEST} deep")
+        for raw in group:
+            links += 1
+            if links > MOST_LINKS:
+                _refuse(path, f"it has more than {MOST_LINKS} entries")
+            name = f"{prefix}{raw.decode('utf-8', 'backslashreplace')}"
+            if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
+                _refuse(path, f"{name} is a link, to another file or to another place in it")
+            item = h5py.h5o.open(group, raw)
+            if isinstance(item, h5py.h5g.GroupID):
+                groups.append((f"{name}/", item))
+                continue
+            if not isinstance(item, h5py.h5d.DatasetID):
+                _refuse(path, f"{name} is neither a group nor an array")
+            of_this, chunks_of_this = _declared(item, name, path)
+            declared, chunks = declared + of_this, chunks + chunks_of_this
+            if declared > FREE_BYTES + EXPANSION * size:
+                _refuse(
+                    path,
+                    f"up to {name} it claims {declared} bytes of arrays, in a file of {size} bytes",
+                )
+            if chunks > MOST_CHUNKS:
+                _refuse(path, f"its arrays are in more than {MOST_CHUNKS} pieces")
+            _check_compression(item, name, path)
+            found[name] = h5py.Dataset(item)
+    return found
+
+
+def _declared(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) -> tuple[int, int]:
+    """Bytes of memory that an array takes, and in how many pieces it is stored."""
+    import h5py
+
+    plan = item.get_create_plist()
+    # First of all, as its shape may already be another file's.
+    if plan.get_layout() == h5py.h5d.VIRTUAL:
+        _refuse(path, f"{name} is a virtual array, whose values are in other files")
+    if plan.get_external_count():
+        _refuse(path, f"the values of {name} are in another file")
+    kind = item.dtype
+    is_plain = kind.kind == "V" and kind.names is None and kind.subdtype is None
+    if kind.kind not in "fiubc" and not is_plain:  # Keras stores bfloat16 as plain bytes
+        _refuse(path, f"{name} holds {kind}, not numbers")
+    declared, chunks = math.prod(item.shape) * kind.itemsize, 0
+    if plan.get_layout() == h5py.h5d.CHUNKED:
+        chunk = plan.get_chunk()
+        pieces = zip(item.shape, chunk, strict=True)
+        chunks = math.prod(math.ceil(side / piece) for side, piece in pieces)
+        declared = max(declared, math.prod(chunk) * kind.itemsize)
+    return declared, chunks
+
+
+def _check_compression(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) -> None:
+    """HDF5 unpacks a piece to whatever size it has, not to the size that is declared."""
+    import h5py
+
+    plan = item.get_create_plist()
+    filters = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
+    allowed = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
+    if not set(filters) <= set(allowed) or filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
+        _refuse(path, f"{name} is compressed in a way that weights are not; h5repack undoes that")
+    if h5py.h5z.FILTER_DEFLATE not in filters:
+        return
+    most = math.prod(plan.get_chunk()) * item.dtype.itemsize + 4  # and a checksum
+    offsets: list[tuple[int, ...]] = []
+    item.chunk_iter(lambda chunk: offsets.append(chunk.chunk_offset))
+    for offset in offsets:
+        mask, packed = item.read_direct_chunk(offset)
+        if mask & (1 << filters.index(h5py.h5z.FILTER_DEFLATE)):  # stored as it is
+            continue
+        with contextlib.suppress(zlib.error):  # damaged, which HDF5 notices as well
+            if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
+                _refuse(path, f"a piece of {name} unpacks to more than it declares")
+
+
+def _refuse(path: pathlib.Path, why: str) -> NoReturn:
+    raise Refused(
+        f"{path} is refused: {why}. Files of weights hold their own values and nothing else. Do "
+        "not use the file, unless you know where it comes from; then save it again."
+    )

@@ -1,0 +1,82 @@
+"""What `weights=` means where a file or a folder is called like it."""
+
+from __future__ import annotations
+
+import pathlib
+
+import pytest
+import skimage.data
+
+import keras_coatnet
+from keras_coatnet.cli import DEFAULT_MODEL, main
+from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.inference import open_model
+from keras_coatnet.weights.registry import CHECKPOINTS, WORDS
+from keras_coatnet.weights.source import find_source
+
+CAT = pathlib.Path(skimage.data.data_dir) / "chelsea.png"
+NAME = "coatnet_0_rw_224.sw_in1k"
+
+
+@pytest.fixture
+def here(tmp_path, monkeypatch) -> pathlib.Path:
+    """The folder in which the program runs; nothing is cached, and nothing can be fetched."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
+    return tmp_path
+
+
+def test_a_folder_called_imagenet_does_not_stand_in_the_way(here):
+    (here / "imagenet").mkdir()
+    with pytest.raises(ValueError, match="is not cached.*HF_HUB_OFFLINE"):
+        keras_coatnet.CoAtNet0(include_top=False, input_shape=(32, 32, 3))
+
+
+def test_the_command_line_knows_names_first(here, capsys):
+    (here / DEFAULT_MODEL).mkdir()
+    assert main(["predict", str(CAT)]) == 2
+    assert "is not cached" in capsys.readouterr().err
+    (here / "data").mkdir()
+    assert main(["train", "transfer", "--weights", NAME, "--data", "data", "--dry-run"]) == 0
+    assert "coatnet_0_rw_224" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
+@pytest.mark.parametrize("name", [*WORDS[:1], NAME, f"timm/{NAME}", "kecam_coatnet0_224"])
+def test_a_name_is_a_name_whatever_lies_there(here, name, kind):
+    place = here / name
+    place.parent.mkdir(exist_ok=True)
+    if kind == "folder":
+        place.mkdir()
+    elif kind == "file":
+        place.write_bytes(b"something else")
+    else:
+        place.symlink_to("nothing")
+    found = find_source(name, list(ARCHITECTURES.values()), "coatnet0", "CoAtNet0")
+    assert found.name in CHECKPOINTS and found.name.endswith(name.removeprefix("imagenet")[-20:])
+
+
+@pytest.mark.parametrize(
+    ("weights", "match"),
+    [
+        ("folder", "no file of that name, but a folder.*'folder'"),
+        ("folder.keras", "no file of that name, but a folder"),
+        (pathlib.Path("imagenet"), "must end in"),  # a path is never a name
+        (pathlib.Path("nothing"), "no file of that name"),
+        ("none.h5", r"no file of that name\."),
+        ("coatnet_0", "Did you mean"),
+        ("a" * 5000, "no file of that name: File name too long"),
+        ("nul\0byte", "Unknown weights"),
+        ("", "no file of that name"),
+    ],
+)
+def test_what_is_neither_a_name_nor_a_file(here, weights, match):
+    (here / "folder").mkdir()
+    (here / "folder.keras").mkdir()
+    (here / "imagenet").write_bytes(b"something else")
+    for call in (keras_coatnet.CoAtNet0, open_model):
+        if call is open_model and (weights == "a" * 5000 or not str(weights).isprintable()):
+            continue  # to it, all that has no suffix of a file is a name
+        with pytest.raises(ValueError, match=match if call is not open_model else None):
+            call(weights=weights)
