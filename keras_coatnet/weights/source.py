@@ -12,7 +12,7 @@ import numpy as np
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES
-from keras_coatnet.weights import foreign_files, keras_files, registry, timm_layout
+from keras_coatnet.weights import foreign_files, keras_files, pickles, registry, timm_layout
 from keras_coatnet.weights.assign import assign
 
 SUFFIXES = (*keras_files.SUFFIXES, *foreign_files.LAYOUTS)
@@ -62,6 +62,8 @@ def find_source(
     """
     path = pathlib.Path(weights)
     if path.is_file():
+        if path.name.endswith(pickles.SUFFIXES):
+            raise pickles.refusal(path)
         if not path.name.endswith(SUFFIXES):
             raise ValueError(
                 f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "
