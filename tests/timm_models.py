@@ -60,23 +60,6 @@ def build(name: str, **kwargs: Any) -> Any:
     return import_timm().create_model(name, weight_init="", **kwargs).eval()
 
 
-def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
-    """The same variant with few and narrow blocks: timm's model, and our configuration of it."""
-    ours = ARCHITECTURES[name]
-    stem = STEM if ours.stem_width[0] != ours.stem_width[1] else STEM[1]
-    if ours.hidden_head:
-        kwargs["head_hidden_size"] = WIDTHS[-1]
-    widths = WIDTHS if ours.conv_block == "mbconv" else MULTIPLES
-    options = {"img_size": SIZE, "num_classes": CLASSES, "depths": DEPTHS, **kwargs}
-    model = build(name, embed_dim=widths, stem_width=stem, **options)
-    config = ours.replace(
-        **stages(ours.layout, widths, options["depths"]),
-        stem_width=stem,
-        input_size=options["img_size"],
-    )
-    return model, config
-
-
 def stages(layout: Sequence[str], widths: Sequence[int], depths: Sequence[int]) -> dict[str, tuple]:
     """Our `widths` and `depths` of timm's: one convolutional block begins a stage of both kinds."""
     mixed = [kinds == "CT" for kinds in layout]
@@ -84,6 +67,27 @@ def stages(layout: Sequence[str], widths: Sequence[int], depths: Sequence[int]) 
         "widths": tuple((w, w) if both else w for w, both in zip(widths, mixed, strict=True)),
         "depths": tuple((1, d - 1) if both else d for d, both in zip(depths, mixed, strict=True)),
     }
+
+
+def reduced_config(
+    name: str, depths: Sequence[int] = DEPTHS, img_size: int = SIZE
+) -> CoAtNetConfig:
+    """Our configuration of a variant with few and narrow blocks."""
+    ours = ARCHITECTURES[name]
+    stem = STEM if ours.stem_width[0] != ours.stem_width[1] else STEM[1]
+    widths = WIDTHS if ours.conv_block == "mbconv" else MULTIPLES
+    return ours.replace(**stages(ours.layout, widths, depths), stem_width=stem, input_size=img_size)
+
+
+def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
+    """The same variant with few and narrow blocks: timm's model, and our configuration of it."""
+    options = {"img_size": SIZE, "num_classes": CLASSES, "depths": DEPTHS, **kwargs}
+    config = reduced_config(name, options["depths"], options["img_size"])
+    if config.hidden_head:
+        options["head_hidden_size"] = config.width
+    widths = [width if isinstance(width, int) else width[-1] for width in config.widths]
+    model = build(name, embed_dim=tuple(widths), stem_width=config.stem_width, **options)
+    return model, config
 
 
 def randomise(model: Any, seed: int = 0) -> Any:

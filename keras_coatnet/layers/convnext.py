@@ -104,6 +104,12 @@ class ConvNeXtBlock(CompositeLayer):
         self.stride_pooling = None
         if strided and self.stride_on == "pool":
             self.add_sublayer("stride_pooling", Downsample, self.stride_pool)
+            conv_shape = halved(input_shape)
+        elif self.pads:
+            sides = (side and side + 2 * (KERNEL // 2) for side in input_shape[1:3])
+            conv_shape = (input_shape[0], *sides, width_in)
+        else:
+            conv_shape = input_shape
         self.add_sublayer(
             "depthwise_conv",
             keras.layers.DepthwiseConv2D,
@@ -114,7 +120,7 @@ class ConvNeXtBlock(CompositeLayer):
             data_format="channels_last",
             use_bias=self.use_bias,
             depthwise_initializer=kernel_initializer(),
-        ).build(halved(input_shape) if self.stride_pooling is not None else input_shape)
+        ).build(conv_shape)
 
         self.add_sublayer(
             "ffn_norm", keras.layers.LayerNormalization, epsilon=self.norm_epsilon
