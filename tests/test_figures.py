@@ -118,11 +118,11 @@ def test_every_switch_is_counted_as_built(tiny, changes, include_top):
 
 
 def test_operations_of_convnext():
-    """timm's results-imagenet.csv says 2.47 billion: with norms, as of its others 0.3 to 1.2% more."""
+    """timm says 2.47 billion: with the norms, as of its other networks, 0.3 to 1.2% more."""
     assert count_flops("coatnext_nano_rw_224") == 2_461_268_480
     assert count_flops("coatnext_nano_rw_224") == pytest.approx(2.47e9, rel=0.012)
     paper = count_flops("coatnext_nano_rw_224", convention="paper")
-    assert 1.03 < paper / 2_461_268_480 < 1.1  # GELU, biases and residuals
+    assert 1.01 < paper / 2_461_268_480 < 1.02  # GELU, biases and residuals
 
 
 @pytest.mark.parametrize("name", [n for n in ARCHITECTURES if "_rw" in n or "kecam" in n])
