@@ -8,6 +8,7 @@ counters and the weight readers all walk, so that they cannot disagree.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
@@ -18,6 +19,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         "expansion_from": ("output", "input"),
         "stride_on": ("expansion", "depthwise", "pool"),
+        "conv_block": ("mbconv", "convnext"),
         "conv_pool": ("max2", "avg2", "max3"),
         "conv_stride_pool": ("max2", "avg2", "max3"),
         "conv_padding": ("same", "symmetric"),
@@ -51,7 +53,7 @@ class Block:
     """One residual block of a network.
 
     Attributes:
-        kind: "C" for MBConv, "T" for Transformer.
+        kind: "C" for a convolutional block (MBConv or ConvNeXt), "T" for Transformer.
         stage: the stage it stands in, from 1.
         index: its place within the stage, from 1.
         width_in: channels that enter it.
@@ -79,33 +81,41 @@ class CoAtNetConfig:
     """Every architectural choice of a CoAtNet; the defaults are the paper's (arXiv 2106.04803).
 
     Args:
-        widths: channels of each stage. A stage of layout `"CT"` takes a pair: of its MBConv blocks
-            and of its Transformer blocks.
+        widths: channels of each stage. A stage of layout `"CT"` takes a pair: of its convolutional
+            blocks and of its Transformer blocks.
         depths: blocks in each stage, at least 1; a pair for `"CT"`.
-        layout: what each stage is made of: `"C"` (MBConv), `"T"` (Transformer), or `"CT"` (MBConv
-            blocks that halve the map, then Transformer blocks that keep it, as in stage 3 of
-            CoAtNet-6 and 7). No MBConv may follow a Transformer block (section 2.2 of the paper).
+        layout: what each stage is made of: `"C"` (convolutional blocks), `"T"` (Transformer), or
+            `"CT"` (convolutional blocks that halve the map, then Transformer blocks that keep it,
+            as in stage 3 of CoAtNet-6 and 7). No `"C"` may follow a stage that ends with attention
+            (section 2.2 of the paper); a `"CT"` may, as in timm's coatnet_nano_cc_224.
         stem_width: channels of the stem's two convolutions: one number for both, or a pair.
         stem_bias: whether the stem's convolutions have a bias.
-        expansion: expanded width of an MBConv, as a multiple of `expansion_from`.
+        conv_block: the convolutional block: `"mbconv"` (the paper's), or `"convnext"` (a 7x7
+            depthwise convolution, LayerNorm and two dense layers; the stem's norm is a LayerNorm
+            then, too, and the fields on squeeze-and-excitation have no meaning).
+        expansion: expanded width of a convolutional block, as a multiple of `expansion_from`.
         expansion_from: `"output"` or `"input"`: whose width is multiplied.
-        stride_on: where an MBConv halves the map: on its 1x1 `"expansion"` (equation 5), on its
-            `"depthwise"` convolution (the paper's "Stride-2 DConv2D" rows), or by a `"pool"` ahead
-            of the expansion.
-        conv_pool: pooling of an MBConv's shortcut: `"max2"`, `"avg2"` (2x2) or `"max3"` (3x3).
+        stride_on: where a convolutional block halves the map: on its 1x1 `"expansion"` (equation
+            5; not of a ConvNeXt block), on its `"depthwise"` convolution (the paper's "Stride-2
+            DConv2D" rows), or by a `"pool"` ahead of the expansion.
+        conv_pool: pooling of a convolutional block's shortcut: `"max2"`, `"avg2"` (2x2) or `"max3"`
+            (3x3).
         conv_stride_pool: the pooling that `stride_on="pool"` uses.
-        conv_padding: padding of 3x3 convolutions of stride 2: `"same"` (TensorFlow's, which pads
-            less at the top left) or `"symmetric"` (torch's, one pixel all round).
-        conv_activation: activation of the stem and MBConv: `"gelu_tanh"`, `"gelu"` (by erf),
-            `"silu"` or `"relu"`.
+        conv_padding: padding of convolutions of stride 2: `"same"` (TensorFlow's, which pads less
+            at the top left) or `"symmetric"` (torch's, the same all round).
+        conv_activation: activation of the stem and the convolutional blocks: `"gelu_tanh"`,
+            `"gelu"` (by erf), `"silu"` or `"relu"`.
         conv_prenorm_activation: whether an MBConv's first norm is followed by that activation.
-        conv_bias: whether an MBConv's last 1x1 and its shortcut's have a bias.
+        conv_bias: whether an MBConv's last 1x1 and its shortcut's have a bias; of a ConvNeXt block,
+            whether all its layers have.
+        conv_layer_scale: initial scale of a ConvNeXt block's residual branch; None: no such scale.
         squeeze_ratio: squeezed width of squeeze-and-excitation, as a share of `squeeze_from`.
         squeeze_from: `"output"`, `"input"` or `"expanded"`: whose width that share is of.
         squeeze_activation: activation between the two layers of squeeze-and-excitation.
         squeeze_place: `"after_norm"` of the depthwise convolution (and its activation), or
             `"before_norm"`.
-        batch_norm_epsilon: added to the variance in BatchNorm of the stem and MBConv.
+        batch_norm_epsilon: added to the variance in the norms of the stem and the convolutional
+            blocks, which are BatchNorms, or LayerNorms with ConvNeXt blocks.
         batch_norm_momentum: of BatchNorm's moving statistics, everywhere.
         head_size: channels of one attention head.
         attention_width: channels of q, k and v together: the block's `"output"` or `"input"` width.
@@ -147,6 +157,7 @@ class CoAtNetConfig:
     stem_width: int | tuple[int, int] = 64
     stem_bias: bool = True
 
+    conv_block: str = "mbconv"
     expansion: int = 4
     expansion_from: str = "output"
     stride_on: str = "expansion"
@@ -156,6 +167,7 @@ class CoAtNetConfig:
     conv_activation: str = "gelu_tanh"
     conv_prenorm_activation: bool = False
     conv_bias: bool = True
+    conv_layer_scale: float | None = None
     squeeze_ratio: float = 0.25
     squeeze_from: str = "output"
     squeeze_activation: str = "silu"
@@ -196,6 +208,7 @@ class CoAtNetConfig:
         self._check_stages()
         self._check_heads()
         self._check_parameters()
+        self._check_conv_blocks()
 
     def __repr__(self) -> str:
         """Shows the fields that are not the paper's."""
@@ -257,8 +270,9 @@ class CoAtNetConfig:
         ):
             if kinds not in ("C", "T", "CT"):
                 raise ValueError(
-                    f"Stage {stage} of `layout` must be 'C' (MBConv), 'T' (Transformer) or 'CT' "
-                    f"(MBConv, then Transformer). Received: {kinds!r}"
+                    f"Stage {stage} of `layout` must be 'C' (convolutional blocks), 'T' "
+                    "(Transformer) or 'CT' (convolutional blocks, then Transformer). Received: "
+                    f"{kinds!r}"
                 )
             for field, entry, most in (
                 ("widths", width, MOST_CHANNELS),
@@ -277,13 +291,13 @@ class CoAtNetConfig:
             raise ValueError(
                 f"`depths` must be at most {MOST_BLOCKS} blocks in all. Received {blocks} blocks."
             )
-        kinds = "".join(self.layout)
-        if "TC" in kinds:
-            raise ValueError(
-                "No MBConv may come after a Transformer block: attention stands above "
-                f"convolution. Received: layout={self.layout}. Reorder it, e.g. "
-                f"{tuple(sorted(self.layout))}."
-            )
+        for before, after in itertools.pairwise(self.layout):
+            if before.endswith("T") and after == "C":
+                raise ValueError(
+                    "No MBConv may come after a Transformer block: attention stands above "
+                    f"convolution. Received: layout={self.layout}. Reorder it, e.g. "
+                    f"{tuple(sorted(self.layout))}."
+                )
 
     def _check_heads(self) -> None:
         for block in self.blocks():
@@ -313,6 +327,31 @@ class CoAtNetConfig:
                 f"{MOST_PARAMETERS:.0e}. Lower `widths`, `depths`, `expansion`, `squeeze_ratio` or "
                 "`ffn_expansion`."
             )
+
+    def _check_conv_blocks(self) -> None:
+        if self.conv_layer_scale is not None:
+            _check_number("conv_layer_scale", self.conv_layer_scale, above=0.0)
+        if self.conv_block == "mbconv":
+            if self.conv_layer_scale is not None:
+                raise ValueError(
+                    "Only ConvNeXt blocks have a `conv_layer_scale`. Received: "
+                    f"conv_layer_scale={self.conv_layer_scale}, conv_block='mbconv'. Leave it out, "
+                    "or use conv_block='convnext'."
+                )
+            return
+        if self.stride_on == "expansion":
+            raise ValueError(
+                "A ConvNeXt block halves the map on its depthwise convolution or by pooling. "
+                "Received: conv_block='convnext', stride_on='expansion'. Use stride_on='depthwise' "
+                "or 'pool'."
+            )
+        for block in self.blocks():
+            if block.kind == "C" and block.width % block.width_in:
+                raise ValueError(
+                    f"The depthwise convolution of {block.name} makes {block.width} channels of "
+                    f"{block.width_in}: with conv_block='convnext' that must be a multiple. Change "
+                    "`widths` or `stem_width`."
+                )
 
     def blocks(self) -> Iterator[Block]:
         """Yields the residual blocks in order, each with its widths, stride and drop rate."""
@@ -351,8 +390,13 @@ class CoAtNetConfig:
         """Channels of the last feature map."""
         return _pair(self.widths[-1])[-1]
 
+    @property
+    def conv_norm(self) -> str:
+        """The norm of the stem and the convolutional blocks: `"batch"` or `"layer"`."""
+        return "batch" if self.conv_block == "mbconv" else "layer"
+
     def expanded_width(self, block: Block) -> int:
-        """Channels between the two 1x1 convolutions of an MBConv block."""
+        """Channels between the two pointwise layers of a convolutional block."""
         return self.expansion * (block.width if self.expansion_from == "output" else block.width_in)
 
     def squeezed_width(self, block: Block) -> int:

@@ -39,7 +39,7 @@ def _paper_family() -> dict[str, CoAtNetConfig]:
 
 
 def _timm_family() -> dict[str, CoAtNetConfig]:
-    """The MBConv CoAtNets of timm (timm/models/maxxvit.py)."""
+    """Every CoAtNet of timm (timm/models/maxxvit.py), and its CoAtNeXt."""
     # coatnet_0_224 and so on: timm's reading of the paper, never trained.
     paper_like = CoAtNetConfig(
         widths=(96, 192, 384, 768),
@@ -72,6 +72,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
     early = rw.replace(squeeze_place="before_norm", transformer_shortcut_bias=False)
     deep = {"depths": (2, 6, 14, 2)}
     wide = {"widths": (128, 256, 512, 1024), "stem_width": (64, 128), **deep}
+    huge = {"widths": (192, 384, 768, 1536)}
     nano = rw.replace(
         widths=(64, 128, 256, 512),
         depths=(3, 4, 6, 3),
@@ -80,14 +81,35 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
         squeeze_activation="silu",
     )
     two = rw.replace(**wide, squeeze_activation="silu")
-    three = two.replace(widths=(192, 384, 768, 1536), stem_width=(96, 192), layer_scale=1e-6)
+    three = two.replace(**huge, stem_width=(96, 192), layer_scale=1e-6)
     rmlp_two = two.replace(relative_position="mlp", layer_scale=1e-6)
     return {
         "coatnet_0_224": paper_like,
         "coatnet_1_224": paper_like.replace(**deep),
+        "coatnet_2_224": paper_like.replace(**{**wide, "stem_width": 128}),
+        "coatnet_3_224": paper_like.replace(**huge, stem_width=192, **deep),
+        "coatnet_4_224": paper_like.replace(**huge, stem_width=192, depths=(2, 12, 28, 2)),
+        "coatnet_5_224": paper_like.replace(
+            widths=(256, 512, 1280, 2048), stem_width=192, depths=(2, 12, 28, 2)
+        ),
+        "coatnet_pico_rw_224": nano.replace(depths=(2, 3, 5, 2)),
         "coatnet_nano_rw_224": nano.replace(stride_on="pool"),
         "coatnet_rmlp_nano_rw_224": nano.replace(
             relative_position="mlp", relative_position_width=384
+        ),
+        # Convolution and attention in both of the last stages.
+        "coatnet_nano_cc_224": rw.replace(
+            widths=(64, 128, (256, 256), (512, 512)),
+            depths=(3, 4, (1, 5), (1, 2)),
+            layout=("C", "C", "CT", "CT"),
+            stride_on="pool",
+        ),
+        "coatnext_nano_rw_224": nano.replace(
+            conv_block="convnext",
+            conv_layer_scale=1e-5,
+            conv_activation="gelu",
+            expansion_from="output",
+            batch_norm_epsilon=1e-6,
         ),
         "coatnet_0_rw_224": early.replace(stride_on="pool"),
         "coatnet_bn_0_rw_224": early.replace(
@@ -95,6 +117,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
             pixel_mean=(0.485, 0.456, 0.406),
             pixel_std=(0.229, 0.224, 0.225),
         ),
+        "coatnet_rmlp_0_rw_224": rw.replace(relative_position="mlp"),
         "coatnet_1_rw_224": early.replace(**deep),
         "coatnet_rmlp_1_rw_224": early.replace(
             **deep,
@@ -109,6 +132,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
         "coatnet_rmlp_2_rw_224": rmlp_two,
         "coatnet_rmlp_2_rw_384": rmlp_two.replace(input_size=384),
         "coatnet_3_rw_224": three,
+        "coatnet_rmlp_3_rw_224": three.replace(relative_position="mlp"),
     }
 
 
@@ -151,7 +175,8 @@ def architectures() -> tuple[str, ...]:
 
     Returns:
         A tuple of names: the paper's `"coatnet0"` to `"coatnet7"`, the same with the stride on the
-        depthwise convolution (`"coatnet0_dw"`, ...), and those of the public checkpoints.
+        depthwise convolution (`"coatnet0_dw"`, ...), all of timm's, trained or not, and that of
+        keras_cv_attention_models.
 
     Example:
         >>> "coatnet_0_rw_224" in architectures()
@@ -167,10 +192,10 @@ def size_of(architecture: str) -> str:
         architecture: a name out of `architectures()`.
 
     Returns:
-        `"coatnet0"` to `"coatnet7"`, or `"coatnet_nano"`.
+        `"coatnet0"` to `"coatnet7"`, `"coatnet_pico"`, `"coatnet_nano"` or `"coatnext_nano"`.
     """
-    found = re.search(r"coatnet_?(?:rmlp_|bn_)?([0-7]|nano)", architecture)
-    return f"coatnet{found[1]}" if found[1] != "nano" else "coatnet_nano"
+    found = re.search(r"(coatnet|coatnext)_?(?:rmlp_|bn_)?([0-7]|pico|nano)", architecture)
+    return found[1] + ("" if found[2].isdigit() else "_") + found[2]
 
 
 def find_architecture(architecture: str | CoAtNetConfig) -> CoAtNetConfig:

@@ -117,10 +117,12 @@ def _parts(
     for block in config.blocks():
         positions_in = height * width
         height, width = math.ceil(height / block.stride), math.ceil(width / block.stride)
-        if block.kind == "C":
-            yield _mbconv(config, block, positions_in, height * width)
-        else:
+        if block.kind == "T":
             yield _transformer(config, block, height, width)
+        elif config.conv_block == "convnext":
+            yield _convnext(config, block, positions_in, height * width)
+        else:
+            yield _mbconv(config, block, positions_in, height * width)
     yield _head(config, height * width, classes if include_top else None)
 
 
@@ -144,7 +146,8 @@ def _stem(config: CoAtNetConfig, channels: int, positions: int) -> _Part:
     first, second = config.stem_width
     kernels = 9 * channels * first + 9 * first * second
     bias = int(config.stem_bias)
-    per_element = bias + _BATCH_NORM + _ACTIVATION[config.conv_activation]
+    norm = _BATCH_NORM if config.conv_norm == "batch" else _LAYER_NORM
+    per_element = bias + norm + _ACTIVATION[config.conv_activation]
     return _Part(
         multiply_adds=kernels * positions,
         elementwise=(per_element * first + bias * second) * positions,
@@ -172,6 +175,22 @@ def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: i
         + (1 + bias) * width * positions  # the residual sum and the bias
         + int(strided) * _POOL * width_in * positions
         + int(pooled) * _POOL * width_in * positions
+        + projected * bias * width * positions,
+    )
+
+
+def _convnext(config: CoAtNetConfig, block: Block, positions_in: int, positions: int) -> _Part:
+    width_in, width, expanded = block.width_in, block.width, config.expanded_width(block)
+    bias, projected = int(config.conv_bias), int(width_in != width)
+    strided, pooled = block.stride > 1, block.stride > 1 and config.stride_on == "pool"
+    scale = int(config.conv_layer_scale is not None)
+    per_position = 49 * width + 2 * width * expanded + projected * width_in * width
+    return _Part(
+        multiply_adds=per_position * positions,
+        elementwise=(bias + _LAYER_NORM) * width * positions
+        + (bias + _ACTIVATION[config.conv_activation]) * expanded * positions
+        + (1 + bias + scale) * width * positions  # the residual sum, the bias and the scale
+        + (int(strided) + int(pooled)) * _POOL * width_in * positions
         + projected * bias * width * positions,
     )
 

@@ -12,7 +12,7 @@ from typing import Any
 import keras
 import numpy as np
 
-from keras_coatnet.layers import MBConv, TransformerBlock
+from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.fused import (
     FusedAttention,
@@ -68,10 +68,12 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     x = _fused_stem(layer, x, jit_compile)
     for block in config.blocks():
         found = layer[block.name]
-        if block.kind == "C":
-            x = _fused_mbconv(found, x, jit_compile)
-        else:
+        if block.kind == "T":
             x = _fused_transformer(found, x)
+        elif config.conv_block == "convnext":
+            x = _fused_convnext(found, x)
+        else:
+            x = _fused_mbconv(found, x, jit_compile)
     x = _fused_head(layer, x)
     return keras.Model(inputs, x, name=f"{model.name}_fused")
 
@@ -222,9 +224,13 @@ def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool)
     dtype = _stored_as_computed(conv.dtype_policy)
     kernel = _value(conv.kernel)
     bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
-    folded = _before((kernel, bias), _affine(layer["stem_norm"]))
+    norm = layer["stem_norm"]
+    keeps_norm = isinstance(norm, keras.layers.LayerNormalization)
+    folded = (kernel, bias) if keeps_norm else _before((kernel, bias), _affine(norm))
     options = {**conv.get_config(), "use_bias": True, "dtype": dtype}
     x = _filled(keras.layers.Conv2D.from_config(options), x, *folded)
+    if keeps_norm:
+        x = _kept_norm(norm, x, "stem_norm", affine=True)
     function = layer["stem_activation"].activation
     x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
     conv = layer["stem_conv2"]
@@ -283,6 +289,31 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
     return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, x])
 
 
+def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
+    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
+    shortcut = x
+    if block.shortcut_pooling is not None:
+        shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
+    if block.shortcut is not None:
+        shortcut = _pointwise(shortcut, _dense(block.shortcut), block, f"{name}_shortcut")
+
+    if block.stride_pooling is not None:
+        x = Downsample(block.stride_pool, dtype=dtype, name=f"{name}_stride_pooling")(x)
+    conv = block.depthwise_conv
+    if block.pads:
+        pad = conv.kernel_size[0] // 2
+        x = keras.layers.ZeroPadding2D(pad, data_format="channels_last", name=f"{name}_pad")(x)
+    options = {**conv.get_config(), "dtype": dtype, "name": f"{name}_depthwise"}
+    new = keras.layers.DepthwiseConv2D.from_config(options)
+    x = _filled(new, x, *map(_value, conv.weights))
+
+    x, affine = _norm_and_affine(block.ffn_norm, x, f"{name}_ffn_norm")
+    expand = _after(affine, _dense(block.ffn_expand))
+    x = _pointwise(x, expand, block, f"{name}_ffn_expand", get_activation(block.activation))
+    x = _pointwise(x, _scaled(block, "ffn", _dense(block.ffn_project)), block, f"{name}_project")
+    return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, x])
+
+
 def _squeeze_excite(block: MBConv, x: Any) -> Any:
     found = block.squeeze_excite
     name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block.dtype_policy)
@@ -330,7 +361,7 @@ def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
     return keras.layers.Add(dtype=dtype, name=f"{name}_ffn_add")([x, branch])
 
 
-def _scaled(block: TransformerBlock, branch: str, product: tuple) -> tuple:
+def _scaled(block: TransformerBlock | ConvNeXtBlock, branch: str, product: tuple) -> tuple:
     if block.layer_scale is None:
         return product
     return _before(product, (_value(getattr(block, f"{branch}_scale").scale), 0.0))

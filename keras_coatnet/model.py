@@ -11,14 +11,10 @@ from typing import Any
 import keras
 
 from keras_coatnet.config import Block, CoAtNetConfig
-from keras_coatnet.layers import MBConv, TransformerBlock
+from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer
-from keras_coatnet.layers.normalization import (
-    BatchNormalization,
-    batch_norm_options,
-    norm_options,
-)
+from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import halved
 
 # Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
@@ -188,8 +184,10 @@ def _stem(config: CoAtNetConfig, x: Any) -> Any:
         name="stem_conv1",
         **options,
     )(x)
-    norm = batch_norm_options(config.batch_norm_epsilon, config.batch_norm_momentum)
-    x = BatchNormalization(**norm, name="stem_norm")(x)
+    norm, norm_arguments = norm_options(
+        config.conv_norm, config.batch_norm_epsilon, config.batch_norm_momentum
+    )
+    x = norm(**norm_arguments, name="stem_norm")(x)
     x = keras.layers.Activation(get_activation(config.conv_activation), name="stem_activation")(x)
     return keras.layers.Conv2D(
         config.stem_width[1],
@@ -211,6 +209,22 @@ def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
 
 
 def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int]) -> Any:
+    if block.kind == "C" and config.conv_block == "convnext":
+        return ConvNeXtBlock(
+            block.width,
+            expanded_width=config.expanded_width(block),
+            strides=block.stride,
+            stride_on=config.stride_on,
+            pool=config.conv_pool,
+            stride_pool=config.conv_stride_pool,
+            padding=config.conv_padding,
+            activation=config.conv_activation,
+            use_bias=config.conv_bias,
+            norm_epsilon=config.batch_norm_epsilon,
+            layer_scale=config.conv_layer_scale,
+            stochastic_depth=block.stochastic_depth,
+            name=block.name,
+        )
     if block.kind == "C":
         return MBConv(
             block.width,

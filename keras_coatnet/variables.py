@@ -50,13 +50,16 @@ def variables(
     height, width = (math.ceil(side / 2) for side in input_shape[:2])
     first, second = config.stem_width
     yield from _layer("stem_conv1", (3, 3, input_shape[2], first), config.stem_bias)
-    yield from _norm("stem_norm", first, "batch")
+    yield from _norm("stem_norm", first, config.conv_norm)
     yield from _layer("stem_conv2", (3, 3, first, second), config.stem_bias)
     for block in config.blocks():
         height, width = (math.ceil(side / block.stride) for side in (height, width))
-        of_block = _mbconv(config, block) if block.kind == "C" else ()
         if block.kind == "T":
             of_block = _transformer(config, block, (2 * height - 1, 2 * width - 1))
+        elif config.conv_block == "convnext":
+            of_block = _convnext(config, block)
+        else:
+            of_block = _mbconv(config, block)
         for variable in of_block:
             yield dataclasses.replace(variable, path=f"{block.name}/{variable.path}")
     if config.final_norm == "before_pool" or (config.final_norm and include_top):
@@ -94,6 +97,20 @@ def _mbconv(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
     yield from _layer("project", (1, 1, expanded, block.width), config.conv_bias)
     if block.width_in != block.width:
         yield from _layer("shortcut", (1, 1, block.width_in, block.width), config.conv_bias)
+
+
+def _convnext(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
+    width_in, width, expanded = block.width_in, block.width, config.expanded_width(block)
+    yield Variable("depthwise_conv/kernel", (7, 7, width_in, width // width_in))
+    if config.conv_bias:
+        yield Variable("depthwise_conv/bias", (width,))
+    yield from _norm("ffn_norm", width, "layer")
+    yield from _layer("ffn_expand", (width, expanded), config.conv_bias)
+    yield from _layer("ffn_project", (expanded, width), config.conv_bias)
+    if config.conv_layer_scale is not None:
+        yield Variable("ffn_scale/scale", (width,))
+    if width_in != width:
+        yield from _layer("shortcut", (width_in, width), config.conv_bias)
 
 
 def _transformer(

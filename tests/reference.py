@@ -109,12 +109,16 @@ def conv2d(
 def depthwise_conv2d(
     x: Array, kernel: Array, bias: Array | None = None, strides: int = 1, padding: str = "same"
 ) -> Array:
-    """Convolution of each channel on its own; the kernel is (rows, columns, channels, 1)."""
+    """Convolution of each channel on its own; the kernel is (rows, columns, channels, multiplier).
+
+    All that is made of one channel stands together.
+    """
     size, positions = _positions(x, kernel.shape[:2], strides, padding)
-    out = np.zeros((len(x), *size, x.shape[3]))
+    multiplier = kernel.shape[3]
+    out = np.zeros((len(x), *size, x.shape[3] * multiplier))
     for i, j, taps in positions:
-        for a, b, r, c in taps:
-            out[:, i, j] += x[:, r, c] * kernel[a, b, :, 0]
+        for (a, b, r, c), number in itertools.product(taps, range(multiplier)):
+            out[:, i, j, number::multiplier] += x[:, r, c] * kernel[a, b, :, number]
     return out if bias is None else out + bias
 
 
@@ -369,6 +373,42 @@ def mbconv(x: Array, weights: Weights, norms: BatchNorms, **switches: object) ->
     return shortcut + branch
 
 
+def convnext_branches(
+    x: Array,
+    weights: Weights,
+    *,
+    strides: int = 1,
+    stride_on: str = "depthwise",
+    pool: str = "avg2",
+    stride_pool: str = "avg2",
+    padding: str = "same",
+    activation: str = "gelu",
+    norm_epsilon: float = 1e-6,
+) -> tuple[Array, Array]:
+    """Shortcut and residual branch of a ConvNeXt block; whatever has no weights is not there."""
+    y = POOLS[stride_pool](x) if strides == 2 and stride_on == "pool" else x
+    depthwise_strides = strides if stride_on == "depthwise" else 1
+    y = depthwise_conv2d(
+        y,
+        weights["depthwise_conv/kernel"],
+        weights.get("depthwise_conv/bias"),
+        strides=depthwise_strides,
+        padding=padding if depthwise_strides == 2 else "same",
+    )
+    y = layer_norm(y, weights["ffn_norm/gamma"], weights["ffn_norm/beta"], norm_epsilon)
+    y = dense(ACTIVATIONS[activation](dense(y, weights, "ffn_expand")), weights, "ffn_project")
+    y = y * weights.get("ffn_scale/scale", 1.0)
+
+    shortcut = POOLS[pool](x) if strides == 2 else x
+    return (dense(shortcut, weights, "shortcut") if "shortcut/kernel" in weights else shortcut), y
+
+
+def convnext(x: Array, weights: Weights, **switches: object) -> Array:
+    """A ConvNeXt block: `convnext_branches`, added."""
+    shortcut, branch = convnext_branches(x, weights, **switches)
+    return shortcut + branch
+
+
 def _transformer_norm(
     x: Array, weights: Weights, name: str, epsilon: float, norms: BatchNorms | None
 ) -> Array:
@@ -436,12 +476,12 @@ def transformer_block(
 def stem(
     x: Array,
     weights: Weights,
-    norms: BatchNorms,
+    norms: Callable[[Array, str], Array],
     *,
     activation: str = "gelu_tanh",
     padding: str = "same",
 ) -> Array:
-    """3x3 of stride 2 -> BatchNorm -> activation -> 3x3; nothing after the second one."""
+    """3x3 of stride 2 -> norm -> activation -> 3x3; nothing after the second one."""
     y = conv2d(
         x, weights["stem_conv1/kernel"], weights.get("stem_conv1/bias"), strides=2, padding=padding
     )

@@ -8,6 +8,8 @@ from keras_coatnet.config import CHOICES, FREE_FIELDS
 from keras_coatnet.families import ARCHITECTURES, find_architecture, size_of
 
 SMALL = {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1)}
+MIXED = {"widths": (32, (64, 64), 128, 256), "depths": (1, (1, 1), 2, 1)}
+CONVNEXT = {"conv_block": "convnext", "stride_on": "depthwise", "stem_width": 16}
 
 
 def test_family_is_the_papers_table_3():
@@ -37,6 +39,19 @@ def test_blocks_of_the_mixed_stage():
     first_transformer = blocks[8]
     assert first_transformer.stride == 1
     assert (first_transformer.width_in, first_transformer.width) == (1024, 2048)
+
+
+def test_a_stage_may_begin_with_convolution_above_attention():
+    """As in timm's coatnet_nano_cc_224."""
+    blocks = list(ARCHITECTURES["coatnet_nano_cc_224"].blocks())
+    assert "".join(block.kind for block in blocks) == "CCC" + "CCCC" + "CTTTTT" + "CTT"
+    assert [block.name for block in blocks if block.stride == 2] == [
+        f"stage{stage}_block1" for stage in (1, 2, 3, 4)
+    ]
+    assert {(block.width_in, block.width) for block in blocks if block.stage == 4} == {
+        (256, 512),
+        (512, 512),
+    }
 
 
 @pytest.mark.parametrize("layout", ["CCCC", "CCCT", "CCTT", "CTTT"])
@@ -83,6 +98,13 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"pixel_std": (0.5, 0.0, 0.5)}, "`pixel_std`"),
         ({"pixel_mean": (0.5,)}, "one value a channel"),
         ({"final_norm": "nowhere"}, "`final_norm`"),
+        ({"layout": ("C", "CT", "C", "T"), **MIXED}, "No MBConv may come after"),
+        ({"conv_block": "resnet"}, "'mbconv', 'convnext'. Received: conv_block='resnet'"),
+        ({"conv_layer_scale": 1e-6}, "conv_block='mbconv'. Leave it out"),
+        ({"conv_layer_scale": -1.0, **CONVNEXT}, "`conv_layer_scale` must be a number above 0"),
+        ({"conv_block": "convnext"}, "stride_on='expansion'. Use stride_on='depthwise'"),
+        ({**CONVNEXT, "stem_width": 24}, "stage1_block1 makes 32 channels of 24.*`stem_width`"),
+        ({**CONVNEXT, "widths": (32, 48, 96, 96)}, "stage2_block1 makes 48 channels of 32"),
     ],
 )
 def test_nonsense_is_refused_at_construction(changes, message):
@@ -131,7 +153,11 @@ def test_sizes():
     assert {size_of(name) for name in architectures()} == {
         *(f"coatnet{number}" for number in range(8)),
         "coatnet_nano",
+        "coatnet_pico",
+        "coatnext_nano",
     }
+    assert size_of("coatnet_nano_cc_224") == "coatnet_nano"
+    assert size_of("coatnet_5_224") == "coatnet5"
     assert size_of("coatnet_rmlp_1_rw2_224") == "coatnet1"
     assert size_of("kecam_coatnet0") == "coatnet0"
 

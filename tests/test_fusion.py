@@ -13,6 +13,7 @@ from keras_coatnet.layers.fused import FusedAttention, Pointwise
 
 SHAPE = (72, 64, 3)  # not square, and odd from the third stage on
 SMALL = {"widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "head_size": 8}
+CONVNEXT = {"conv_block": "convnext", "stride_on": "depthwise", "widths": (16, 32, 32, 64)}
 # Of the paper's networks one for each place of the stride; the others differ in size only.
 NETWORKS = [
     name
@@ -84,6 +85,9 @@ def test_outputs_are_the_same(name, head, photographs):
         {"attention_bias": False, "ffn_bias": False, "conv_bias": False, "stem_bias": False},
         {"layout": ("C", "C", "C", "C")},
         {"layout": ("C", "T", "T", "T")},
+        {**CONVNEXT, "conv_padding": "symmetric"},
+        {**CONVNEXT, "conv_layer_scale": 0.1, "conv_bias": False},
+        {**CONVNEXT, "stride_on": "pool", "conv_stride_pool": "max2"},
     ],
     ids=str,
 )

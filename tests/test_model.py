@@ -16,10 +16,23 @@ MIXED = {
     "widths": (8, 16, (24, 32), 64),
     "depths": (1, 1, (1, 2), 1),
 }
+CONVNEXT = {
+    "layout": ("C", "CT", "CT", "T"),
+    "widths": (16, (16, 24), (48, 32), 64),
+    "depths": (2, (1, 1), (1, 1), 1),
+    "conv_block": "convnext",
+    "conv_layer_scale": 0.1,
+    "conv_pool": "avg2",
+    "stride_on": "depthwise",
+}
 LAYOUTS = [
     {"layout": tuple(layout), "widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1)}
     for layout in ("CCCC", "CCCT", "CCTT", "CTTT")
-] + [MIXED]
+] + [MIXED, CONVNEXT]
+
+
+def layout_id(changes):
+    return "".join(changes["layout"]) + ("-convnext" if changes is CONVNEXT else "")
 
 
 def _reference_output(config, model, x):
@@ -27,10 +40,24 @@ def _reference_output(config, model, x):
     weights = {variable.path: helpers.to_numpy(variable) for variable in model.variables}
     epsilon = config.batch_norm_epsilon
     x = x / 127.5 - 1
-    x = reference.stem(x, weights, reference.BatchNorms(weights, epsilon))
+
+    def layer_norm(x, name):
+        return reference.layer_norm(x, weights[f"{name}/gamma"], weights[f"{name}/beta"], epsilon)
+
+    convnext = config.conv_block == "convnext"
+    norms = layer_norm if convnext else reference.BatchNorms(weights, epsilon)
+    x = reference.stem(x, weights, norms)
     for block in config.blocks():
         own = reference.within(weights, block.name)
-        if block.kind == "C":
+        if block.kind == "C" and convnext:
+            x = reference.convnext(
+                x,
+                own,
+                strides=block.stride,
+                activation=config.conv_activation,
+                norm_epsilon=epsilon,
+            )
+        elif block.kind == "C":
             norms = reference.BatchNorms(own, epsilon)
             x = reference.mbconv(x, own, norms, strides=block.stride)
         else:
@@ -40,7 +67,7 @@ def _reference_output(config, model, x):
     return reference.head(x, weights)
 
 
-@pytest.mark.parametrize("changes", LAYOUTS, ids=lambda changes: "".join(changes["layout"]))
+@pytest.mark.parametrize("changes", LAYOUTS, ids=layout_id)
 def test_forward_pass_is_the_specification(tiny, changes):
     config = tiny.replace(**changes)
     model = keras_coatnet.CoAtNet(
@@ -51,7 +78,7 @@ def test_forward_pass_is_the_specification(tiny, changes):
     helpers.assert_matches(model(x, training=False), _reference_output(config, model, x), 2e-5)
 
 
-@pytest.mark.parametrize("changes", LAYOUTS, ids=lambda changes: "".join(changes["layout"]))
+@pytest.mark.parametrize("changes", LAYOUTS, ids=layout_id)
 @pytest.mark.parametrize("unknown_size", [False, True])
 def test_gradients_reach_every_weight(tiny, changes, unknown_size):
     # Large enough that stage 4 has several positions: with one, softmax passes no gradient.

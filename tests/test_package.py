@@ -85,7 +85,7 @@ def test_wheel_installs_and_works_by_itself(built, tmp_path):
     )
     path, checkpoints, name = result.stdout.split()
     assert pathlib.Path(path).is_relative_to(tmp_path)
-    assert (checkpoints, name) == ("17", "tench")
+    assert (checkpoints, name) == ("18", "tench")
 
 
 def test_importing_loads_nothing_that_keras_does_not():

@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import os
 import types
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -16,12 +17,14 @@ import numpy as np
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES
 
-# Names of timm's architectures in our registry. The two without "rw" nobody has trained.
-NAMES = tuple(name for name in ARCHITECTURES if name.startswith("coatnet_"))
+# Names of timm's architectures in our registry. Those of no checkpoint nobody has trained.
+NAMES = tuple(name for name in ARCHITECTURES if name.startswith(("coatnet_", "coatnext_")))
 
 # A reduced network: widths that all differ, so that no shape fits by chance, and two blocks in
 # each stage, the one that halves the map and one that keeps it.
 WIDTHS, DEPTHS, STEM, CLASSES = (24, 32, 64, 96), (2, 2, 2, 2), (8, 16), 10
+# With ConvNeXt blocks: widths of which each is a multiple of the one before, once the same.
+MULTIPLES = (16, 32, 64, 96)
 SIZE = 96  # pixels: maps of 6 x 6 and 3 x 3 for attention, the odd one included
 
 
@@ -57,17 +60,33 @@ def build(name: str, **kwargs: Any) -> Any:
     return import_timm().create_model(name, weight_init="", **kwargs).eval()
 
 
-def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
-    """The same variant with few and narrow blocks: timm's model, and our configuration of it."""
+def stages(layout: Sequence[str], widths: Sequence[int], depths: Sequence[int]) -> dict[str, tuple]:
+    """Our `widths` and `depths` of timm's: one convolutional block begins a stage of both kinds."""
+    mixed = [kinds == "CT" for kinds in layout]
+    return {
+        "widths": tuple((w, w) if both else w for w, both in zip(widths, mixed, strict=True)),
+        "depths": tuple((1, d - 1) if both else d for d, both in zip(depths, mixed, strict=True)),
+    }
+
+
+def reduced_config(
+    name: str, depths: Sequence[int] = DEPTHS, img_size: int = SIZE
+) -> CoAtNetConfig:
+    """Our configuration of a variant with few and narrow blocks."""
     ours = ARCHITECTURES[name]
     stem = STEM if ours.stem_width[0] != ours.stem_width[1] else STEM[1]
-    if ours.hidden_head:
-        kwargs["head_hidden_size"] = WIDTHS[-1]
+    widths = WIDTHS if ours.conv_block == "mbconv" else MULTIPLES
+    return ours.replace(**stages(ours.layout, widths, depths), stem_width=stem, input_size=img_size)
+
+
+def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
+    """The same variant with few and narrow blocks: timm's model, and our configuration of it."""
     options = {"img_size": SIZE, "num_classes": CLASSES, "depths": DEPTHS, **kwargs}
-    model = build(name, embed_dim=WIDTHS, stem_width=stem, **options)
-    config = ours.replace(
-        widths=WIDTHS, depths=options["depths"], stem_width=stem, input_size=options["img_size"]
-    )
+    config = reduced_config(name, options["depths"], options["img_size"])
+    if config.hidden_head:
+        options["head_hidden_size"] = config.width
+    widths = [width if isinstance(width, int) else width[-1] for width in config.widths]
+    model = build(name, embed_dim=tuple(widths), stem_width=config.stem_width, **options)
     return model, config
 
 

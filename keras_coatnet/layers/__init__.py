@@ -1,6 +1,7 @@
 """The parts of a CoAtNet as Keras layers, each usable alone."""
 
 from keras_coatnet.layers.attention import RelativeSelfAttention
+from keras_coatnet.layers.convnext import ConvNeXtBlock
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.mbconv import MBConv
 from keras_coatnet.layers.pooling import Downsample
@@ -10,6 +11,7 @@ from keras_coatnet.layers.stochastic_depth import StochasticDepth
 from keras_coatnet.layers.transformer import TransformerBlock
 
 __all__ = [
+    "ConvNeXtBlock",
     "Downsample",
     "LayerScale",
     "MBConv",

@@ -176,10 +176,11 @@ def _activations(
         before = height * width
         height, width = (math.ceil(side / block.stride) for side in (height, width))
         inputs.append(size * before * block.width_in)
-        if block.kind == "C":
-            inside.append(_inside_mbconv(config, block, before, height * width, parts, size))
+        if block.kind == "T":
+            count = _inside_transformer
         else:
-            inside.append(_inside_transformer(config, block, before, height * width, parts, size))
+            count = _inside_convnext if config.conv_block == "convnext" else _inside_mbconv
+        inside.append(count(config, block, before, height * width, parts, size))
     last = size * height * width * config.width
     return (
         stem + last + sum(inputs) + sum(inside),
@@ -202,6 +203,20 @@ def _inside_mbconv(
         + wide * expanded * (3 + _GELU)  # outputs of the convolution, the norm and the GELU
         + after * expanded * (4 + _GELU)  # the same, and after squeeze-and-excitation
         + after * block.width * 2  # outputs of the projection and, where there is one, shortcut
+    )
+
+
+def _inside_convnext(
+    config: CoAtNetConfig, block: Block, before: int, after: int, parts: int, size: int
+) -> int:
+    expanded = _share(config.expanded_width(block), parts)
+    pooled = after if block.stride > 1 and config.stride_on == "pool" else 0
+    scaled = int(config.conv_layer_scale is not None)
+    return size * (
+        pooled * block.width_in
+        + after * block.width * (3 + scaled)  # of the convolution, the norm and the projection
+        + after * expanded * (2 + _GELU)
+        + after * block.width  # of the shortcut
     )
 
 

@@ -42,7 +42,9 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.layers import MBConv, TransformerBlock
+from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
+
+_BLOCKS = (MBConv, ConvNeXtBlock, TransformerBlock)
 
 
 def rematerialise(model: keras.Model) -> int:
@@ -67,11 +69,11 @@ def rematerialise(model: keras.Model) -> int:
         >>> rematerialise(CoAtNet(config, input_shape=(64, 64, 3), classes=10))
         5
     """
-    blocks = [layer for layer in model.layers if isinstance(layer, (MBConv, TransformerBlock))]
+    blocks = [layer for layer in model.layers if isinstance(layer, _BLOCKS)]
     if not blocks:
         raise ValueError(
-            f"The model {model.name!r} has no MBConv or TransformerBlock to rematerialise. Give "
-            "the CoAtNet itself, or a functional model of its layers."
+            f"The model {model.name!r} has no MBConv, ConvNeXtBlock or TransformerBlock to "
+            "rematerialise. Give the CoAtNet itself, or a functional model of its layers."
         )
     for block in blocks:
         if not isinstance(block.call, _TwiceComputed):  # a model may be told twice

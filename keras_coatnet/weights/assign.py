@@ -19,8 +19,9 @@ def assign(
 ) -> None:
     """Sets every variable of a network from arrays of the same path.
 
-    Kernels of 1x1 convolutions and of dense layers are taken for one another, and tables of
-    relative biases are resized. Nothing is changed unless everything fits.
+    Kernels of 1x1 convolutions and of dense layers are taken for one another, those of depthwise
+    convolutions may come as one kernel for each channel of the output, and tables of relative
+    biases are resized. Nothing is changed unless everything fits.
 
     Args:
         model: the network.
@@ -84,6 +85,9 @@ def _fit(value: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray | N
         return value.reshape(shape) if value.shape == shape_as_conv else None
     if path.endswith("/kernel") and value.ndim == 2 and len(shape) == 4:
         return value.reshape(shape) if (1, 1, *value.shape) == shape else None
+    if path.endswith("depthwise_conv/kernel") and value.ndim == len(shape) == 4:
+        per_output = (*shape[:2], shape[2] * shape[3], 1)
+        return value.reshape(shape) if value.shape in (shape, per_output) else None
     if path.endswith("position/table") and value.ndim == 3 and value.shape[0] == shape[0]:
         return resize_table(value, (shape[1] + 1) // 2, (shape[2] + 1) // 2)
     return value if value.shape == shape else None

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import struct
+from collections.abc import Iterable, Iterator
 
 import numpy as np
 
@@ -10,7 +13,7 @@ from keras_coatnet.weights import kecam_layout, timm_layout
 from keras_coatnet.weights.hdf5 import Refused, open_hdf5
 
 LAYOUTS = {".safetensors": timm_layout, ".h5": kecam_layout}
-_FLOATS = ("F64", "F32", "F16")
+_FLOATS = ("F64", "F32", "F16", "BF16")
 
 
 def read(path: pathlib.Path) -> dict[str, np.ndarray]:
@@ -41,12 +44,14 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors
 
-    tensors = {}
+    tensors, brain_floats = {}, []
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 kind = file.get_slice(name).get_dtype()
-                if kind in _FLOATS:
+                if kind == "BF16":
+                    brain_floats.append(name)
+                elif kind in _FLOATS:
                     tensors[name] = file.get_tensor(name).astype("float32", copy=False)
                 elif not name.endswith(("num_batches_tracked", "relative_position_index")):
                     raise ValueError(
@@ -57,7 +62,21 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is cut short, damaged, or no safetensors file: {error}. Fetch it again."
         ) from error
-    return tensors
+    if brain_floats:
+        tensors.update(_read_bfloat16(path, brain_floats))
+    return timm_layout.without_prefixes(tensors)
+
+
+def _read_bfloat16(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
+    """Tensors of a type that NumPy has not: a float32's upper half. The file was found sound."""
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header = json.loads(file.read(length))
+        for name in names:
+            start, end = header[name]["data_offsets"]
+            file.seek(8 + length + start)
+            halves = np.frombuffer(file.read(end - start), "<u2").astype("uint32")
+            yield name, (halves << 16).view("float32").reshape(header[name]["shape"])
 
 
 def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:

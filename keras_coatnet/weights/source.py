@@ -13,7 +13,7 @@ import numpy as np
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.paths import check_local
-from keras_coatnet.weights import foreign_files, keras_files, registry, timm_layout
+from keras_coatnet.weights import foreign_files, keras_files, pickles, registry, timm_layout
 from keras_coatnet.weights.assign import assign
 
 SUFFIXES = (*keras_files.SUFFIXES, *foreign_files.LAYOUTS)
@@ -67,6 +67,8 @@ def find_source(
         return _named_source(registry.find(weights, size), candidates, asker)
     path = pathlib.Path(weights)
     if _is_file(path):
+        if path.name.endswith(pickles.SUFFIXES):
+            raise pickles.refusal(path)
         if not path.name.endswith(SUFFIXES):
             raise ValueError(
                 f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "

@@ -9,7 +9,7 @@ are odd functions of the offset.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -39,6 +39,14 @@ _MBCONV = {
     "se_early.fc2": "squeeze_excite/excite",
     "conv3_1x1": "project",
 }
+_CONVNEXT = {
+    "shortcut.expand": "shortcut",
+    "conv_dw": "depthwise_conv",
+    "norm": "ffn_norm",
+    "mlp.fc1": "ffn_expand",
+    "mlp.fc2": "ffn_project",
+    "ls": "ffn_scale",
+}
 _TRANSFORMER = {
     "shortcut.expand": "shortcut",
     "norm1.norm": "attention_norm",
@@ -52,12 +60,40 @@ _TRANSFORMER = {
     "mlp.fc2": "ffn_project",
     "ls2": "ffn_scale",
 }
+# A module of a block that says which kind it is of.
+_KINDS = {"attn": _TRANSFORMER, "conv_dw": _CONVNEXT, "conv2_kxk": _MBCONV}
+
+# What is put before every name by torch's DataParallel, its compiler, and trainers that hold the
+# network as an attribute.
+_PREFIXES = ("module.", "_orig_mod.", "model.")
 _NORM_PARTS = {
     "weight": "gamma",
     "bias": "beta",
     "running_mean": "moving_mean",
     "running_var": "moving_variance",
 }
+
+
+def without_prefixes(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Takes off what wrappers of a model put before all of its names, in any order of them.
+
+    Args:
+        tensors: arrays by name.
+
+    Returns:
+        The same arrays. A prefix that only some of the names have is left: it is none of a wrapper.
+
+    Example:
+        >>> list(without_prefixes({"module._orig_mod.norm.weight": np.ones(8)}))
+        ['norm.weight']
+    """
+    while tensors:
+        first = next(iter(tensors))
+        prefix = next((p for p in _PREFIXES if first.startswith(p)), None)
+        if prefix is None or not all(name.startswith(prefix) for name in tensors):
+            break
+        tensors = {name.removeprefix(prefix): tensor for name, tensor in tensors.items()}
+    return dict(tensors)
 
 
 def translate(
@@ -76,11 +112,7 @@ def translate(
         ValueError: a tensor has a rank that its name does not allow.
     """
     values, unknown = {}, []
-    transformers = {
-        match.group(1, 2)
-        for match in map(_BLOCK.fullmatch, tensors)
-        if match and match[3][:4] == "attn"
-    }
+    kinds = _kinds(tensors)
     for name, tensor in tensors.items():
         if _IGNORED.fullmatch(name):
             continue
@@ -89,13 +121,23 @@ def translate(
             prefix, modules, rest = "", _OUTSIDE_BLOCKS, name
         else:
             prefix = f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}/"
-            modules = _TRANSFORMER if match.group(1, 2) in transformers else _MBCONV
+            modules = kinds.get(match.group(1, 2), _MBCONV)
             rest = match[3]
         found = list(_translate_one(rest, tensor, modules, head_size, name))
         if not found or any(prefix + path in values for path, _ in found):
             unknown.append(name)  # or a second tensor for the same variable
         values.update((prefix + path, value) for path, value in found)
     return values, unknown
+
+
+def _kinds(names: Iterable[str]) -> dict[tuple[str, str], Mapping[str, str]]:
+    """The modules that each block's kind has, by (stage, block) as timm counts them."""
+    kinds = {}
+    for match in filter(None, map(_BLOCK.fullmatch, names)):
+        module = match[3].partition(".")[0]
+        if module in _KINDS:
+            kinds[match.group(1, 2)] = _KINDS[module]
+    return kinds
 
 
 def _translate_one(
@@ -115,12 +157,12 @@ def _translate_one(
         elif not ours.endswith(("norm", "_scale")) and part == "bias":
             yield f"{ours}/bias", tensor
         elif not ours.endswith(("norm", "_scale")) and part == "weight":
-            kernel = _kernel(tensor, ours == "depthwise", full_name)
+            kernel = _kernel(tensor, ours in ("depthwise", "depthwise_conv"), full_name)
             yield f"{ours}/kernel", -kernel if ours == "attention/position/hidden" else kernel
 
 
 def _kernel(weight: np.ndarray, depthwise: bool, name: str) -> np.ndarray:
-    """(out, in, ...) to Keras's (..., in, out), or (..., channels, 1) for a depthwise one."""
+    """(out, in, ...) to Keras's (..., in, out), or (..., out, 1) for a depthwise one."""
     if weight.ndim not in (2, 4) or (depthwise and weight.ndim != 4):
         raise ValueError(f"{name} must be a kernel of rank 2 or 4. Received: {weight.shape}")
     if weight.ndim == 2:
@@ -166,19 +208,17 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         Values by field; no more than the file shows.
     """
     names = set(tensors)
-    depths: dict[int, int] = {}
-    for match in filter(None, map(_BLOCK.fullmatch, names)):
-        stage, block = int(match[1]), int(match[2])
-        depths[stage] = max(depths.get(stage, 0), block + 1)
+    runs = _runs(tensors)
 
     def has(pattern: str) -> bool:
         return any(re.fullmatch(pattern, name) for name in names)
 
     mlp = [t for n, t in tensors.items() if n.endswith("rel_pos.mlp.fc1.weight")]
+    convnext = has(r".*\.conv_dw\..*")
     fields: dict[str, Any] = {
-        "depths": tuple(depths[stage] for stage in sorted(depths)),
-        "squeeze_place": "before_norm" if has(r".*\.se_early\..*") else "after_norm",
-        "conv_bias": has(r".*\.conv3_1x1\.bias"),
+        "depths": tuple(_one_or_pair([len(run) for run in stage]) for stage in runs),
+        "conv_block": "convnext" if convnext else "mbconv",
+        "conv_bias": has(r".*\.conv_dw\.bias" if convnext else r".*\.conv3_1x1\.bias"),
         "transformer_norm": "batch"
         if has(r".*\.attn\.qkv\..*") and has(r"norm\.running_mean")
         else "layer",
@@ -186,11 +226,55 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         "stem_bias": has(r"stem\.conv1\.bias"),
         "hidden_head": has(r"head\.pre_logits\..*"),
         "final_norm": "before_pool" if has(r"norm\.weight") else "after_pool",
-        "transformer_shortcut_bias": has(r"stages\.3\.blocks\.0\.shortcut\.expand\.bias"),
     }
+    projections = [
+        f"stages.{stage}.blocks.{block}.shortcut.expand"
+        for (stage, block), modules in _kinds(tensors).items()
+        if modules is _TRANSFORMER
+        and f"stages.{stage}.blocks.{block}.shortcut.expand.weight" in names
+    ]
+    if projections:
+        fields["transformer_shortcut_bias"] = any(f"{name}.bias" in names for name in projections)
+    if not convnext:
+        early = has(r".*\.se_early\..*")
+        fields["squeeze_place"] = "before_norm" if early else "after_norm"
+    last = [[run[-1] for run in stage] for stage in runs]
+    widths = [[_width(tensors, block) for block in stage] for stage in last]
+    if all(None not in stage for stage in widths):
+        fields["widths"] = tuple(map(_one_or_pair, widths))
     if mlp and mlp[0].ndim:
         fields["relative_position_width"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
     if all(kernel is not None and kernel.ndim for kernel in stem):
         fields["stem_width"] = tuple(len(kernel) for kernel in stem)
     return fields
+
+
+def _runs(names: Iterable[str]) -> list[list[list[str]]]:
+    """Names of the blocks of each stage, the attention blocks apart from those before them."""
+    stages: dict[int, dict[bool, set[int]]] = {}
+    kinds = _kinds(names)
+    for match in filter(None, map(_BLOCK.fullmatch, names)):
+        stage, block = int(match[1]), int(match[2])
+        attends = kinds.get(match.group(1, 2)) is _TRANSFORMER
+        stages.setdefault(stage, {}).setdefault(attends, set()).add(block)
+    return [
+        [
+            [f"stages.{stage}.blocks.{block}" for block in sorted(stages[stage][attends])]
+            for attends in sorted(stages[stage])
+        ]
+        for stage in sorted(stages)
+    ]
+
+
+def _width(tensors: Mapping[str, np.ndarray], block: str) -> int | None:
+    """Channels of a block's output; None if its last layer is not there."""
+    for layer in ("conv3_1x1", "mlp.fc2"):
+        kernel = tensors.get(f"{block}.{layer}.weight")
+        if kernel is not None and kernel.ndim:
+            return len(kernel)
+    return None
+
+
+def _one_or_pair(numbers: Sequence[int]) -> int | tuple[int, ...]:
+    return numbers[0] if len(numbers) == 1 else tuple(numbers)

@@ -125,7 +125,9 @@ def test_it_is_too_late_to_exclude_from_a_built_optimizer():
         optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
-@pytest.mark.parametrize("architecture", ["tiny", "coatnet_rmlp_nano_rw_224"])
+@pytest.mark.parametrize(
+    "architecture", ["tiny", "coatnet_rmlp_nano_rw_224", "coatnext_nano_rw_224"]
+)
 def test_what_decays_and_what_does_not(architecture, tiny):
     """Kernels decay, and nothing else does: biases, scales of norms and layers, tables."""
     config = tiny if architecture == "tiny" else architecture
@@ -137,7 +139,8 @@ def test_what_decays_and_what_does_not(architecture, tiny):
         kinds[bool(decay)].add(variable.path.rpartition("/")[2])
     assert kinds[True] == {"kernel"}
     assert {"bias", "gamma", "beta"} <= kinds[False]
-    assert ("table" in kinds[False]) == (architecture == "tiny")
+    assert ("table" in kinds[False]) == ("rmlp" not in architecture)
+    assert ("scale" in kinds[False]) == ("coatnext" in architecture)
 
 
 def test_layer_wise_rates_fall_from_head_to_stem(tiny):
@@ -149,6 +152,17 @@ def test_layer_wise_rates_fall_from_head_to_stem(tiny):
     assert scales["stem_conv1"] == scales["stem_norm"] == 0.5 ** (len(names) + 1)
     assert scales["predictions"] == scales["hidden"] == scales["norm"] == 1.0
     assert set(layer_rate_scales(model, 1.0).values()) == {1.0}
+
+
+def test_a_network_of_convnext_blocks_is_frozen_alike():
+    config = keras_coatnet.CoAtNetConfig(
+        (8, 16, 32, 64), (1, 1, 1, 1), stem_width=8, conv_block="convnext", stride_on="depthwise"
+    )
+    model = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
+    assert layer_rate_scales(model, 0.5)["stage1_block1"] == 0.5**4
+    freeze(model, "stage2", batch_norm=True)
+    layers = {variable.path.split("/")[0] for variable in model.trainable_variables}
+    assert layers == {"stage3_block1", "stage4_block1", "norm", "hidden", "predictions"}
 
 
 def test_freezing_leaves_the_rest_and_keeps_statistics(tiny):

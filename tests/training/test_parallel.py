@@ -167,6 +167,11 @@ def test_other_backends_are_refused():
 # --- Memory ----------------------------------------------------------------------------------
 
 _VARIANTS = {
+    "convnext": {
+        "conv_block": "convnext",
+        "conv_layer_scale": 1e-6,
+        "stride_on": "depthwise",
+    },
     "mixed": {},
     "batch_norm": {"transformer_norm": "batch", "layer_scale": 1e-6, "final_norm": "before_pool"},
     "mlp": {"relative_position": "mlp", "attention_width": "input", "head_size": 16},

@@ -66,6 +66,15 @@ def test_losses_weights_statistics_and_draws_are_the_same():
     assert all(to_numpy(seed)[1] == 3 for seed in seeds)  # one draw a step, not two
 
 
+def test_convnext_blocks_are_the_same_too():
+    config = CONFIG.replace(
+        conv_block="convnext", conv_layer_scale=0.1, stride_on="depthwise", widths=(16, 32, 32, 32)
+    )
+    plain, model = _build(False, config), _build(True, config)
+    assert _train(model, 2) == pytest.approx(_train(plain, 2), abs=2e-6)
+    _assert_same_variables(model, plain, allowed=2e-6)
+
+
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_operation_by_operation_not_one_bit_changes(policy):

@@ -11,6 +11,8 @@ import pathlib
 import pickle
 import shutil
 import struct
+import subprocess
+import sys
 import warnings
 import zipfile
 
@@ -21,7 +23,9 @@ import pytest
 from safetensors.numpy import save, save_file
 
 import keras_coatnet
+from keras_coatnet import cli
 from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.weights import foreign_files
 from keras_coatnet.weights.source import find_source
 from tests import timm_models
 
@@ -242,15 +246,136 @@ def test_whole_numbers_are_refused(refused, timm_file, dtype):
     assert QKV in refused({**timm_file[2], QKV: tensor}, "weights must be")
 
 
-def test_bfloat16_is_refused(timm_file, victim, tmp_path):
+def test_bfloat16_is_taken_as_it_is(timm_file, pictures, tmp_path):
+    """Values of a type that NumPy has not, some of them beside float32: to the last bit."""
+    timm_models.import_timm()
+    import torch
+    from safetensors.torch import save_file as save_torch
+
+    config, _, tensors, expected = timm_file
+    path = tmp_path / "model.safetensors"
+    half = {
+        name: torch.from_numpy(tensor).to(torch.bfloat16)
+        for name, tensor in tensors.items()
+        if tensor.ndim and not name.startswith("head.")
+    }
+    save_torch({**{n: torch.from_numpy(t) for n, t in tensors.items()}, **half}, path)
+    read = foreign_files.read(path)
+    for name, tensor in half.items():
+        assert read[name].dtype == np.float32
+        np.testing.assert_array_equal(read[name], tensor.float().numpy(), name)
+    np.testing.assert_array_equal(read[FC], tensors[FC])
+    np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=0.5)
+
+
+def test_bfloat16_that_is_not_finite_is_refused(timm_file, victim, tmp_path):
     timm_models.import_timm()
     import torch
     from safetensors.torch import save_file as save_torch
 
     path = tmp_path / "bad.safetensors"
     tensors = {name: torch.from_numpy(tensor) for name, tensor in timm_file[2].items()}
-    save_torch({**tensors, QKV: tensors[QKV].to(torch.bfloat16)}, path)
-    assert "BF16" in assert_refused(path, victim, timm_file[0], "Convert the file to float32")
+    wrong = tensors[QKV].to(torch.bfloat16)
+    wrong[0] = torch.nan
+    save_torch({**tensors, QKV: wrong}, path)
+    assert QKV in assert_refused(path, victim, timm_file[0], "NaN or infinite")
+
+
+# --- what wraps a model, and what torch pickles ----------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "prefix",
+    ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module."],
+)
+def test_the_names_of_a_wrapped_model_are_taken(timm_file, pictures, tmp_path, prefix):
+    config, _, tensors, expected = timm_file
+    path = tmp_path / "model.safetensors"
+    save_file({prefix + name: tensor for name, tensor in tensors.items()}, path)
+    np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=2e-5)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema.", "modules."])
+def test_a_prefix_of_some_names_or_of_nothing_known_is_refused(refused, timm_file, prefix):
+    tensors = timm_file[2]
+    refused({prefix + n if n == FC else n: tensor for n, tensor in tensors.items()})
+    if prefix in ("ema.", "modules."):
+        refused({prefix + n: tensor for n, tensor in tensors.items()})
+    else:  # two models in one file
+        both = {prefix + n: tensor for n, tensor in tensors.items()}
+        refused({**both, **tensors})
+
+
+@pytest.mark.parametrize(
+    ("filename", "form"),
+    [
+        ("pytorch_model.bin", "values"),
+        ("checkpoint.pth", "state_dict"),
+        ("model_best.pth.tar", "training"),
+        ("with space and \"quote'.pt", "values"),
+        ("last.ckpt", "wrapped"),
+    ],
+)
+def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
+    timm_file, pictures, tmp_path, filename, form
+):
+    timm_models.import_timm()
+    import argparse
+
+    import torch
+
+    config, _, tensors, expected = timm_file
+    state = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
+    content = {
+        "values": state,
+        "state_dict": {"state_dict": state, "epoch": 3},
+        # As timm's training writes it.
+        "training": {"state_dict": state, "args": argparse.Namespace(lr=0.1), "version": 2},
+        "wrapped": {"state_dict": {f"model.{n}": tensor for n, tensor in state.items()}},
+    }[form]
+    path = tmp_path / filename
+    torch.save(content, path)
+    with pytest.raises(ValueError, match="weights_only=True") as caught:
+        build(config, path)
+    line = str(caught.value).partition("this writes: python ")[2]
+    # In the folder of the file, where a user may be; `python` is that of the tests.
+    done = subprocess.run(f"{sys.executable} {line}", shell=True, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    (converted,) = tmp_path.glob("*.safetensors")
+    assert converted.name.split(".")[0] == filename.split(".")[0]
+    np.testing.assert_allclose(compute(build(config, converted), pictures), expected, atol=2e-5)
+
+
+def test_a_pickle_that_runs_something_is_not_opened_by_the_line_either(tmp_path):
+    trace, path = tmp_path / "trace", tmp_path / "model.bin"
+    path.write_bytes(pickle.dumps(Trap(str(trace))))
+    with pytest.raises(ValueError, match="may run any program") as caught:
+        keras_coatnet.CoAtNet0(weights=path)
+    line = str(caught.value).partition("this writes: python ")[2]
+    done = subprocess.run(f"{sys.executable} {line}", shell=True, capture_output=True, text=True)
+    assert done.returncode != 0 and not trace.exists()
+
+
+@pytest.mark.parametrize(
+    "command",
+    [
+        ["predict", "{folder}/picture.jpg", "--model", "{folder}/model.bin"],
+        ["train", "transfer", "--weights", "{folder}/model.pth", "--data", "{folder}"],
+        ["train", "transfer", "--weights", "{folder}/missing.pth", "--data", "{folder}"],
+    ],
+    ids=["predict", "train", "missing"],
+)
+def test_the_command_line_says_it_in_one_line(tmp_path, capsys, command):
+    for name in ("picture.jpg", "model.bin", "model.pth"):
+        (tmp_path / name).write_bytes(b"")
+    status = cli.main([argument.format(folder=tmp_path) for argument in command])
+    error = capsys.readouterr().err
+    assert status == 2 and error.count("\n") == 1
+    if "missing" in command[3]:
+        assert "nor a file that exists" in error and "torch.load" not in error
+    else:
+        assert 'torch.load("' in error and "weights_only=True" in error
+        assert f'"{tmp_path}/model.safetensors")' in error
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.05), ("float64", 2e-5)])
@@ -564,7 +689,7 @@ def test_a_reduced_file_fits_no_architecture(timm_file):
 
 
 def test_other_widths_of_the_same_layout_are_refused(timm_file, victim, tmp_path):
-    """What `describe` cannot see: everything alike but a stage's width."""
+    """Everything alike but a stage's width."""
     narrow, _ = timm_models.reduced("coatnet_0_rw_224", **SMALL)
     path = tmp_path / "bad.safetensors"
     tensors = {n: t.numpy() for n, t in narrow.state_dict().items()}

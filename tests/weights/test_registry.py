@@ -12,14 +12,14 @@ TIMM = [c for c in CHECKPOINTS.values() if c.source == "timm"]
 KECAM = [c for c in CHECKPOINTS.values() if c.source == "keras_cv_attention_models"]
 
 
-def test_lists_the_seventeen_in_order():
+def test_lists_the_eighteen_in_order():
     names = checkpoints()
     assert isinstance(names, tuple)
-    assert len(names) == len(set(names)) == 17
+    assert len(names) == len(set(names)) == 18
     assert names[0] == "coatnet_0_rw_224.sw_in1k"
     assert names[-2:] == ("kecam_coatnet0_224", "kecam_coatnet0_160")
-    assert not any("coatnext" in name for name in names)
-    assert len(TIMM) == 15 and len(KECAM) == 2
+    assert names[-3] == "coatnext_nano_rw_224.sw_in1k"
+    assert len(TIMM) == 16 and len(KECAM) == 2
 
 
 @pytest.mark.parametrize("checkpoint", CHECKPOINTS.values(), ids=lambda c: c.name)

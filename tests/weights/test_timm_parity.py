@@ -5,8 +5,11 @@ imports a backend of Keras.
 """
 
 import dataclasses
+import functools
 import gc
+import math
 import os
+import re
 import sys
 
 import keras
@@ -16,7 +19,10 @@ import pytest
 import keras_coatnet
 from keras_coatnet.config import CHOICES, FREE_FIELDS, CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.figures import count_params
+from keras_coatnet.variables import variables
 from keras_coatnet.weights import foreign_files, timm_layout
+from keras_coatnet.weights.assign import _fit as fit
 from keras_coatnet.weights.assign import assign
 from keras_coatnet.weights.registry import CHECKPOINTS
 from tests import timm_models
@@ -67,7 +73,22 @@ class Comparison:
 # --- the same logits -------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", NAMES)
+# Reduced, these are among the others: they differ from them in widths and depths alone.
+AMONG_OTHERS = {
+    *(f"coatnet_{number}_224" for number in range(1, 6)),
+    "coatnet_rmlp_0_rw_224",
+    "coatnet_rmlp_3_rw_224",
+}
+REDUCED = [name for name in NAMES if name not in AMONG_OTHERS]
+
+
+def test_every_architecture_is_compared_reduced():
+    compared = [timm_models.reduced_config(name) for name in REDUCED]
+    for name in AMONG_OTHERS:
+        assert timm_models.reduced_config(name) in compared, name
+
+
+@pytest.mark.parametrize("name", REDUCED)
 def test_reduced_networks_give_timm_s_logits(name, tmp_path):
     theirs, config = timm_models.random_model(name, SIZE, small=True)
     path = timm_models.save(theirs, tmp_path / "model.safetensors")
@@ -89,7 +110,7 @@ def report(tmp_path_factory, capsys):
 
     def report(comparison):
         (folder / f"{comparison.name}.parity").write_text(str(comparison))
-        paths = [folder / f"{name}.parity" for name in NAMES]
+        paths = [folder / f"{name}.parity" for name in WHOLE]
         with capsys.disabled():
             print(f"\n{comparison}", file=sys.stderr)
             if all(path.exists() for path in paths):
@@ -103,13 +124,22 @@ def report(tmp_path_factory, capsys):
 LARGE = ("coatnet_2_rw_224", "coatnet_rmlp_2_rw_224", "coatnet_rmlp_2_rw_384", "coatnet_3_rw_224")
 
 
+# Those that somebody has trained, and two of timm's readings of the paper. The others differ from
+# them in numbers alone: what is compared of them is below.
+WHOLE = [
+    name
+    for name in NAMES
+    if name in ("coatnet_0_224", "coatnet_1_224", *(c.architecture for c in CHECKPOINTS.values()))
+]
+
+
 @pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize(
     "name",
     [
         pytest.param(name, marks=pytest.mark.xdist_group("large") if name in LARGE else ())
-        for name in NAMES
+        for name in WHOLE
     ],
 )
 def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
@@ -150,6 +180,7 @@ OTHER_NUMBERS = {
     "transformer_shortcut_bias": True,
     "ffn_bias": False,
     "layer_scale": 1.0,
+    "conv_layer_scale": 1.0,
     "hidden_head": True,
 }
 # What hardly changes a logit of coatnet_0_rw_224, and why. The first is therefore compared with
@@ -210,8 +241,46 @@ def test_without_a_mistake_there_is_no_difference(right):
 @pytest.mark.parametrize(("field", "value"), MISTAKES, ids=str)
 def test_a_wrong_switch_shows(right, field, value):
     config, *rest = right
+    if field in ("conv_block", "conv_layer_scale"):  # the one without the other
+        with pytest.raises(ValueError, match=field):
+            config.replace(**{field: value})
+        return
     error = error_of(config.replace(**{field: value}), *rest)
     assert error < 1e-4 if field in INVISIBLE else error > 1e-4
+
+
+@pytest.fixture(scope="module")
+def right_convnext():
+    """The same of coatnext_nano_rw_224."""
+    theirs, config = timm_models.random_model(
+        "coatnext_nano_rw_224", SIZE, small=True, depths=(1, 1, 2, 1)
+    )
+    tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
+    pictures = timm_models.pictures(2, SIZE)
+    return config, tensors, pictures, timm_models.logits(theirs, pictures)
+
+
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {},
+        {"conv_block": "mbconv", "conv_layer_scale": None},
+        {"conv_layer_scale": None},
+        {"conv_activation": "silu"},
+        {"conv_bias": False},
+        {"conv_padding": "same"},
+        {"conv_pool": "max2"},
+        {"stride_on": "pool"},
+        {"expansion": 2},
+        {"batch_norm_epsilon": 1e-2},
+    ],
+    ids=str,
+)
+def test_a_wrong_switch_of_convnext_shows(right_convnext, changes):
+    config, *rest = right_convnext
+    error = error_of(config.replace(**changes), *rest)
+    assert error > 1e-4 if changes else error <= tolerance("coatnext_nano_rw_224")
 
 
 def test_a_mirrored_table_shows(right):
@@ -241,15 +310,15 @@ def test_turned_coordinates_show():
 
 # timm's fields that have one value in all of these networks, which is what our code assumes.
 ONE_VALUE = {
-    "": {"block_type": ("C", "C", "T", "T")},
-    "conv_cfg": {
-        "block_type": "mbconv",
+    "": {},
+    "mbconv": {
         "kernel_size": 3,
         "group_size": 1,  # depthwise
         "padding": "",  # symmetric
         "attn_layer": "se",
         "norm_layer": "batchnorm2d",
     },
+    "convnext": {"padding": "", "norm_layer": "layernorm2d"},
     "transformer_cfg": {
         "head_first": True,
         "attn_drop": 0.0,
@@ -260,14 +329,19 @@ ONE_VALUE = {
         "use_nchw_attn": False,
     },
 }
-# timm's fields that an MBConv CoAtNet does not read at inference.
+# timm's fields that a CoAtNet does not read at inference.
 WITHOUT_MEANING = {
     "": {"weight_init"},
-    "conv_cfg": {"init_values", "norm_layer_cl"},  # ConvNeXt blocks only
+    "mbconv": {"init_values", "norm_layer_cl"},  # ConvNeXt blocks only
+    "convnext": {
+        *("expand_output", "kernel_size", "group_size", "pre_norm_act", "norm_layer_cl"),
+        *("pool_type", "attn_early", "attn_layer", "attn_act_layer", "attn_ratio"),
+    },
     "transformer_cfg": {"partition_ratio", "norm_layer_cl"},  # MaxViT's windows only
 }
 ACTIVATIONS = {"gelu": "gelu", "silu": "silu", "relu": "relu"}  # timm's "gelu" is by erf
 POOLS = {"avg2": "avg2", "max": "max3", "max2": "max2"}
+LAYOUTS = {"C": "C", "T": "T", ("C", "T"): "CT"}
 STRIDES = {"pool": "pool", "dw": "depthwise", "1x1": "expansion"}
 NORMS = {"layernorm2d": "layer", "batchnorm2d": "batch"}
 POSITIONS = {"bias": "table", "mlp": "mlp"}
@@ -287,20 +361,52 @@ class Reader:
         return getattr(self.cfg, field)
 
 
+def mbconv_fields(conv):
+    by_output = conv("expand_output")
+    return {
+        "expansion_from": "output" if by_output else "input",
+        "conv_pool": POOLS[conv("pool_type")],
+        "conv_prenorm_activation": conv("pre_norm_act"),
+        "conv_layer_scale": None,
+        "squeeze_ratio": conv("attn_ratio"),
+        "squeeze_from": "output" if by_output else "expanded",
+        "squeeze_activation": ACTIVATIONS[conv("attn_act_layer")],
+        "squeeze_place": "before_norm" if conv("attn_early") else "after_norm",
+    }
+
+
+def convnext_fields(conv):
+    """timm's block widens its output by the factor, and pools its shortcut by means, always."""
+    return {
+        "expansion_from": "output",
+        "conv_pool": "avg2",
+        "conv_layer_scale": conv("init_values"),
+    }
+
+
+# What has no meaning where blocks are ConvNeXt's.
+OF_MBCONV = {
+    *("conv_prenorm_activation", "squeeze_ratio", "squeeze_from"),
+    *("squeeze_activation", "squeeze_place"),
+}
+
+
 def configuration_of(cfg):
     """What timm's configuration is in ours, but for what belongs to a checkpoint."""
     whole = Reader("", cfg)
-    conv = Reader("conv_cfg", whole("conv_cfg"))
+    block = whole("conv_cfg").block_type
+    conv = Reader(block, whole("conv_cfg"))
     transformer = Reader("transformer_cfg", whole("transformer_cfg"))
-    by_output = conv("expand_output")
     hidden = whole("head_hidden_size")
     assert hidden in (None, whole("embed_dim")[-1])
     expansions = {conv("expand_ratio"), transformer("expand_ratio")}
     assert all(ratio == int(ratio) for ratio in expansions)
+    layout = tuple(LAYOUTS[kinds] for kinds in whole("block_type"))
     fields = {
-        "widths": whole("embed_dim"),
-        "depths": whole("depths"),
-        "layout": whole("block_type"),
+        **(mbconv_fields(conv) if block == "mbconv" else convnext_fields(conv)),
+        "conv_block": conv("block_type"),
+        "layout": layout,
+        **timm_models.stages(layout, whole("embed_dim"), whole("depths")),
         "stem_width": whole("stem_width"),
         "stem_bias": whole("stem_bias"),
         "hidden_head": hidden is not None,
@@ -308,18 +414,11 @@ def configuration_of(cfg):
         # and one stands before it.
         "final_norm": "before_pool" if hidden is None else "after_pool",
         "expansion": int(conv("expand_ratio")),
-        "expansion_from": "output" if by_output else "input",
         "stride_on": STRIDES[conv("stride_mode")],
-        "conv_pool": POOLS[conv("pool_type")],
         "conv_stride_pool": POOLS[conv("downsample_pool_type")],
         "conv_padding": "symmetric",
         "conv_activation": ACTIVATIONS[conv("act_layer")],
-        "conv_prenorm_activation": conv("pre_norm_act"),
         "conv_bias": conv("output_bias"),
-        "squeeze_ratio": conv("attn_ratio"),
-        "squeeze_from": "output" if by_output else "expanded",
-        "squeeze_activation": ACTIVATIONS[conv("attn_act_layer")],
-        "squeeze_place": "before_norm" if conv("attn_early") else "after_norm",
         "batch_norm_epsilon": conv("norm_eps"),
         "batch_norm_momentum": 0.9,  # torch's default of 0.1 is the share of the new batch
         "head_size": transformer("dim_head"),
@@ -351,8 +450,10 @@ def timm_configuration(name):
 def test_configurations_are_timm_s_field_by_field(name):
     expected = configuration_of(timm_configuration(name))
     of_checkpoint = {"input_size", "pixel_mean", "pixel_std"}
-    assert {*expected, *of_checkpoint} == {f.name for f in dataclasses.fields(CoAtNetConfig)}
     ours = ARCHITECTURES[name]
+    without_meaning = OF_MBCONV if ours.conv_block == "convnext" else set()
+    fields = {f.name for f in dataclasses.fields(CoAtNetConfig)}
+    assert {*expected, *of_checkpoint} == fields - without_meaning
     # Built anew, so that both have gone through the same normalisation (a stem's pair of widths).
     theirs = CoAtNetConfig(**{**ours.to_dict(), **expected})
     for field in expected:
@@ -363,23 +464,28 @@ def test_configurations_are_timm_s_field_by_field(name):
     assert (ours.pixel_mean, ours.pixel_std) == (default.mean, default.std)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", REDUCED)
 def test_epsilons_and_momenta_are_those_of_timm_s_modules(name):
     import torch
 
     model, config = timm_models.reduced(name)
     conv, transformer = config.batch_norm_epsilon, config.transformer_norm_epsilon
+    # The stem and blocks of convolution are convolutional; those of attention, and the end, not.
+    kinds = {block.name: block.kind for block in config.blocks()}
     met = set()
     for path, module in model.named_modules():
         if not isinstance(module, torch.nn.LayerNorm | torch.nn.modules.batchnorm._BatchNorm):
             continue
-        # Stem and stages 1 and 2 are convolutional; stages 3 and 4, and the end, are not.
-        part = "conv" if path.startswith(("stem.", "stages.0.", "stages.1.")) else "transformer"
+        part = "conv" if path.startswith("stem.") else "transformer"
+        if match := re.match(r"stages\.(\d)\.blocks\.(\d)\.", path):
+            kind = kinds[f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}"]
+            part = "conv" if kind == "C" else "transformer"
         final = path in ("norm", "head.norm")
         met.add((part, final))
         assert module.eps == (conv if part == "conv" else transformer), path
         batch = not isinstance(module, torch.nn.LayerNorm)
-        assert batch == (part == "conv" or config.transformer_norm == "batch"), path
+        norm = config.conv_norm if part == "conv" else config.transformer_norm
+        assert batch == (norm == "batch"), path
         if batch:
             assert module.momentum == pytest.approx(1 - config.batch_norm_momentum), path
     assert met == {("conv", False), ("transformer", False), ("transformer", True)}
@@ -387,7 +493,8 @@ def test_epsilons_and_momenta_are_those_of_timm_s_modules(name):
     ours = keras_coatnet.CoAtNet(config, classes=timm_models.CLASSES)
     for layer in ours._flatten_layers():
         if isinstance(layer, keras.layers.BatchNormalization | keras.layers.LayerNormalization):
-            convolutional = layer.path.startswith(("stem", "stage1", "stage2"))
+            convolutional = kinds.get(layer.path.partition("/")[0], "C") == "C"
+            convolutional &= layer.path != "norm"
             assert layer.epsilon == (conv if convolutional else transformer), layer.path
 
 
@@ -409,8 +516,9 @@ def test_the_registry_says_what_timm_says_of_a_checkpoint(name):
 
 
 def test_the_registry_has_every_coatnet_that_timm_has():
-    pretrained = timm_models.import_timm().list_models("coatnet_*", pretrained=True)
-    assert sorted(pretrained) == sorted(CHECKPOINT_NAMES)
+    timm = timm_models.import_timm()
+    assert sorted(timm.list_models("coatn*", pretrained=True)) == sorted(CHECKPOINT_NAMES)
+    assert sorted(timm.list_models("coatn*")) == sorted(NAMES)
 
 
 @pytest.mark.parametrize("name", CHECKPOINT_NAMES)
@@ -425,18 +533,41 @@ def test_the_registry_counts_timm_s_parameters(name):
     assert sum(p.numel() for p in model.parameters()) == CHECKPOINTS[name].parameters
 
 
-def test_files_say_which_architecture_they_are_of():
-    """Of all architectures, only those with the same variables and outputs fit timm's names."""
+@functools.cache
+def shapes_of(name):
+    """timm's whole network without memory: how many parameters, and zeros that take no room."""
     timm = timm_models.import_timm()
     import torch
 
+    with torch.device("meta"):
+        model = timm.create_model(name, num_classes=1000)
+    tensors = {
+        key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
+        for key, tensor in model.state_dict().items()
+    }
+    return sum(p.numel() for p in model.parameters()), tensors
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_every_architecture_has_timm_s_variables(name):
+    """Of whole networks: as many parameters, of the shapes that timm's have in our layout."""
+    size = ARCHITECTURES[name].input_size
+    parameters, tensors = shapes_of(name)
+    assert parameters == count_params(name, (size, size, 3))
+    values, unknown = timm_layout.translate(tensors, ARCHITECTURES[name].head_size)
+    assert not unknown
+    expected = {v.path: v.shape for v in variables(ARCHITECTURES[name], (size, size, 3))}
+    assert set(values) == set(expected)
+    for path, shape in expected.items():
+        fitted = fit(values[path], shape, path)
+        assert fitted is not None and fitted.shape == shape, path
+        assert values[path].size == math.prod(shape), path  # a table is not resized
+
+
+def test_files_say_which_architecture_they_are_of():
+    """Of all architectures, only those with the same variables and outputs fit timm's names."""
     for name in NAMES:
-        with torch.device("meta"):
-            state = timm.create_model(name, num_classes=1000).state_dict()
-        tensors = {
-            key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
-            for key, tensor in state.items()
-        }
+        _, tensors = shapes_of(name)
         shown = foreign_files.LAYOUTS[".safetensors"].describe(tensors)
         fitting = [
             known
