@@ -13,7 +13,7 @@ import keras
 from keras_coatnet.config import Block, CoAtNetConfig
 from keras_coatnet.layers import MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
-from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer, policy_at
 from keras_coatnet.layers.normalization import (
     BatchNormalization,
     batch_norm_options,
@@ -268,12 +268,16 @@ def _head(
         x = _final_norm(config)(x)
     if config.hidden_head:
         x = keras.layers.Dense(
-            config.width, "tanh", kernel_initializer=kernel_initializer(), name="hidden"
+            config.width,
+            "tanh",
+            kernel_initializer=kernel_initializer(),
+            dtype=policy_at(keras.config.dtype_policy(), "hidden"),
+            name="hidden",
         )(x)
     return keras.layers.Dense(
         classes,
         classifier_activation,
         kernel_initializer=kernel_initializer(),
-        dtype=full_precision(keras.config.dtype_policy()),
+        dtype=full_precision(policy_at(keras.config.dtype_policy(), "predictions")),
         name="predictions",
     )(x)
