@@ -302,7 +302,8 @@ def default_settings(model: keras.Model) -> PictureSettings:
             "The model must take one batch of RGB pictures, (batch, height, width, 3). It takes: "
             f"{shape}"
         )
-    sides = model.architecture.input_sides if isinstance(model, CoAtNetModel) else (224, 224)
+    config = getattr(model, "architecture", None)
+    sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
     known = zip(shape[1:3], sides, strict=True)
     return PictureSettings(tuple(side or default for side, default in known))
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import pathlib
 import warnings
@@ -11,20 +10,9 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.model import IDENTITY
+from keras_coatnet.model import IDENTITY, Identity
 
 SUFFIXES = (".weights.h5", ".keras")
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """Which network a file belongs to: the attributes of a `CoAtNetModel`."""
-
-    architecture: CoAtNetConfig
-    include_preprocessing: bool
-    classes: int | None
-    channels: int
 
 
 def read_identity(path: pathlib.Path) -> Identity | None:
@@ -41,13 +29,14 @@ def read_identity(path: pathlib.Path) -> Identity | None:
     """
     try:
         found = _identity_of_archive(path) if path.suffix == ".keras" else _identity_of_h5(path)
-        if found is None:
-            return None
-        return Identity(**{**found, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
     except (OSError, KeyError, TypeError, json.JSONDecodeError, zipfile.BadZipFile) as error:
         raise ValueError(
             f"{path} is damaged, or no file that Keras saved: {error}. Save it again."
         ) from error
+    try:
+        return None if found is None else Identity.from_dict(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _identity_of_archive(path: pathlib.Path) -> dict[str, Any] | None:
