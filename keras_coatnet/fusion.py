@@ -120,11 +120,13 @@ def _check(model: Any) -> None:
             f"for one. Its input shape is {model.input_shape}. Build it with input_shape=(height, "
             "width, channels) and load the weights."
         )
-    known = {*_AROUND_BLOCKS, *(block.name for block in model.architecture.blocks())}
+    blocks = {block.name for block in model.architecture.blocks()}
     own = [
         layer.name
         for layer in model.layers
-        if layer.name not in known and not isinstance(layer, keras.layers.InputLayer)
+        if not isinstance(layer, keras.layers.InputLayer)
+        and layer.name not in _AROUND_BLOCKS
+        and not (layer.name in blocks and isinstance(layer, (MBConv, TransformerBlock)))
     ]
     if own:
         raise ValueError(
