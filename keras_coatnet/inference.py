@@ -218,8 +218,9 @@ def open_model(
             it: weights saved from a model of this package know theirs.
 
     Returns:
-        The model, for raw pixels, and the `PictureSettings` that its accuracy was measured with; of
-        a file, its input's size and the defaults.
+        The model, and the `PictureSettings` that its accuracy was measured with; of a file, its
+        input's size and the defaults. It takes raw pixels, unless it was saved from a CoAtNet with
+        include_preprocessing=False; `class_scores` and `predict_pictures` know.
 
     Raises:
         ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not

@@ -154,7 +154,7 @@ def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]
 
 
 def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None:
-    if identity is not None and identity.include_preprocessing or any(map(_normalises, ahead)):
+    if (identity is not None and identity.include_preprocessing) or any(map(_normalises, ahead)):
         return None
     if identity is None:
         raise ValueError(

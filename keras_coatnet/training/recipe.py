@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
+from keras_coatnet.files import whole_file
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import PictureSettings
@@ -219,10 +220,8 @@ class Recipe:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes the recipe to a JSON file, whole or not at all."""
-        path = pathlib.Path(path)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Recipe:

@@ -13,6 +13,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.files import whole_file
+
 # From this many classes on the five best answers say something that the best one does not.
 TOP5_CLASSES = 6
 # A confusion matrix of ImageNet-21k's classes would take 4 GB; up to here it takes 32 MB.
@@ -348,9 +350,5 @@ def _csv(rows: list[list]) -> str:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
