@@ -299,7 +299,7 @@ def _check_weights(weights: Any) -> None:
 
 
 def _check_preprocessing(include_preprocessing: Any) -> None:
-    if include_preprocessing not in (None, True, False):
+    if include_preprocessing is not None and not isinstance(include_preprocessing, bool):
         raise ValueError(
             "`include_preprocessing` must be True, False or None. Received: "
             f"include_preprocessing={include_preprocessing!r}"

@@ -32,6 +32,14 @@ IDENTITY = "keras_coatnet"
 # Of what is stored there. A reader refuses a higher number than its own.
 FORMAT_VERSION = 1
 
+# What the values of an identity may be.
+_KINDS = {
+    "include_preprocessing": bool,
+    "classes": int | None,
+    "channels": int,
+    "fused": bool,
+}
+
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
@@ -89,6 +97,11 @@ class Identity:
                 f"no identity of a CoAtNet. Fields that it lacks: {missing}; that it must not "
                 f"have: {extra}."
             )
+        for name, kinds in _KINDS.items():
+            if not isinstance(fields.get(name, False), kinds):
+                raise ValueError(
+                    f"no identity of a CoAtNet. Received: {name}={fields[name]!r:.300}"
+                )
         return cls(**{**fields, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
 
 

@@ -53,6 +53,20 @@ def check_choice(argument: str, value: Any, choices: tuple) -> None:
         )
 
 
+def check_bool(argument: str, value: Any) -> None:
+    """Refuses what is neither True nor False: the text "False" would count as true.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+
+    Raises:
+        ValueError: the value is no bool.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+
+
 def spatial_size(x: Any) -> tuple[Any, Any]:
     """Height and width of a channels-last map: ints where they are static, else scalar tensors."""
     dynamic = ops.shape(x)
