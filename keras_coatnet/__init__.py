@@ -20,9 +20,8 @@ from keras_coatnet.figures import count_flops, count_params
 from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.version import __version__ as __version__
 from keras_coatnet.weights.registry import checkpoints
-
-__version__ = "0.1.0"
 
 __all__ = [
     "CoAtNet",

@@ -36,7 +36,7 @@ def CoAtNet(
     pooling: str | None = None,
     classes: int = _CLASSES,
     classifier_activation: str | Callable | None = "softmax",
-    include_preprocessing: bool = True,
+    include_preprocessing: bool | None = None,
     name: str | None = None,
     **overrides: Any,
 ) -> CoAtNetModel:
@@ -58,8 +58,10 @@ def CoAtNet(
         pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
         classes: outputs of the classifier. Default: 1000, or as many as the weights bring.
         classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
+            It is no part of a file of weights.
         include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalises them
-            itself (to -1 .. 1 for the paper's networks); else it takes normalised ones.
+            itself (to -1 .. 1 for the paper's networks); else it takes normalised ones. Default:
+            as the model whose weights are loaded, if it was one of this package, else True.
         name: name of the model; nothing else hangs on it.
         **overrides: fields of `CoAtNetConfig` to change, such as `stochastic_depth=0.2`, or
             `stride_on="depthwise"` for the paper's "Stride-2 DConv2D" networks.
@@ -105,7 +107,7 @@ def _sized(function_name: str, size: str, default: str, about: str) -> Callable[
         pooling: str | None = None,
         classes: int = _CLASSES,
         classifier_activation: str | Callable | None = "softmax",
-        include_preprocessing: bool = True,
+        include_preprocessing: bool | None = None,
         name: str = size,
         **overrides: Any,
     ) -> CoAtNetModel:
@@ -178,13 +180,14 @@ def _construct(
     pooling: str | None,
     classes: int,
     classifier_activation: str | Callable | None,
-    include_preprocessing: bool,
+    include_preprocessing: bool | None,
     name: str,
 ) -> CoAtNetModel:
     """Checks the arguments, finds the weights, builds the model and loads them."""
     _check_pooling(pooling)
     _check_classes(classes)
     _check_weights(weights)
+    _check_preprocessing(include_preprocessing)
     if include_top and weights is not None:
         _check_activation(classifier_activation)
     inputs_known = _checked_inputs(include_top, input_tensor, input_shape)
@@ -209,6 +212,9 @@ def _construct(
             f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
             "pictures."
         )
+    if include_preprocessing is None:
+        saved = None if source is None else source.include_preprocessing
+        include_preprocessing = True if saved is None else saved
     height, width = inputs.shape[1:3]
     if None not in (height, width):
         config = config.replace(input_size=height if height == width else (height, width))
@@ -289,6 +295,14 @@ def _check_weights(weights: Any) -> None:
         raise ValueError(
             "`weights` must be None, a name or a path. Received: "
             f"weights of type {type(weights).__name__}"
+        )
+
+
+def _check_preprocessing(include_preprocessing: Any) -> None:
+    if include_preprocessing is not None and not isinstance(include_preprocessing, bool):
+        raise ValueError(
+            "`include_preprocessing` must be True, False or None. Received: "
+            f"include_preprocessing={include_preprocessing!r}"
         )
 
 

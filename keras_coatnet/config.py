@@ -226,6 +226,12 @@ class CoAtNetConfig:
                     f"`{field}` must be one of {', '.join(map(repr, choices))}. "
                     f"Received: {field}={getattr(self, field)!r}"
                 )
+        for field in dataclasses.fields(self):
+            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
+                raise ValueError(
+                    f"`{field.name}` must be True or False. "
+                    f"Received: {field.name}={getattr(self, field.name)!r}"
+                )
         positive_ints = ("expansion", "ffn_expansion", "head_size", "relative_position_width")
         for field in positive_ints:
             _check_positive_int(field, getattr(self, field), MOST_CHANNELS)

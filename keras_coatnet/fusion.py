@@ -7,6 +7,7 @@ added. What cannot go anywhere stays as it is, so that outputs are the same.
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 import keras
@@ -20,8 +21,9 @@ from keras_coatnet.layers.fused import (
     LoneActivation,
     Pointwise,
 )
+from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.pooling import Downsample
-from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.model import CoAtNetModel, Identity
 
 
 def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
@@ -45,10 +47,11 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
 
     Returns:
         A `keras.Model` with the same inputs and outputs; outputs differ by rounding, about 1e-6.
+        It is a `CoAtNetModel`, which knows its architecture, classes and preprocessing.
 
     Raises:
         ValueError: the model is none of this package's, its input size is unknown, it is
-            quantised, or it has layers of its own.
+            quantised or fused already, or it has layers of its own.
 
     Example:
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
@@ -65,6 +68,8 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     x = inputs
     if "preprocessing" in layer:
         x = _again(layer["preprocessing"])(x)
+    identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
+    x = NetworkIdentity(identity.to_dict(), name="network")(x)
     x = _fused_stem(layer, x, jit_compile)
     for block in config.blocks():
         found = layer[block.name]
@@ -75,13 +80,14 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
         else:
             x = _fused_mbconv(found, x, jit_compile)
     x = _fused_head(layer, x)
-    return keras.Model(inputs, x, name=f"{model.name}_fused")
+    return CoAtNetModel(inputs, x, name=f"{model.name}_fused", identity=identity)
 
 
 # --- What can be fused -------------------------------------------------------------------------
 
 _AROUND_BLOCKS = (
     "preprocessing",
+    "network",
     "stem_pad",
     "stem_conv1",
     "stem_norm",
@@ -101,24 +107,35 @@ def _check(model: Any) -> None:
             "Only a model that CoAtNet or one of its sizes built can be fused. Received: "
             f"{type(model).__name__}. Fuse the CoAtNet inside it before you build on it."
         )
+    if model.architecture is None:
+        raise ValueError(
+            "The model does not say which CoAtNet it is, as its layers are not those of one whole "
+            f"network, from the input to an end that CoAtNet builds. Its last layer is "
+            f"{model.layers[-1].name!r}. Fuse the CoAtNet alone, and put your layers around the "
+            "result."
+        )
+    if model.fused:
+        raise ValueError("The model is fused already. Fuse the model that it was made from.")
     if None in model.input_shape[1:]:
         raise ValueError(
             "A model must have a known input size to be fused, as its relative biases are expanded "
             f"for one. Its input shape is {model.input_shape}. Build it with input_shape=(height, "
             "width, channels) and load the weights."
         )
-    known = {*_AROUND_BLOCKS, *(block.name for block in model.architecture.blocks())}
+    blocks = {block.name for block in model.architecture.blocks()}
     own = [
         layer.name
         for layer in model.layers
-        if layer.name not in known and not isinstance(layer, keras.layers.InputLayer)
+        if not isinstance(layer, keras.layers.InputLayer)
+        and layer.name not in _AROUND_BLOCKS
+        and not (layer.name in blocks and isinstance(layer, (MBConv, TransformerBlock)))
     ]
     if own:
         raise ValueError(
             f"The model has layers of its own, which cannot be fused: {', '.join(own)}. Fuse the "
             "CoAtNet alone, and put them around the result."
         )
-    if any("int8" in v.dtype or "float8" in v.dtype for v in model.variables):
+    if any(layer.quantization_mode for layer in model._flatten_layers()):
         raise ValueError("A quantised model cannot be fused. Fuse first, then quantise.")
 
 
@@ -166,9 +183,18 @@ def _before(
 # --- Layers ------------------------------------------------------------------------------------
 
 
-def _stored_as_computed(policy: keras.DTypePolicy) -> keras.DTypePolicy:
+def _stored_as_computed(layer: keras.layers.Layer) -> keras.DTypePolicy:
     """Inference has no use for a float32 copy of what is computed in half precision."""
-    return keras.DTypePolicy(policy.compute_dtype)
+    return keras.DTypePolicy(layer.compute_dtype)
+
+
+def _options(layer: keras.layers.Layer) -> dict[str, Any]:
+    """A layer's configuration for a new one, whose kernel has what LoRA added."""
+    return {
+        key: value
+        for key, value in layer.get_config().items()
+        if key not in ("lora_rank", "lora_alpha")
+    }
 
 
 def _again(layer: keras.layers.Layer) -> keras.layers.Layer:
@@ -194,7 +220,7 @@ def _pointwise(
     strides: int = 1,
 ) -> Any:
     width = product[0].shape[-1]
-    dtype = _stored_as_computed(like.dtype_policy)
+    dtype = _stored_as_computed(like)
     new = Pointwise(width, activation, strides, dtype=dtype, name=name)
     return _filled(new, x, *product)
 
@@ -221,25 +247,25 @@ def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool)
     if "stem_pad" in layer:
         x = _again(layer["stem_pad"])(x)
     conv = layer["stem_conv1"]
-    dtype = _stored_as_computed(conv.dtype_policy)
+    dtype = _stored_as_computed(conv)
     kernel = _value(conv.kernel)
     bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
     norm = layer["stem_norm"]
     keeps_norm = isinstance(norm, keras.layers.LayerNormalization)
     folded = (kernel, bias) if keeps_norm else _before((kernel, bias), _affine(norm))
-    options = {**conv.get_config(), "use_bias": True, "dtype": dtype}
+    options = {**_options(conv), "use_bias": True, "dtype": dtype}
     x = _filled(keras.layers.Conv2D.from_config(options), x, *folded)
     if keeps_norm:
         x = _kept_norm(norm, x, "stem_norm", affine=True)
     function = layer["stem_activation"].activation
     x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
     conv = layer["stem_conv2"]
-    new = keras.layers.Conv2D.from_config({**conv.get_config(), "dtype": dtype})
-    return _filled(new, x, *map(_value, conv.weights))
+    new = keras.layers.Conv2D.from_config({**_options(conv), "dtype": dtype})
+    return _filled(new, x, *(_value(part) for part in (conv.kernel, conv.bias) if part is not None))
 
 
 def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
-    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
+    name, dtype = block.name, _stored_as_computed(block)
     function = get_activation(block.activation)
     shortcut = x
     if block.shortcut_pooling is not None:
@@ -290,7 +316,7 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
 
 
 def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
-    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
+    name, dtype = block.name, _stored_as_computed(block)
     shortcut = x
     if block.shortcut_pooling is not None:
         shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
@@ -316,13 +342,13 @@ def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
 
 def _squeeze_excite(block: MBConv, x: Any) -> Any:
     found = block.squeeze_excite
-    name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block.dtype_policy)
-    new = FusedSqueezeExcite.from_config({**found.get_config(), "name": name, "dtype": dtype})
-    return _filled(new, x, *map(_value, found.weights))
+    name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block)
+    new = FusedSqueezeExcite(found.squeezed_width, found.activation, name=name, dtype=dtype)
+    return _filled(new, x, *_dense(found.squeeze), *_dense(found.excite))
 
 
 def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
-    name, dtype = block.name, _stored_as_computed(block.dtype_policy)
+    name, dtype = block.name, _stored_as_computed(block)
     attention = block.attention
     pools_maxima = block.pooling is not None and block.pool != "avg2"
     if pools_maxima:  # a maximum and an affine map may not change places
@@ -383,6 +409,6 @@ def _fused_head(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
         x, affine = _norm_and_affine(layer["norm"], x, "norm")
     for product in products:
         folded = _dense(product) if affine is None else _after(affine, _dense(product))
-        new = keras.layers.Dense.from_config({**product.get_config(), "use_bias": True})
+        new = keras.layers.Dense.from_config({**_options(product), "use_bias": True})
         x, affine = _filled(new, x, *folded), None
     return x

@@ -25,7 +25,7 @@ from PIL import Image
 from keras_coatnet.applications import CoAtNet
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
-from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.model_graph import gives_logits, normalisation_before
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import keras_files, registry
 from keras_coatnet.weights.source import SUFFIXES, find_source
@@ -283,8 +283,9 @@ def open_model(
             it: weights saved from a model of this package know theirs.
 
     Returns:
-        The model, for raw pixels, and the `PictureSettings` that its accuracy was measured with; of
-        a file, its input's size and the defaults.
+        The model, and the `PictureSettings` that its accuracy was measured with; of a file, its
+        input's size and the defaults. It takes raw pixels, unless it was saved from a CoAtNet with
+        include_preprocessing=False; `class_scores` and `predict_pictures` know.
 
     Raises:
         ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
@@ -369,7 +370,8 @@ def default_settings(model: keras.Model) -> PictureSettings:
             "The model must take one batch of RGB pictures, (batch, height, width, 3). It takes: "
             f"{shape}"
         )
-    sides = model.architecture.input_sides if isinstance(model, CoAtNetModel) else (224, 224)
+    config = getattr(model, "architecture", None)
+    sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
     known = zip(shape[1:3], sides, strict=True)
     return PictureSettings(tuple(side or default for side, default in known))
 
@@ -387,8 +389,8 @@ def predict_pictures(
 
     Args:
         model: a classifier: (batch, height, width, 3) to (batch, classes). Where its last layer
-            gives logits, the scores are their softmax. It takes raw pixels, or is a CoAtNet that
-            knows what it takes.
+            gives logits, the scores are their softmax. It takes raw pixels, or has a
+            CoAtNet inside that knows what it takes, as for `class_scores`.
         paths: the pictures' files.
         settings: how they are made ready; None: `default_settings(model)`.
         batch: pictures that the model sees at once, at least 1.
@@ -429,7 +431,7 @@ def predict_pictures(
 
 
 def check_classifier(model: keras.Model) -> int:
-    """Checks that a model is a classifier.
+    """Checks that a model is a classifier, and that the pixels which it takes are known.
 
     Args:
         model: a model.
@@ -438,7 +440,8 @@ def check_classifier(model: keras.Model) -> int:
         How many classes it tells apart.
 
     Raises:
-        ValueError: its output is not (batch, classes).
+        ValueError: its output is not (batch, classes), or a CoAtNet without preprocessing stands
+            in it behind layers that may or may not normalise.
 
     Example:
         >>> check_classifier(CoAtNet("coatnet0"))
@@ -450,6 +453,7 @@ def check_classifier(model: keras.Model) -> int:
             "The model must be a classifier, with an output of shape (batch, classes). Its output "
             f"is {shape}: it was probably built with include_top=False."
         )
+    normalisation_before(model)
     return shape[-1]
 
 
@@ -469,11 +473,17 @@ def class_scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
     """What a classifier says of pictures.
 
     Args:
-        model: a classifier. It takes raw pixels, or is a CoAtNet that knows what it takes.
+        model: a classifier: a CoAtNet, also fused, or a model with one inside. Where that was built
+            without preprocessing, the pixels are normalised for it, unless a layer before it does
+            so. Any other model takes raw pixels.
         pictures: (batch, height, width, 3), raw pixels, 0 to 255.
 
     Returns:
-        (batch, classes), float32: the model's output, or the softmax of its logits.
+        (batch, classes), float32: the model's output, or the softmax of its logits, wherever in the
+        model the last layer stands.
+
+    Raises:
+        ValueError: nobody can know which pixels the model takes, or whether it gives logits.
 
     Example:
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -482,11 +492,20 @@ def class_scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
         (1, 10)
     """
     pixels = pictures.astype("float32")
-    if isinstance(model, CoAtNetModel) and not model.include_preprocessing:
-        config = model.architecture
-        pixels = (pixels / 255.0 - np.float32(config.pixel_mean)) / np.float32(config.pixel_std)
+    config = normalisation_before(model)
+    if config is not None:
+        mean, std = np.float32(config.pixel_mean), np.float32(config.pixel_std)
+        if len(mean) != pixels.shape[-1]:
+            mean, std = mean.mean(), std.mean()
+        pixels = (pixels / 255.0 - mean) / std
     scores = np.asarray(model.predict_on_batch(pixels), "float32")
-    is_logits = getattr(model.layers[-1], "activation", None) is keras.activations.linear
+    is_logits = gives_logits(model)
+    if is_logits is None and (scores.min() < -1e-3 or scores.max() > 1 + 1e-3):
+        raise ValueError(
+            f"The model's outputs lie between {scores.min():.3g} and {scores.max():.3g}, so they "
+            f"are no scores, and its last layer, {model.layers[-1].name!r}, does not say that they "
+            "are logits. End the model with keras.layers.Softmax() or with a Dense layer."
+        )
     if is_logits and scores.shape[1] > 1:
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))
         scores = powers / powers.sum(axis=1, keepdims=True)

@@ -2,24 +2,100 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import keras
 
 from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.files import whole_file
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
-from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer, policy_at
+from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import halved
+from keras_coatnet.version import __version__
 
 # Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
 # network it belongs to.
 IDENTITY = "keras_coatnet"
+
+# Of what is stored there. A reader refuses a higher number than its own.
+FORMAT_VERSION = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Identity:
+    """Which network a model is, as it stands in files.
+
+    Attributes:
+        architecture: the `CoAtNetConfig` that the network was built from.
+        include_preprocessing: whether it takes raw pixels.
+        classes: outputs of its classifier; None without one.
+        channels: channels of the pictures that it takes.
+        fused: whether `fuse` made it, so that its weights are others.
+    """
+
+    architecture: CoAtNetConfig
+    include_preprocessing: bool
+    classes: int | None
+    channels: int
+    fused: bool = False
+
+    def to_dict(self) -> dict[str, Any]:
+        """The fields and the format's version, as a dictionary that JSON can hold."""
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        return {
+            "format": FORMAT_VERSION,
+            "version": __version__,
+            **fields,
+            "architecture": self.architecture.to_dict(),
+        }
+
+    @classmethod
+    def from_dict(cls, found: Any) -> Identity:
+        """Returns the identity that `to_dict` wrote, also after a round trip through JSON.
+
+        Args:
+            found: what `to_dict` returned; without `format` it is of format 1.
+
+        Raises:
+            ValueError: a newer version of the package wrote it, or it is no identity.
+        """
+        if not isinstance(found, Mapping):
+            raise ValueError(f"no identity of a CoAtNet: {found!r:.300}")
+        known = [field.name for field in dataclasses.fields(cls)]
+        written = found.get("format", FORMAT_VERSION)
+        if not isinstance(written, int) or written > FORMAT_VERSION:
+            raise ValueError(
+                f"saved by a newer version of keras_coatnet, {found.get('version', 'unknown')}, in "
+                f"format {written!r}. This is version {__version__}, which reads "
+                f"formats up to {FORMAT_VERSION}. Upgrade it: pip install -U keras-coatnet"
+            )
+        fields = {name: found[name] for name in known if name in found}
+        missing = [name for name in known[:4] if name not in fields]
+        extra = [name for name in found if name not in (*known, "format", "version")]
+        if missing or extra:
+            raise ValueError(
+                f"no identity of a CoAtNet. Fields that it lacks: {missing}; that it must not "
+                f"have: {extra}."
+            )
+        for name in ("classes", "channels"):
+            value = fields[name]
+            is_count = type(value) is int and value >= 1
+            if not is_count and not (name == "classes" and value is None):
+                raise ValueError(f"no identity of a CoAtNet. Received: {name}={value!r:.300}")
+        for name in ("include_preprocessing", "fused"):
+            if not isinstance(fields.get(name, False), bool):
+                raise ValueError(
+                    f"no identity of a CoAtNet. Received: {name}={fields[name]!r:.300}"
+                )
+        return cls(**{**fields, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
@@ -27,53 +103,64 @@ class CoAtNetModel(keras.Model):
     """A functional Keras model that knows which CoAtNet it is.
 
     `build_model` makes it. Its identity is saved with it, in `.keras` files and in `.weights.h5`
-    files, so that weights can be loaded without naming their architecture.
+    files, so that weights can be loaded without naming their architecture. A clone or a copy has
+    it, too: a layer of the graph holds it.
+
+    A model whose graph is not that of one whole network, for example with a layer of one's own
+    after the classifier, has no identity: all attributes are None, and it behaves like an ordinary
+    `keras.Model`.
+
+    Args:
+        inputs: as of `keras.Model`.
+        outputs: as of `keras.Model`.
+        name: as of `keras.Model`.
+        identity: which network it is; None: what the layers between inputs and outputs say.
+        **kwargs: further arguments of `keras.Model`.
 
     Attributes:
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
         channels: channels of the pictures that it takes.
+        fused: whether `fuse` made it.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
+        >>> keras.models.clone_model(model).classes
+        10
     """
 
-    architecture: CoAtNetConfig
-    include_preprocessing: bool
-    classes: int | None
-    channels: int
-
-    def identify(
+    def __init__(
         self,
-        architecture: CoAtNetConfig,
-        include_preprocessing: bool,
-        classes: int | None,
-        channels: int,
+        inputs: Any,
+        outputs: Any,
+        name: str | None = None,
+        *,
+        identity: Identity | None = None,
+        **kwargs: Any,
     ) -> None:
-        """Sets the attributes of the class."""
-        self.architecture = architecture
-        self.include_preprocessing = include_preprocessing
-        self.classes = classes
-        self.channels = channels
+        super().__init__(inputs, outputs, name=name, **kwargs)
+        self._identity = identity or _identity_in(self)
+        for field in dataclasses.fields(Identity):
+            setattr(self, field.name, self._identity and getattr(self._identity, field.name))
 
-    def identity(self) -> dict[str, Any]:
-        """What `identify` set, as a dictionary that JSON can hold."""
-        return {
-            "architecture": self.architecture.to_dict(),
-            "include_preprocessing": self.include_preprocessing,
-            "classes": self.classes,
-            "channels": self.channels,
-        }
+    def identity(self) -> dict[str, Any] | None:
+        """Which network it is, as a dictionary that JSON can hold; None if it has no identity."""
+        return self._identity and self._identity.to_dict()
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), IDENTITY: self.identity()}
+        known = {} if self._identity is None else {IDENTITY: self.identity()}
+        return {**super().get_config(), **known}
 
     @classmethod
     def from_config(cls, config: dict[str, Any], custom_objects: Any = None) -> CoAtNetModel:
         config = dict(config)
-        identity = dict(config.pop(IDENTITY))
-        model = super().from_config(config, custom_objects=custom_objects)
-        identity["architecture"] = CoAtNetConfig.from_dict(identity["architecture"])
-        model.identify(**identity)
-        return model
+        found = config.pop(IDENTITY, None)
+        if found is not None:
+            config["identity"] = Identity.from_dict(found)
+        return super().from_config(config, custom_objects=custom_objects)
 
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
@@ -85,6 +172,9 @@ class CoAtNetModel(keras.Model):
                 remote files) are written as Keras does, without the identity.
             overwrite: whether an existing file is replaced without asking.
             **kwargs: further arguments of `keras.Model.save_weights`.
+
+        Raises:
+            ValueError: the folder does not exist, or Keras does not take the path.
         """
         path = pathlib.Path(filepath)
         remote = "://" in str(filepath)
@@ -93,14 +183,33 @@ class CoAtNetModel(keras.Model):
             return
         import h5py
 
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        try:
+        with whole_file(path) as partial:
             super().save_weights(partial, **kwargs)
-            with h5py.File(partial, "r+") as file:
-                file.attrs[IDENTITY] = json.dumps(self.identity())
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
+            if self._identity is not None:
+                with h5py.File(partial, "r+") as file:
+                    file.attrs[IDENTITY] = json.dumps(self.identity())
+
+
+# Last layer of a block, after the block's name: the block itself, or its last part when fused.
+_ENDS = ("", "_add", "_ffn_add")
+
+
+def _identity_in(model: keras.Model) -> Identity | None:
+    """What the graph's layers say, if it is that of one whole network and ends like one."""
+    marks = [layer for layer in model.layers if isinstance(layer, NetworkIdentity)]
+    if len(marks) != 1 or len(model.outputs) != 1:
+        return None
+    identity = Identity.from_dict(marks[0].identity)
+    names = [layer.name for layer in model.layers]
+    blocks = [block.name for block in identity.architecture.blocks()]
+    for block in blocks:  # of a fused one there are the layers that were inside
+        if not any(name == block or name.startswith(f"{block}_") for name in names):
+            return None
+    end = model.outputs[0]._keras_history.operation.name
+    if end == "predictions":
+        return dataclasses.replace(identity, classes=model.output_shape[-1])
+    ends = ("avg_pool", "max_pool", "norm", *(blocks[-1] + inside for inside in _ENDS))
+    return dataclasses.replace(identity, classes=None) if end in ends else None
 
 
 def build_model(
@@ -131,8 +240,12 @@ def build_model(
         A `CoAtNetModel`.
     """
     x = inputs
+    identity = Identity(
+        config, include_preprocessing, classes if include_top else None, inputs.shape[-1]
+    )
     if include_preprocessing:
         x = _rescaling(config, x.shape[-1])(x)
+    x = NetworkIdentity(identity.to_dict(), name="network")(x)
     x = _stem(config, x)
     map_size = _table_sizes(config, inputs.shape)
     for block in config.blocks():
@@ -148,10 +261,9 @@ def build_model(
     elif pooling == "max":
         x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name="max_pool")(x)
 
-    model = CoAtNetModel(inputs if source_inputs is None else source_inputs, x, name=name)
-    classes = classes if include_top else None
-    model.identify(config, include_preprocessing, classes, channels=inputs.shape[-1])
-    return model
+    return CoAtNetModel(
+        inputs if source_inputs is None else source_inputs, x, name=name, identity=identity
+    )
 
 
 def _rescaling(config: CoAtNetConfig, channels: int) -> keras.layers.Layer:
@@ -284,12 +396,16 @@ def _head(
         x = _final_norm(config)(x)
     if config.hidden_head:
         x = keras.layers.Dense(
-            config.width, "tanh", kernel_initializer=kernel_initializer(), name="hidden"
+            config.width,
+            "tanh",
+            kernel_initializer=kernel_initializer(),
+            dtype=policy_at(keras.config.dtype_policy(), "hidden"),
+            name="hidden",
         )(x)
     return keras.layers.Dense(
         classes,
         classifier_activation,
         kernel_initializer=kernel_initializer(),
-        dtype=full_precision(keras.config.dtype_policy()),
+        dtype=full_precision(policy_at(keras.config.dtype_policy(), "predictions")),
         name="predictions",
     )(x)

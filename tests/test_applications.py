@@ -22,7 +22,7 @@ SIGNATURE = {
     "pooling": None,
     "classes": 1000,
     "classifier_activation": "softmax",
-    "include_preprocessing": True,
+    "include_preprocessing": None,
     "name": ...,
 }
 

@@ -3,6 +3,7 @@ import json
 
 import pytest
 
+import keras_coatnet
 from keras_coatnet import CoAtNetConfig, architectures
 from keras_coatnet.config import CHOICES, FREE_FIELDS
 from keras_coatnet.families import ARCHITECTURES, find_architecture, size_of
@@ -169,3 +170,36 @@ def test_unknown_architecture_lists_the_known():
 
 def test_every_choice_is_a_field():
     assert set(CHOICES) <= {field.name for field in dataclasses.fields(CoAtNetConfig)}
+
+
+@pytest.mark.parametrize(
+    "field",
+    [
+        "stem_bias",
+        "conv_prenorm_activation",
+        "conv_bias",
+        "attention_bias",
+        "transformer_shortcut_bias",
+        "ffn_bias",
+        "hidden_head",
+    ],
+)
+def test_text_is_no_boolean(field):
+    with pytest.raises(ValueError, match=f"`{field}` must be True or False.*'False'"):
+        CoAtNetConfig((32, 64, 128, 256), (1, 1, 2, 1), **{field: "False"})
+
+
+@pytest.mark.parametrize(
+    ("layer", "argument"),
+    [
+        ("MBConv", "use_bias"),
+        ("MBConv", "prenorm_activation"),
+        ("RelativeSelfAttention", "use_bias"),
+        ("TransformerBlock", "attention_bias"),
+        ("TransformerBlock", "shortcut_bias"),
+        ("TransformerBlock", "ffn_bias"),
+    ],
+)
+def test_text_is_no_boolean_of_a_layer(layer, argument):
+    with pytest.raises(ValueError, match=f"`{argument}` must be True or False.*'False'"):
+        getattr(keras_coatnet.layers, layer)(32, **{argument: "False"})

@@ -166,14 +166,15 @@ def test_unknown_size_keeps_the_tables_of_the_file(tiny, tmp_path, pictures):
 def test_every_block_can_be_reached_by_name(tiny):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3))
     names = [layer.name for layer in model.layers]
-    assert names[1:6] == [
+    assert names[1:7] == [
         "preprocessing",
+        "network",
         "stem_conv1",
         "stem_norm",
         "stem_activation",
         "stem_conv2",
     ]
-    assert names[6:-4] == [block.name for block in tiny.blocks()]
+    assert names[7:-4] == [block.name for block in tiny.blocks()]
     assert names[-4:] == ["avg_pool", "norm", "hidden", "predictions"]
     assert not any("." in variable.path for variable in model.variables)
 

@@ -13,6 +13,7 @@ import pytest
 import keras_coatnet
 from tests import helpers
 
+SIZE = {"input_shape": (64, 64, 3)}
 VARIANTS = [
     {},
     {"relative_position": "mlp", "relative_position_width": 16, "layer_scale": 1e-6},
@@ -211,3 +212,77 @@ np.save(sys.argv[1] + "/out.npy", served.serve(np.load(sys.argv[1] + "/in.npy"))
     np.testing.assert_allclose(
         np.load(tmp_path / "out.npy"), helpers.to_numpy(model(pictures)), rtol=1e-4, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_weights_bring_the_preprocessing_that_was_saved(tiny, suffix, tmp_path, pictures):
+    saved = keras_coatnet.CoAtNet(
+        tiny, input_shape=(64, 64, 3), classes=5, include_preprocessing=False
+    )
+    path = tmp_path / f"a{suffix}"
+    saved.save(path) if suffix == ".keras" else saved.save_weights(path)
+    loaded = keras_coatnet.CoAtNet(tiny, weights=path)
+    assert loaded.include_preprocessing is False
+    normalised = pictures / 127.5 - 1
+    expected = helpers.to_numpy(saved(normalised))
+    np.testing.assert_array_equal(helpers.to_numpy(loaded(normalised)), expected)
+    # Who asks for something else gets it.
+    asked = keras_coatnet.CoAtNet(tiny, weights=path, include_preprocessing=True)
+    assert asked.include_preprocessing is True
+    helpers.assert_matches(asked(pictures), expected, 1e-5)
+    keras.Model(saved.input, saved.output).save_weights(tmp_path / "plain.weights.h5")
+    plain = keras_coatnet.CoAtNet(tiny, classes=5, weights=tmp_path / "plain.weights.h5", **SIZE)
+    assert plain.include_preprocessing is True
+
+
+def _rewritten(path, change):
+    """Changes the identity in a file."""
+    import zipfile
+
+    import h5py
+
+    if path.suffix == ".keras":
+        with zipfile.ZipFile(path) as archive:
+            files = {name: archive.read(name) for name in archive.namelist()}
+        config = json.loads(files["config.json"])
+        change(config["config"]["keras_coatnet"])
+        files["config.json"] = json.dumps(config)
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in files.items():
+                archive.writestr(name, content)
+        return
+    with h5py.File(path, "r+") as file:
+        identity = json.loads(file.attrs["keras_coatnet"])
+        change(identity)
+        file.attrs["keras_coatnet"] = json.dumps(identity)
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
+def test_files_of_newer_versions_are_refused_and_of_older_ones_load(tiny, suffix, tmp_path):
+    model = keras_coatnet.CoAtNet(tiny.replace(depths=(1, 1, 1, 1)), classes=5, **SIZE)
+    path = tmp_path / f"a{suffix}"
+    model.save(path) if suffix == ".keras" else model.save_weights(path)
+
+    def of_old(identity):
+        for key in ("format", "version", "fused"):
+            del identity[key]
+
+    _rewritten(path, of_old)
+    keras_coatnet.CoAtNet(model.architecture, weights=path)
+    _rewritten(path, lambda identity: identity.update(format=99, version="7.0", more=1))
+    message = rf"newer version of keras_coatnet, 7\.0.*version {keras_coatnet.__version__}.*pip"
+    with pytest.raises(ValueError, match=message) as caught:
+        keras_coatnet.CoAtNet(model.architecture, weights=path)
+    assert str(path) in str(caught.value)
+    if suffix == ".keras":
+        with pytest.raises(ValueError, match=message):
+            keras.saving.load_model(path)
+
+
+@pytest.mark.parametrize("change", [{"include_preprocessing": "False"}, {"classes": "5"}, {"x": 1}])
+def test_an_identity_with_wrong_values_is_refused(tiny, change, tmp_path):
+    path = tmp_path / "a.weights.h5"
+    keras_coatnet.CoAtNet(tiny.replace(depths=(1, 1, 1, 1)), classes=5, **SIZE).save_weights(path)
+    _rewritten(path, lambda identity: identity.update(change))
+    with pytest.raises(ValueError, match="no identity of a CoAtNet.*" + next(iter(change))):
+        keras_coatnet.CoAtNet(tiny, weights=path)

@@ -10,6 +10,7 @@ from keras import ops
 from keras_coatnet.layers.base import (
     PACKAGE,
     CompositeLayer,
+    check_bool,
     check_choice,
     full_precision,
     kernel_initializer,
@@ -91,6 +92,7 @@ class RelativeSelfAttention(CompositeLayer):
                 "The attention's width must be a multiple of `head_size`. Received: "
                 f"attention_width={attention_width}, head_size={head_size}"
             )
+        check_bool("use_bias", use_bias)
         check_choice("relative_position", relative_position, ("table", "mlp"))
         self.width = width
         self.head_size = head_size

@@ -17,9 +17,22 @@ def kernel_initializer() -> keras.initializers.Initializer:
 
 def full_precision(policy: keras.DTypePolicy) -> keras.DTypePolicy:
     """The policy for what must not be computed in half precision: at least float32."""
+    if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
+        return keras.dtype_policies.DTypePolicyMap(
+            full_precision(policy.default_policy),
+            {path: full_precision(each) for path, each in policy.items()},
+        )
     if policy.compute_dtype in ("float16", "bfloat16"):
         return keras.DTypePolicy("float32")
     return policy
+
+
+def policy_at(policy: keras.DTypePolicy, path: str) -> keras.DTypePolicy:
+    """The policy of the layer at a path, which a `DTypePolicyMap` looks up.
+
+    Keras cannot quantise a Dense layer that holds a whole map.
+    """
+    return policy[path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
 
 def check_choice(argument: str, value: Any, choices: tuple) -> None:
@@ -40,6 +53,20 @@ def check_choice(argument: str, value: Any, choices: tuple) -> None:
         )
 
 
+def check_bool(argument: str, value: Any) -> None:
+    """Refuses what is neither True nor False: the text "False" would count as true.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+
+    Raises:
+        ValueError: the value is no bool.
+    """
+    if not isinstance(value, bool):
+        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
+
+
 def spatial_size(x: Any) -> tuple[Any, Any]:
     """Height and width of a channels-last map: ints where they are static, else scalar tensors."""
     dynamic = ops.shape(x)
@@ -49,22 +76,31 @@ def spatial_size(x: Any) -> tuple[Any, Any]:
     )
 
 
-class CompositeLayer(keras.layers.Layer):
-    """A layer whose sublayers are made in `build`, and survive a change of their dtype policy.
+# What `quantize` and `enable_lora` change in a sublayer's configuration.
+_CHANGEABLE = ("dtype", "quantization_config", "lora_rank", "lora_alpha")
 
-    Keras's `quantize` changes the policy of the Dense layers inside. Those policies travel in the
-    build configuration, so that a saved quantised model finds sublayers of the right kind again.
+
+class CompositeLayer(keras.layers.Layer):
+    """A layer whose sublayers are made in `build`, and keep what was changed in them since.
+
+    Keras's `quantize` and `enable_lora` change the Dense layers inside. The changes are part of
+    this layer's configuration, so that a saved, copied or cloned layer has sublayers of the right
+    kind again, also where they are made in `__init__`.
+
+    Args:
+        sublayer_changes: what `get_config` returned under this name; None: nothing was changed.
+        **kwargs: `keras.layers.Layer`'s own arguments.
     """
 
-    def __init__(self, **kwargs: Any) -> None:
+    def __init__(self, sublayer_changes: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._policies: dict[str, Any] = {}
-        self._sublayer_names: list[str] = []
+        self._changes: dict[str, Any] = dict(sublayer_changes or {})
+        self._originals: dict[str, dict[str, Any]] = {}
 
     def add_sublayer(
         self, name: str, make: type[keras.layers.Layer], *args: Any, **kwargs: Any
     ) -> keras.layers.Layer:
-        """Makes a sublayer under this layer's policy, or the one it was saved with.
+        """Makes a sublayer under this layer's policy, with the changes it was saved with.
 
         Args:
             name: the sublayer's name, and the attribute that will hold it.
@@ -75,33 +111,53 @@ class CompositeLayer(keras.layers.Layer):
         Returns:
             The sublayer, not built yet.
         """
-        dtype = kwargs.pop("dtype", self.dtype_policy)
-        policy = self._policies.get(name)
-        if isinstance(policy, str | dict) and "sublayers" not in policy:
-            dtype = keras.dtype_policies.deserialize(policy)
-        layer = make(*args, **kwargs, dtype=dtype, name=name)
-        if isinstance(layer, CompositeLayer) and policy is not None:
-            layer._policies = policy["sublayers"]
+        options = {"dtype": self.dtype_policy, **kwargs, "name": name}
+        changes = self._changes.get(name)
+        if issubclass(make, CompositeLayer):
+            layer, original = make(*args, sublayer_changes=changes, **options), {}
+        else:
+            options["dtype"] = policy_at(options["dtype"], f"{self.path}/{name}")
+            layer = make(*args, **options)
+            original = _changeable(layer)
+            if changes is not None:
+                layer = make.from_config({**layer.get_config(), **changes})
         setattr(self, name, layer)
-        self._sublayer_names.append(name)
+        self._originals[name] = original
         return layer
 
-    def _sublayer_policies(self) -> dict[str, Any]:
-        policies = {}
-        for name in self._sublayer_names:
+    def _sublayer_changes(self) -> dict[str, Any]:
+        changes = {}
+        for name, original in self._originals.items():
             layer = getattr(self, name)
             if isinstance(layer, CompositeLayer):
-                policies[name] = {"sublayers": layer._sublayer_policies()}
+                found = layer._sublayer_changes()
             else:
-                policies[name] = keras.dtype_policies.serialize(layer.dtype_policy)
-        return policies
+                now = _changeable(layer)
+                found = {key: now[key] for key in now if now[key] != original.get(key)}
+            if found:
+                changes[name] = found
+        return changes if self._originals else self._changes
 
-    def get_build_config(self) -> dict[str, Any] | None:
-        config = super().get_build_config()
-        return config and {**config, "policies": self._sublayer_policies()}
+    def get_config(self) -> dict[str, Any]:
+        changes = self._sublayer_changes()
+        return {**super().get_config(), **({"sublayer_changes": changes} if changes else {})}
 
     def build_from_config(self, config: dict[str, Any]) -> None:
-        self._policies = config["policies"]
-        super().build_from_config(
-            {key: value for key, value in config.items() if key != "policies"}
-        )
+        # Older files hold the policies of the sublayers here.
+        config = dict(config)
+        self._changes = self._changes or _as_changes(config.pop("policies", {}))
+        super().build_from_config(config)
+
+
+def _changeable(layer: keras.layers.Layer) -> dict[str, Any]:
+    config = layer.get_config()
+    return {key: config[key] for key in _CHANGEABLE if key in config}
+
+
+def _as_changes(policies: dict[str, Any]) -> dict[str, Any]:
+    return {
+        name: _as_changes(policy["sublayers"])
+        if isinstance(policy, dict) and "sublayers" in policy
+        else {"dtype": policy}
+        for name, policy in policies.items()
+    }

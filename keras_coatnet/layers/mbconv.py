@@ -8,7 +8,13 @@ import keras
 from keras import ops
 
 from keras_coatnet.layers.activations import get_activation, in_one_pass
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
+from keras_coatnet.layers.base import (
+    PACKAGE,
+    CompositeLayer,
+    check_bool,
+    check_choice,
+    kernel_initializer,
+)
 from keras_coatnet.layers.normalization import BatchNormalization, batch_norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
@@ -75,6 +81,8 @@ class MBConv(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_bool("prenorm_activation", prenorm_activation)
+        check_bool("use_bias", use_bias)
         check_choice("strides", strides, (1, 2))
         check_choice("pool", pool, POOLS)
         check_choice("stride_pool", stride_pool, POOLS)

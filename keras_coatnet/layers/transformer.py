@@ -8,7 +8,13 @@ import keras
 
 from keras_coatnet.layers.activations import get_activation, in_one_pass
 from keras_coatnet.layers.attention import RelativeSelfAttention
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
+from keras_coatnet.layers.base import (
+    PACKAGE,
+    CompositeLayer,
+    check_bool,
+    check_choice,
+    kernel_initializer,
+)
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
@@ -80,6 +86,9 @@ class TransformerBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        check_bool("attention_bias", attention_bias)
+        check_bool("shortcut_bias", shortcut_bias)
+        check_bool("ffn_bias", ffn_bias)
         check_choice("strides", strides, (1, 2))
         check_choice("pool", pool, POOLS)
         check_choice("norm", norm, ("layer", "batch"))

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.files import whole_file
 from keras_coatnet.training import reports
 
 # Above so many classes the names, and the numbers in the cells, can no longer be read; and a cell
@@ -186,12 +187,8 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path) as partial:
         figure.savefig(partial, format="png")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)
     return path
 
 

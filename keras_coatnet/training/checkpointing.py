@@ -16,6 +16,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.files import whole_file
+
 _SUFFIX = ".safetensors"
 _FORMAT = "keras_coatnet training state 1"
 
@@ -90,13 +92,11 @@ class CheckpointFolder:
         final = self._file(checkpoint.step)
         for left_over in self.path.glob(f".*.step-*{_SUFFIX}"):  # of a run killed while it saved
             left_over.unlink()
-        partial = final.with_name(f".{os.getpid()}.{final.name}")
         try:
-            with open(partial, "wb") as file:
+            with whole_file(final) as partial, open(partial, "wb") as file:
                 file.write(save(arrays, metadata))
                 file.flush()
                 os.fsync(file.fileno())
-            os.replace(partial, final)
         except OSError as error:
             reason = "the disk is full" if error.errno == errno.ENOSPC else error.strerror
             last = self.steps()
@@ -107,8 +107,6 @@ class CheckpointFolder:
                 "Make room and start the same command again to go on",
                 str(self.path),
             ) from error
-        finally:
-            partial.unlink(missing_ok=True)
         _sync_folder(self.path)
         for step in self.steps()[: -self.keep]:
             self._file(step).unlink(missing_ok=True)

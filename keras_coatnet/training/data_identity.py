@@ -7,10 +7,10 @@ of pictures the schedule. Where the data lies does not count.
 from __future__ import annotations
 
 import json
-import os
 import pathlib
 from typing import Any
 
+from keras_coatnet.files import whole_file
 from keras_coatnet.training.sources import Source
 
 FILE, CLASSES = "data.json", "classes.txt"
@@ -33,10 +33,9 @@ def note_data(folder: pathlib.Path, training: Source, validation: Source) -> Non
     ):
         path = folder / name
         if not path.exists():
-            partial = path.with_name(f".{os.getpid()}.{name}")
-            # Names of folders need not be text.
-            partial.write_bytes(text.encode("utf-8", "backslashreplace"))
-            os.replace(partial, path)
+            with whole_file(path) as partial:
+                # Names of folders need not be text.
+                partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def check_same_data(folder: pathlib.Path, training: Source, validation: Source) -> None:

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
+from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
 
 if TYPE_CHECKING:
@@ -281,10 +282,8 @@ class Recipe:
     def save(self, path: str | os.PathLike) -> None:
         """Writes the recipe to a JSON file, whole or not at all."""
         check_local(path, "path")
-        path = pathlib.Path(path)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
-        os.replace(partial, path)
+        with whole_file(path) as partial:
+            partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> Recipe:

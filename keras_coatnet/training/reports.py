@@ -14,6 +14,8 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, TextIO
 
+from keras_coatnet.files import whole_file
+
 HISTORY, EVALUATIONS, TENSORBOARD = "history.csv", "evaluations.csv", "tensorboard"
 
 TRAINING_COLUMNS = (
@@ -208,12 +210,10 @@ class _Table:
         self._path = path
         self._columns = tuple(rows[0]) if rows else columns and tuple(columns)
         # The rows before are replaced in one go, so that none is lost if this is interrupted.
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        with partial.open("w", encoding="utf-8", newline="") as file:
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
             if self._columns:
                 file.write(_line(self._columns))
             file.writelines(_line(row.values()) for row in rows)
-        os.replace(partial, path)
         self._file = path.open("a", encoding="utf-8", newline="")
 
     def add(self, row: Row) -> None:

@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
 
 # From this many classes on the five best answers say something that the best one does not.
@@ -351,9 +352,5 @@ def _csv(rows: list[list]) -> str:
 
 
 def _write(path: pathlib.Path, text: str) -> None:
-    partial = path.with_name(f".{os.getpid()}.{path.name}")
-    try:
+    with whole_file(path) as partial:
         partial.write_text(text, encoding="utf-8")
-        os.replace(partial, path)
-    finally:
-        partial.unlink(missing_ok=True)

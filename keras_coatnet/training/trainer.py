@@ -241,6 +241,7 @@ class _Run:
                 input_shape=(recipe.image_size, recipe.image_size, 3),
                 classes=len(self.training.classes),
                 classifier_activation=None,
+                include_preprocessing=True,  # the pipeline's pixels are raw ones
                 stochastic_depth=recipe.stochastic_depth,
             )
         if recipe.rematerialise:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import io
 import json
 import math
@@ -19,8 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.model import IDENTITY
+from keras_coatnet.model import IDENTITY, Identity
 from keras_coatnet.variables import variables
 from keras_coatnet.weights.hdf5 import DAMAGE, EXPANSION, FREE_BYTES, Refused, open_hdf5
 
@@ -34,16 +32,6 @@ MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block
 # Values of the network that a file may name, beyond those it holds: quantised weights are packed,
 # two or more to a byte.
 FREE_VALUES, PACKED = 1 << 20, 4
-
-
-@dataclasses.dataclass(frozen=True)
-class Identity:
-    """Which network a file belongs to: the attributes of a `CoAtNetModel`."""
-
-    architecture: CoAtNetConfig
-    include_preprocessing: bool
-    classes: int | None
-    channels: int
 
 
 def read_identity(path: pathlib.Path) -> Identity | None:
@@ -62,28 +50,24 @@ def read_identity(path: pathlib.Path) -> Identity | None:
     try:
         is_archive = path.suffix == ".keras"
         found, values = _read_archive(path) if is_archive else _read_weights(path)
-        identity = None if found is None else _as_identity(found)
     except Refused:
         raise
     except (*DAMAGE, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
             f"{path} is damaged, or no file that Keras saved: {error}. Save it again."
         ) from error
-    if identity is not None:
-        _check_size(path, identity, values)
+    if found is None:
+        return None
+    identity = _as_identity(found, path)
+    _check_size(path, identity, values)
     return identity
 
 
-def _as_identity(found: Mapping[str, Any]) -> Identity:
-    identity = Identity(**{**found, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
-    for field, least in (("classes", 1), ("channels", 1)):
-        value = getattr(identity, field)
-        may_be_none = field == "classes" and value is None
-        if not may_be_none and not (type(value) is int and value >= least):
-            raise ValueError(f"its {field} are {value!r:.100}")
-    if not isinstance(identity.include_preprocessing, bool):
-        raise ValueError(f"its include_preprocessing is {identity.include_preprocessing!r:.100}")
-    return identity
+def _as_identity(found: Mapping[str, Any], path: pathlib.Path) -> Identity:
+    try:
+        return Identity.from_dict(found)
+    except ValueError as error:
+        raise ValueError(f"{path}: {error}") from error
 
 
 def _check_size(path: pathlib.Path, identity: Identity, values: int) -> None:

@@ -29,6 +29,8 @@ class Source:
         classes: outputs of the classifier they bring; 0 if they bring none, None if that shows
             only in loading.
         channels: channels of the pictures they are made for; None if that shows only in loading.
+        include_preprocessing: whether their network was saved for raw pixels; None if they do not
+            say so.
         load: loads them into a model. The second argument says what is left as it is: None, the
             `"classifier"`, or the whole `"head"`. Raises ValueError if they do not fit.
     """
@@ -38,6 +40,7 @@ class Source:
     classes: int | None
     channels: int | None
     load: Callable[[keras.Model, str | None], None]
+    include_preprocessing: bool | None = None
 
 
 def find_source(
@@ -97,17 +100,25 @@ def _is_file(path: pathlib.Path) -> bool:
 
 def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
     identity = keras_files.read_identity(path)
+    if identity is not None and identity.fused:
+        raise ValueError(
+            f"{path} holds the weights of a model that `fuse` made, which fit no other. Give the "
+            "file of the model before it was fused; or load this one with "
+            "fuse(model).load_weights(path), or, as a whole .keras file, with "
+            "keras.saving.load_model(path)."
+        )
+    preprocessing = None
     if identity is None:
         architecture, classes, channels = candidates[0], None, None
     else:
         architecture, classes = identity.architecture, identity.classes or 0
-        channels = identity.channels
+        channels, preprocessing = identity.channels, identity.include_preprocessing
         _check_offered(str(path), architecture, candidates, asker)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         keras_files.load(model, path, fresh)
 
-    return Source(str(path), architecture, classes, channels, load)
+    return Source(str(path), architecture, classes, channels, load, preprocessing)
 
 
 def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:

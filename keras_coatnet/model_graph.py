@@ -1,0 +1,207 @@
+"""What a classifier takes and what it gives, read off the graph of any model around a CoAtNet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.layers.identity import NetworkIdentity
+from keras_coatnet.model import Identity
+
+# Layers that leave pixels in their range at inference, by the names of their classes. A network
+# behind them takes what the model takes.
+_KEEPS_RANGE = (
+    "InputLayer",
+    "Identity",
+    "Dropout",
+    "SpatialDropout2D",
+    "GaussianNoise",
+    "GaussianDropout",
+    "Resizing",
+    "CenterCrop",
+    "Cropping2D",
+    "ZeroPadding2D",
+    "UpSampling2D",
+    "AugMix",
+    "CutMix",
+    "MixUp",
+    "RandAugment",
+)
+
+# Operations after which scores are still scores, and logits still logits.
+_KEEPS_KIND = (
+    "Identity",
+    "Dropout",
+    "Flatten",
+    "Reshape",
+    "Average",
+    "GlobalAveragePooling2D",
+    "GlobalMaxPooling2D",
+)
+
+# Normalised pixels are of this size at most: those of every public checkpoint are below 3.
+_LARGEST_NORMALISED = 10.0
+
+
+def normalisation_before(model: keras.Model) -> CoAtNetConfig | None:
+    """Says how raw pixels are to be normalised before a model gets them.
+
+    Args:
+        model: a model of one input, with any number of CoAtNets inside, at any depth.
+
+    Returns:
+        None if the model takes raw pixels: it has no CoAtNet inside, or one with preprocessing, or
+        layers that normalise before it. Else the configuration whose `pixel_mean` and `pixel_std`
+        the pixels need.
+
+    Raises:
+        ValueError: a CoAtNet without preprocessing stands behind layers of which nobody knows
+            whether they normalise, or several CoAtNets need different pixels.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> coatnet = CoAtNet(config, input_shape=(64, 64, 3), include_preprocessing=False)
+        >>> model = keras.Sequential([keras.layers.RandomFlip(), coatnet])
+        >>> normalisation_before(model).pixel_mean
+        (0.5, 0.5, 0.5)
+    """
+    needed = [_needed(identity, ahead) for identity, ahead in _networks(model)]
+    values = {config and (config.pixel_mean, config.pixel_std) for config in needed}
+    if len(values) > 1:
+        raise ValueError(
+            "The model has several CoAtNets inside, which need different pixels. Build them with "
+            "include_preprocessing=True, so that all take raw ones."
+        )
+    return needed[0] if needed else None
+
+
+def gives_logits(model: keras.Model) -> bool | None:
+    """Says whether the outputs of a classifier are logits.
+
+    Args:
+        model: a model of one output, which may be that of a model inside it.
+
+    Returns:
+        True for logits, False for the outputs of an activation such as softmax, None if the last
+        layers do not show it.
+
+    Example:
+        >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
+        >>> gives_logits(inner)
+        True
+        >>> gives_logits(keras.Sequential([inner, keras.layers.Softmax()]))
+        False
+    """
+    return _is_logits(*_end_and_parents(model))
+
+
+# --- The graph ---------------------------------------------------------------------------------
+
+
+def _parents(model: keras.Model) -> dict[Any, list[Any]]:
+    """The operations between a model's inputs and its outputs, with those before each."""
+    if isinstance(model, keras.Sequential):
+        return {
+            layer: model.layers[max(0, number - 1) : number]
+            for number, layer in enumerate(model.layers)
+        }
+    found: dict[Any, list[Any]] = {}
+    seen, tensors = set(), list(getattr(model, "outputs", None) or ())
+    while tensors:
+        operation, node, _ = tensors.pop()._keras_history
+        if (operation, node) in seen:
+            continue
+        seen.add((operation, node))
+        before = operation._inbound_nodes[node].input_tensors
+        found.setdefault(operation, []).extend(each._keras_history[0] for each in before)
+        tensors += before
+    return found
+
+
+def _ahead(operation: Any, parents: dict[Any, list[Any]]) -> list[Any]:
+    """All operations that an operation's input depends on."""
+    found, left = [], list(parents[operation])
+    while left:
+        each = left.pop()
+        if each not in found:
+            found.append(each)
+            left += parents[each]
+    return found
+
+
+def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]:
+    """The CoAtNets inside, each with the operations ahead of it; None where one says nothing."""
+    parents = _parents(model)
+    marked = any(isinstance(each, NetworkIdentity) for each in parents)
+    of_old = getattr(model, "architecture", None) and Identity.from_dict(model.identity())
+    for each in parents:
+        if isinstance(each, NetworkIdentity):
+            yield Identity.from_dict(each.identity), _ahead(each, parents)
+        elif isinstance(each, keras.Model) and _parents(each):
+            for identity, inside in _networks(each):
+                yield identity, [*_ahead(each, parents), *inside]
+        elif not marked and each.name == "stem_conv1":
+            yield of_old, _ahead(each, parents)
+        elif isinstance(each, keras.layers.Layer):
+            for inner in each._flatten_layers(include_self=False):
+                if isinstance(inner, NetworkIdentity):
+                    yield Identity.from_dict(inner.identity), [each, *_ahead(each, parents)]
+
+
+def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None:
+    if (identity is not None and identity.include_preprocessing) or any(map(_normalises, ahead)):
+        return None
+    if identity is None:
+        raise ValueError(
+            "The model was built around a CoAtNet that does not say which pixels it takes: an "
+            "older version saved it. Build it again, with include_preprocessing=True for raw ones."
+        )
+    unknown = [each.name for each in ahead if not _keeps_range(each)]
+    if unknown:
+        raise ValueError(
+            "The CoAtNet inside the model takes normalised pixels, and nobody can know whether the "
+            f"layers before it normalise them: {', '.join(map(repr, unknown))}. Build it with "
+            "include_preprocessing=True, or normalise with keras.layers.Rescaling or Normalization "
+            "in the model."
+        )
+    return identity.architecture
+
+
+def _keeps_range(operation: Any) -> bool:
+    kind = type(operation).__name__
+    return kind in _KEEPS_RANGE or (
+        kind.startswith("Random") and type(operation).__module__.startswith("keras.")
+    )
+
+
+def _normalises(operation: Any) -> bool:
+    """Whether a layer makes raw pixels small, as networks take them."""
+    if isinstance(operation, keras.layers.Rescaling):
+        white = 255.0 * np.asarray(operation.scale) + np.asarray(operation.offset)
+        return bool(np.abs(white).max() <= _LARGEST_NORMALISED)
+    return isinstance(operation, keras.layers.Normalization)
+
+
+def _end_and_parents(model: keras.Model) -> tuple[Any, dict[Any, list[Any]]]:
+    if isinstance(model, keras.Sequential):
+        return model.layers[-1], _parents(model)
+    return model.outputs[0]._keras_history[0], _parents(model)
+
+
+def _is_logits(operation: Any, parents: dict[Any, list[Any]]) -> bool | None:
+    if isinstance(operation, keras.Model) and _parents(operation):
+        return gives_logits(operation)
+    kind = type(operation).__name__
+    activation = getattr(operation, "activation", None)
+    linear = activation is keras.activations.linear
+    if kind in ("Softmax", "Sigmoid") or (callable(activation) and not linear):
+        return False
+    if kind in _KEEPS_KIND or (linear and kind == "Activation"):
+        before = {_is_logits(each, parents) for each in parents[operation]}
+        return before.pop() if len(before) == 1 else None
+    return True if linear else None
