@@ -23,6 +23,10 @@ MAP = (2, 6, 5, 16)  # not square, and odd along one axis
 # Arguments and the shape of the output, by layer: one case with the defaults, where there are any,
 # and one in which each optional part is present.
 PUBLIC = {
+    "ConvNeXtBlock": [
+        ({"width": 32, "strides": 2}, (2, 3, 3, 32)),
+        ({"width": 16, "stochastic_depth": 0.5}, MAP),
+    ],
     "Downsample": [({}, (2, 3, 3, 16)), ({"pool": "max3"}, (2, 3, 3, 16))],
     "LayerScale": [({"initial_scale": 0.5}, MAP)],
     "MBConv": [
