@@ -151,7 +151,14 @@ class CompositeLayer(keras.layers.Layer):
 
 def _changeable(layer: keras.layers.Layer) -> dict[str, Any]:
     config = layer.get_config()
-    return {key: config[key] for key in _CHANGEABLE if key in config}
+    return {key: _unshared(config[key]) for key in _CHANGEABLE if key in config}
+
+
+def _unshared(value: Any) -> Any:
+    """A serialised object without the mark that Keras adds while a whole model is read."""
+    if not isinstance(value, dict):
+        return value
+    return {key: _unshared(part) for key, part in value.items() if key != "shared_object_id"}
 
 
 def _as_changes(policies: dict[str, Any]) -> dict[str, Any]:
