@@ -131,6 +131,19 @@ def test_stochastic_depth_is_each_models_own(name):
         assert recipe.architecture().stochastic_depth == rate
 
 
+@pytest.mark.parametrize("name", ["in21k_pretrain", "in21k_pretrain_150", "jft_pretrain"])
+def test_what_has_no_validation_part_holds_out_as_many_as_imagenet_1k_has(name):
+    for model in FAMILIES[name].models:
+        assert find_recipe(name, model).held_out == 50_000
+
+
+def test_a_number_held_out_is_whole():
+    assert Recipe(held_out=500).held_out == 500
+    for wrong in (1.5, 2.5, float("inf"), float("nan")):
+        with pytest.raises(ValueError, match="held_out"):
+            Recipe(held_out=wrong)
+
+
 def test_values_that_one_model_has_alone():
     assert find_recipe("in1k_finetune", "coatnet3").randaugment_magnitude == 20
     assert find_recipe("in1k_finetune", "coatnet2").randaugment_magnitude == 15
