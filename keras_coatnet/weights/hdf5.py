@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 FREE_BYTES, EXPANSION = 64 << 20, 16
 MOST_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
 MOST_CHUNKS = 200_000
-DEEPEST = 64  # groups within groups; HDF5's own visitor crashes on a few thousand
+DEEPEST = 64  # groups within groups; on 5,000 HDF5's own visitor took over 45 seconds
 
 _HEAP = b"GCOL\1\0\0\0"  # how a heap begins
 _MOST_HEAP = 16 << 20
