@@ -41,7 +41,7 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             f"{os.fspath(path)} cannot be written: there is no folder {target.parent}. Make it "
             "first."
         )
-    partial = target.with_name(f".{secrets.token_hex(8)}.{target.name}")
+    partial = target.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{target.name}")
     try:
         yield partial
         os.replace(partial, target)

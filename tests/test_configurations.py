@@ -41,8 +41,15 @@ def configurations(draw) -> CoAtNetConfig:
     booleans += ("transformer_shortcut_bias", "ffn_bias", "hidden_head")
     channels = draw(st.sampled_from([1, 3, 4]))
     stem = draw(st.one_of(widths, st.tuples(st.integers(1, 9), widths)))
+    chosen = [draw(st.tuples(widths, widths) if pair else widths) for pair in pairs]
+    if fields["conv_block"] == "convnext":
+        fields["stride_on"] = draw(st.sampled_from(["depthwise", "pool"]))
+        fields["conv_layer_scale"] = draw(st.one_of(st.none(), numbers))
+        # Each width must be a multiple of the one before.
+        stem = (draw(st.integers(1, 9)), HEAD)
+        chosen = [(HEAD, 2 * HEAD) if pair else HEAD for pair in pairs]
     return CoAtNetConfig(
-        widths=[draw(st.tuples(widths, widths) if pair else widths) for pair in pairs],
+        widths=chosen,
         depths=[draw(st.tuples(depth, depth) if pair else depth) for pair in pairs],
         layout=kinds,
         stem_width=stem,
