@@ -128,7 +128,7 @@ def _check(model: Any) -> None:
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
         and layer.name not in _AROUND_BLOCKS
-        and not (layer.name in blocks and isinstance(layer, (MBConv, TransformerBlock)))
+        and not (layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock)))
     ]
     if own:
         raise ValueError(

@@ -309,11 +309,13 @@ def test_activation_with_weights(tmp_path):
 def test_files_of_the_wrong_kind(tmp_path):
     (tmp_path / "a.weights.h5").write_bytes(b"no weights at all")
     (tmp_path / "a.keras").write_bytes(b"no weights at all")
+    (tmp_path / "a.txt").write_bytes(b"no weights at all")
     (tmp_path / "a.bin").write_bytes(b"\x80\x04 a pickle, perhaps")
     for name, message in (
         ("a.weights.h5", "damaged, or no file that Keras saved"),
         ("a.keras", "damaged, or no file that Keras saved"),
-        ("a.bin", "must end in .weights.h5, .keras"),
+        ("a.txt", "must end in .weights.h5, .keras"),
+        ("a.bin", "A pickled file of PyTorch"),
     ):
         with pytest.raises(ValueError, match=message):
             tiny_app(weights=tmp_path / name)

@@ -263,7 +263,10 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
     for result in (transferred, scratch):
         print(result.summary())
         assert (result.figures["steps"], result.evaluation.count) == (60, 356)
-    assert transferred.evaluation.top1 >= scratch.evaluation.top1 + 0.2  # measured: 0.74, 0.36
+    # Measured 0.74 and 0.36 on one processor, 0.63 and 0.44 on another: rounding decides that much
+    # of so short a training. 356 images tell shares apart that differ by 0.1.
+    assert transferred.evaluation.top1 >= scratch.evaluation.top1 + 0.1
+    assert transferred.evaluation.loss <= 0.8 * scratch.evaluation.loss  # measured: 0.77, 1.19
 
 
 # --- What is frozen, averaged, slowed down, or computed in another way --------------------------
