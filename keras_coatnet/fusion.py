@@ -101,6 +101,9 @@ _AROUND_BLOCKS = (
 )
 
 
+_BLOCKS = (ConvNeXtBlock, MBConv, TransformerBlock)
+
+
 def _check(model: Any) -> None:
     if not isinstance(model, CoAtNetModel):
         raise ValueError(
@@ -128,7 +131,9 @@ def _check(model: Any) -> None:
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
         and layer.name not in _AROUND_BLOCKS
-        and not (layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock)))
+        and not (
+            layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock))
+        )
     ]
     if own:
         raise ValueError(
