@@ -22,12 +22,13 @@ import argparse
 import json
 import os
 import pathlib
-import platform
 import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path.insert(0, str(HERE.parent))
+sys.path[:0] = [str(HERE), str(HERE.parent)]
+
+from speed import _machine
 
 PRECISIONS = ("bfloat16", "float16")
 # Environment variables, and the precisions that oneDNN then has on a processor which has all.
@@ -154,7 +155,7 @@ def main() -> None:
         for name, size in args.networks:
             print(json.dumps(measure(name, size, args.precisions, args.images)), flush=True)
         return
-    results = {"machine": f"{platform.machine()}, Python {platform.python_version()}", "rows": []}
+    results = {"machine": _machine(), "rows": []}
     for name, size in args.networks:
         for instructions in args.instructions:
             environment, known = INSTRUCTIONS[instructions]

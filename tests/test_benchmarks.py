@@ -71,3 +71,15 @@ def test_breakdown_knows_where_the_time_goes(mode, tmp_path):
         assert found.get("other", 0) < 0.1 * sum(found.values()), (name, found)
     if mode == "infer":  # what is folded away takes no time
         assert times["ours fused"]["norms"] < times["ours"]["norms"]
+
+
+def test_fused_half_precision_is_as_near_to_float32_as_plain(tmp_path):
+    """With TensorFlow's own kernels, which add up in the precision of what they add."""
+    results = tmp_path / "results.json"
+    command = [BENCHMARKS / "half_precision.py", "--networks", "coatnet0:224", "--images", "1"]
+    printed = run(*command, "--instructions", "no oneDNN", "--json", results)
+    rows = json.loads(results.read_text())["rows"]
+    assert [row["precision"] for row in rows] == ["bfloat16", "float16"]
+    for row in rows:
+        assert row["fused"] <= 1.2 * row["plain"] and row["fused_top1"] == 1
+    assert run(BENCHMARKS / "half_precision.py", "--show", results) == printed

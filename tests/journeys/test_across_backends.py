@@ -39,10 +39,11 @@ keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=4).save(folder + 
 strategy = tf.distribute.MirroredStrategy(["CPU:0", "CPU:1"])
 with strategy.scope():
     mirrored = train(keras.saving.load_model(folder + "/start.keras"))
+    built = train(keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=4))
 alone = train(keras.saving.load_model(folder + "/start.keras"))
-mirrored.save(folder + "/mirrored.keras")
+built.save(folder + "/mirrored.keras")
 
-# Saved under a strategy, loaded outside: one image for each replica would be no batch.
+# Built and saved under a strategy, loaded outside.
 again = keras.saving.load_model(folder + "/mirrored.keras")
 before = again.predict(x, verbose=0).tolist()
 train(again)
@@ -89,7 +90,7 @@ def trained(tmp_path_factory):
 
 def test_loaded_under_a_strategy_the_statistics_are_those_of_all_replicas(trained):
     _, found = trained
-    assert found["moved"] > 1e-2 and found["apart"] < 1e-4
+    assert found["apart"] < 1e-3 * found["moved"]
     assert found["trains_on"]
 
 
