@@ -306,6 +306,8 @@ def test_what_may_change_when_a_run_goes_on():
     free = Recipe(
         name="another",
         data="moved",
+        train_split="Training",
+        validation_split="Testing",
         positive="cat",
         evaluation_epochs=5,
         accumulate=2,
@@ -317,7 +319,7 @@ def test_what_may_change_when_a_run_goes_on():
         log_steps=1,
     )
     names = free.changed_fields(Recipe(), decides=False)
-    assert len(names) == 11 and free.changed_fields(Recipe(), decides=True) == []
+    assert len(names) == 13 and free.changed_fields(Recipe(), decides=True) == []
     fields = {field.name: field for field in dataclasses.fields(Recipe)}
     assert [name for name, field in fields.items() if not field.metadata["decides"]] == names
     assert Recipe(seed=1, precision="mixed_bfloat16", batch=8).changed_fields(free, True) == [
