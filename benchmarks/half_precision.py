@@ -26,9 +26,7 @@ import subprocess
 import sys
 
 HERE = pathlib.Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent)]
-
-from speed import _machine
+sys.path.insert(0, str(HERE.parent))
 
 PRECISIONS = ("bfloat16", "float16")
 # Environment variables, and the precisions that oneDNN then has on a processor which has all.
@@ -155,6 +153,8 @@ def main() -> None:
         for name, size in args.networks:
             print(json.dumps(measure(name, size, args.precisions, args.images)), flush=True)
         return
+    from speed import _machine  # beside this file, which Python puts first on its path
+
     results = {"machine": _machine(), "rows": []}
     for name, size in args.networks:
         for instructions in args.instructions:

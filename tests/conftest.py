@@ -44,6 +44,14 @@ def _restore_global_settings(request):
         gc.collect()  # a model is full of cycles; the next may be as large
 
 
+@pytest.fixture
+def small_heap():
+    """For tests that quantize: Keras collects all garbage after each layer, and would go through
+    what the tests before left alive each time."""
+    gc.collect()
+    gc.freeze()
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Long tests first, so that two workers end together."""
     items.sort(key=lambda item: item.get_closest_marker("slow") is None)

@@ -200,6 +200,7 @@ def test_it_converts_to_litert(tmp_path, photographs):
     np.testing.assert_allclose(found, outputs(fused, photographs), atol=1e-5)
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_it_quantises(tmp_path, photographs):
     # Keras quantises a layer at a time, each for a second: one block a stage is enough.
     config = CoAtNetConfig(**SMALL).replace(depths=(1, 1, 1, 1))
@@ -255,6 +256,7 @@ def test_many_models_without_a_warning(tiny):
     assert not [message for message in messages if "retracing" in message]
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_what_cannot_be_fused_is_refused(tiny):
     model = keras_coatnet.CoAtNet(tiny, include_top=False)
     with pytest.raises(ValueError, match="known input size"):

@@ -127,6 +127,7 @@ def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, pictures):
     np.testing.assert_array_equal(helpers.to_numpy(restored(pictures)), expected)
 
 
+@pytest.mark.usefixtures("small_heap")
 def test_quantised_models_reload(tiny, tmp_path, pictures):
     model = _model(tiny)
     expected = helpers.to_numpy(model(pictures))
