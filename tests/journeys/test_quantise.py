@@ -66,7 +66,7 @@ def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dense):
             layer.enable_lora(2)
-            layer.lora_kernel_b.assign(0.05 * keras.ops.ones_like(layer.lora_kernel_b))
+            layer.lora_kernel_b.assign(np.full(layer.lora_kernel_b.shape, 0.05, "float32"))
     expected = _outputs(model, images)
     model.save(tmp_path / "tuned.keras")
     loaded = keras.saving.load_model(tmp_path / "tuned.keras")
