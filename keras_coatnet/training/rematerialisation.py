@@ -26,7 +26,7 @@ before the step:
     ONEDNN_MAX_CPU_ISA=AVX2         479 MB instead of 1,248
     TF_ENABLE_ONEDNN_OPTS=0         605 MB instead of 1,186
 
-In the last, blocks of 580 MB instead of 1,543 were in use at the peak: part of the plain step's
+In the last, blocks of 580 MB instead of 1,543 were in use at the peak; part of the plain step's
 were resident already. A small network without oneDNN took 243 to 336 MB instead of 400, and 175
 with the environment variable MALLOC_MMAP_THRESHOLD_=65536, under which malloc returns every large
 block at once. A step takes about a fifth more processor time.
