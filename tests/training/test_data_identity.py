@@ -10,6 +10,7 @@ import pytest
 
 from keras_coatnet.training import Recipe, open_sources, train
 from keras_coatnet.training.data_identity import check_same_data, note_data
+from keras_coatnet.training.locking import LOCK
 from tests.training import runs, tars
 
 pytestmark = pytest.mark.tensorflow_only
@@ -27,6 +28,13 @@ def begun(tmp_path_factory) -> tuple[Recipe, pathlib.Path]:
     recipe = Recipe.load(path)
     note_data(place / "run", *open_sources(recipe.data, **recipe.data_options()))
     return recipe, place
+
+
+def contents(run: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """What is in a run's files; its lock names whoever looked at it last."""
+    return {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != LOCK
+    }
 
 
 def rename(pets: pathlib.Path) -> None:
@@ -52,7 +60,7 @@ def exchange(pets: pathlib.Path) -> None:
 def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, monkeypatch, change, reason):
     recipe, place = begun
     run = shutil.copytree(place / "run", tmp_path / "run")
-    before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
+    before = contents(run)
     kept = shutil.copytree(place / "pets", tmp_path / "kept")
     try:
         change(place / "pets")
@@ -62,7 +70,7 @@ def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, monkeypatch, chan
         shutil.rmtree(place / "pets")
         shutil.move(kept, place / "pets")
     assert reason in str(caught.value) and "\n" not in str(caught.value)
-    assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
+    assert contents(run) == before
 
 
 def test_data_that_moved_are_the_same(begun, tmp_path):
