@@ -50,8 +50,9 @@ The same command goes on with a run that was interrupted. Every field of a recip
 those that decide the result must stay the same then, the others may change. With another
 --accumulate, BatchNorm takes its statistics from parts of another size.
 
-The run's folder gets recipe.json, history.csv, evaluations.csv, tensorboard/, curves.png,
-confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5 and final.weights.h5.
+The run's folder gets recipe.json, data.json, classes.txt, history.csv, evaluations.csv,
+tensorboard/, curves.png, confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5
+and final.weights.h5.
 
 --data is a folder of pictures, one sub-folder a class, with parts such as train/ and val/ or
 without; a name that tensorflow-datasets knows; a folder that it prepared; or a folder of MNIST's
@@ -60,8 +61,9 @@ IDX files. Of a folder without parts some pictures are held out.
 Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
 number of --epochs does not; schedule and warm-up are shares of the run.
 
-Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. One run
-at a time writes to a folder.
+Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. On
+several machines the run ends at the next step that is logged; during an evaluation, after that and
+one step more. One run at a time writes to a folder.
 
 exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many pictures are
 unreadable, a device is out of memory, another machine is gone); 2 a mistake in the call, or a full
@@ -275,6 +277,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     from keras_coatnet.training import charts
     from keras_coatnet.training.data_identity import check_classes
     from keras_coatnet.training.evaluation import evaluate
+    from keras_coatnet.training.folders import imagenet_of
     from keras_coatnet.training.scores import EvaluationCounter
     from keras_coatnet.training.sources import open_source, open_sources
 
@@ -286,10 +289,14 @@ def _evaluate(args: argparse.Namespace) -> int:
         if args.data is None:
             raise ValueError("Which pictures? Give --data: a folder, or a data set's name.")
         source = open_source(args.data, args.split, data_dir=args.data_dir)
-        EvaluationCounter(source.classes, args.positive)
+        is_imagenet = imagenet_of(source.classes) is not None
+        if not is_imagenet:
+            EvaluationCounter(source.classes, args.positive)
         model, settings = open_model(args.weights, args.architecture)
-        if check_classifier(model) != len(source.classes):  # trained on some of ImageNet's, maybe
+        if is_imagenet and check_classifier(model) != len(source.classes):
+            # It was trained on some of ImageNet's classes, then.
             source = open_source(args.data, args.split, data_dir=args.data_dir, classes="present")
+        EvaluationCounter(source.classes, args.positive)
     else:
         recipe, weights = _run_of(pathlib.Path(args.run_folder))
         if args.data is None and args.split is None:

@@ -41,7 +41,10 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
             f"{os.fspath(path)} cannot be written: there is no folder {target.parent}. Make it "
             "first."
         )
-    partial = target.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{target.name}")
+    # The ending is that of the name that was given, which some writers look at, and not of what a
+    # link points to.
+    name = pathlib.Path(path).name
+    partial = target.with_name(f".{os.getpid()}.{secrets.token_hex(4)}.{name}")
     try:
         yield partial
         os.replace(partial, target)

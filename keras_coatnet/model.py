@@ -29,6 +29,10 @@ IDENTITY = "keras_coatnet"
 FORMAT_VERSION = 1
 
 
+class NewerFormat(ValueError):
+    """A file of a newer version of this package than reads it."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Identity:
     """Which network a model is, as it stands in files.
@@ -65,14 +69,15 @@ class Identity:
             found: what `to_dict` returned; without `format` it is of format 1.
 
         Raises:
-            ValueError: a newer version of the package wrote it, or it is no identity.
+            NewerFormat: a newer version of the package wrote it.
+            ValueError: it is no identity.
         """
         if not isinstance(found, Mapping):
             raise ValueError(f"no identity of a CoAtNet: {found!r:.300}")
         known = [field.name for field in dataclasses.fields(cls)]
         written = found.get("format", FORMAT_VERSION)
         if not isinstance(written, int) or written > FORMAT_VERSION:
-            raise ValueError(
+            raise NewerFormat(
                 f"saved by a newer version of keras_coatnet, {found.get('version', 'unknown')}, in "
                 f"format {written!r}. This is version {__version__}, which reads "
                 f"formats up to {FORMAT_VERSION}. Upgrade it: pip install -U keras-coatnet"

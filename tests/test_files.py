@@ -58,6 +58,17 @@ def test_a_symbolic_link_keeps_pointing(name, tiny, tmp_path):
 
 
 @pytest.mark.parametrize("name", WRITERS)
+def test_a_link_to_a_file_of_another_name_keeps_pointing(name, tiny, tmp_path):
+    """As caches name their files by a hash: Keras looks at the ending of what it writes."""
+    target, link = tmp_path / "0123abcd", tmp_path / name
+    target.write_bytes(b"old")
+    link.symlink_to(target)
+    WRITERS[name](tiny)(link)
+    assert link.is_symlink() and target.stat().st_size > 3
+    assert sorted(os.listdir(tmp_path)) == sorted(["0123abcd", name])
+
+
+@pytest.mark.parametrize("name", WRITERS)
 def test_a_missing_folder_is_named_and_no_temporary_file(name, tiny, tmp_path):
     path = tmp_path / "missing" / name
     with pytest.raises(ValueError) as caught:

@@ -54,7 +54,9 @@ class Folder:
 
     def fingerprint(self) -> str:
         """A hash of the pictures' names below the folder and of their labels, in their order."""
-        start = len(os.path.join(os.fsencode(self.root), b""))
+        root = os.fsencode(self.root)
+        # Paths below "." do not begin with it.
+        start = 0 if root == b"." else len(os.path.join(root, b""))
         names = b"\0".join(path[start:] for path in self.paths)
         return hashlib.sha256(names + self.labels.tobytes()).hexdigest()
 

@@ -42,9 +42,10 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
             _lock(file, folder)
             yield
     finally:
-        if made and os.listdir(folder) == [LOCK]:
-            (folder / LOCK).unlink()
-            with contextlib.suppress(OSError):  # others may use the folders above by now
+        # Others may use the folders by now, or have removed them.
+        with contextlib.suppress(OSError):
+            if made and os.listdir(folder) == [LOCK]:
+                (folder / LOCK).unlink()
                 for path in made:
                     path.rmdir()
 

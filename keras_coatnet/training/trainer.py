@@ -13,6 +13,7 @@ import sys
 import time
 import warnings
 import zlib
+from collections.abc import Callable
 from typing import Any, TextIO
 
 import keras
@@ -20,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.files import whole_file
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
 from keras_coatnet.training import charts
@@ -132,7 +134,9 @@ def train(
         Stopped: the process was told to end (SIGTERM, Ctrl-C), and has saved a checkpoint.
 
     Example:
-        recipe = find_recipe("transfer").replace(data="flowers", weights="imagenet", epochs=5)
+        recipe = find_recipe("transfer", "coatnet_0_rw_224").replace(
+            data="flowers", weights="coatnet_0_rw_224.sw_in1k", epochs=5
+        )
         print(train(recipe, "runs/flowers").summary())
     """
     if recipe.data is None:
@@ -143,11 +147,12 @@ def train(
     # What can be known without the data comes first: to prepare them may take hours.
     for path, argument in ((output, "output"), (recipe.data, "data"), (data_dir, "data_dir")):
         check_local(path, argument)
-    charts.check_matplotlib()
     architecture = recipe.architecture()
     if recipe.weights is not None:
         find_source(recipe.weights, [architecture], None, "CoAtNet")
     chosen = choose_devices(recipe, strategy, devices)
+    if is_chief(chosen):
+        charts.check_matplotlib()
     check_batch(chosen, recipe)
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
@@ -158,12 +163,15 @@ def train(
         keras.config.set_dtype_policy(recipe.precision)
         with (
             in_words(folder, broken, in_cluster(chosen), advice),
-            locked(folder) if is_chief(chosen) else contextlib.nullcontext(),
+            contextlib.ExitStack() as held,
         ):
+            if not in_cluster(chosen):  # else `_open_folder` does, where all processes are refused
+                held.enter_context(locked(folder))
             sources = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
-            check_same_data(folder, *sources)
+            if not in_cluster(chosen):
+                check_same_data(folder, *sources)
             EvaluationCounter(sources[1].classes, recipe.positive)  # says if there is none
-            return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr).run()
+            return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr, held).run()
     finally:
         keras.config.set_dtype_policy(policy)
 
@@ -202,11 +210,13 @@ class _Run:
         chosen: Any,
         broken: BrokenPictures,
         stream: TextIO,
+        held: contextlib.ExitStack,
     ) -> None:
         self.recipe = recipe
         self.training, self.validation = sources
         self.folder = folder
         self.stream = stream
+        self.held = held  # what ends with the run
         self.steps_per_epoch = recipe.steps_per_epoch(self.training.count)
         self.total_steps = recipe.epochs * self.steps_per_epoch
         self.schedule = WarmUpSchedule(
@@ -485,7 +495,8 @@ class _Run:
             if read_history(self.folder).training:  # somebody may have moved it away
                 charts.learning_curve(self.folder)
             text = json.dumps({k: v for k, v in figures.items() if v is not None}, indent=2)
-            (self.folder / "summary.json").write_text(text + "\n")
+            with whole_file(self.folder / "summary.json") as partial:
+                partial.write_text(text + "\n")
         return Result(self.folder, evaluation, self.best_top1, figures)
 
     def _rate(self, step: int) -> float:
@@ -520,6 +531,7 @@ class _Run:
             "pending": self.pending,
             "best_top1": self.best_top1,
             "broken": self.broken.names,
+            "data": self.recipe.data,
         }
         with self.progress.paused():
             self.checkpoints.save(Checkpoint(self.step, self.engine.state(), notes))
@@ -543,24 +555,47 @@ class _Run:
                 "The processes of this run have different recipes. Start the same command on all "
                 "machines."
             )
-        if self.engine.is_chief:
-            if path.exists():
-                known = Recipe.load(path)
-                self.changes = ", ".join(
-                    f"{name} {getattr(self.recipe, name)} instead of {getattr(known, name)}"
-                    for name in self.recipe.changed_fields(known, decides=False)
-                )
-            if self.changes or not path.exists():
-                self.recipe.save(path)
-            note_data(self.folder, self.training, self.validation)
-        self.engine.any_process(False)  # the others wait for it
+        self._agreed(self._check_run)
+        self._agreed(self._write_recipe)  # the others wait for the chief
         if self.engine.any_process(not path.exists()):
             raise ValueError(
                 f"Not all processes of this run see {path}. The output folder must be one that "
                 "all machines share."
             )
+        self._agreed(self._check_run)
+
+    def _check_run(self) -> None:
         _check_folder(self.folder, self.recipe)
         check_same_data(self.folder, self.training, self.validation)
+
+    def _write_recipe(self) -> None:
+        if not self.engine.is_chief:
+            return
+        if self.engine.processes > 1:
+            self.held.enter_context(locked(self.folder))
+        path = self.folder / RECIPE
+        if path.exists():
+            known = Recipe.load(path)
+            self.changes = ", ".join(
+                f"{name} {getattr(self.recipe, name)} instead of {getattr(known, name)}"
+                for name in self.recipe.changed_fields(known, decides=False)
+            )
+        if self.changes or not path.exists():
+            self.recipe.save(path)
+        note_data(self.folder, self.training, self.validation)
+
+    def _agreed(self, act: Callable[[], None]) -> None:
+        """Does something in all processes; if one of them is refused, all end, and none waits."""
+        problem = None
+        try:
+            act()
+        except (ValueError, OSError) as error:
+            problem = error
+        if self.engine.any_process(problem is not None):
+            raise problem or ValueError(
+                "Another process of this run was refused; its own output says why. Mend that, and "
+                "start the same command on all machines."
+            )
 
     def _resume(self) -> int | None:
         """Goes on from the newest checkpoint; returns its step, or None for a new run."""
@@ -579,8 +614,10 @@ class _Run:
         self.pending = [tuple(pair) for pair in checkpoint.notes["pending"]]
         evaluated = [row["validation_top1"] for row in self._evaluation_rows()]
         self.best_top1 = max([checkpoint.notes["best_top1"], *evaluated])
-        for name in checkpoint.notes["broken"]:
-            self.broken.add(name, "found before the run was interrupted")
+        # Names are paths: where the data lie elsewhere now, these are met again by other names.
+        if checkpoint.notes.get("data") == self.recipe.data:
+            for name in checkpoint.notes["broken"]:
+                self.broken.add(name, "found before the run was interrupted")
 
 
 @dataclasses.dataclass

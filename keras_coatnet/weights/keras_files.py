@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_coatnet.model import IDENTITY, Identity
+from keras_coatnet.model import IDENTITY, Identity, NewerFormat
 from keras_coatnet.variables import variables
 from keras_coatnet.weights.hdf5 import DAMAGE, EXPANSION, FREE_BYTES, Refused, open_hdf5
 
@@ -66,8 +66,10 @@ def read_identity(path: pathlib.Path) -> Identity | None:
 def _as_identity(found: Mapping[str, Any], path: pathlib.Path) -> Identity:
     try:
         return Identity.from_dict(found)
+    except NewerFormat as error:
+        raise ValueError(f"{path} was {error}") from error
     except ValueError as error:
-        raise ValueError(f"{path}: {error}") from error
+        raise ValueError(f"{path} is damaged: {error} Save it again.") from error
 
 
 def _check_size(path: pathlib.Path, identity: Identity, values: int) -> None:

@@ -14,6 +14,7 @@ import pytest
 import tensorflow as tf
 
 import keras_coatnet
+import keras_coatnet.training.trainer
 from keras_coatnet.cli import main
 from keras_coatnet.training.reports import read_history
 from tests.training import runs
@@ -105,8 +106,13 @@ def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
 
 
 def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
-    """Stopped by Ctrl-C; the pictures move, and another machine has less memory."""
-    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9)
+    """Stopped by Ctrl-C; the pictures move, and another machine has less memory.
+
+    As many pictures are unreadable as may be: they are the same ones where they lie now.
+    """
+    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, broken_limit=2)
+    for number in (0, 1):
+        (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no picture")
     step = keras_coatnet.training.trainer.Progress.update
 
     def update_and_interrupt(progress, number, figures):
@@ -131,4 +137,5 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
     assert np.isfinite([row["loss"] for row in history.training]).all()
     assert main(["evaluate", "--run", str(user.output), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
+    assert json.loads((user.output / "summary.json").read_text())["unreadable pictures"] <= 2
     assert found["top1"] == pytest.approx(history.evaluations[0]["validation_top1"])

@@ -12,6 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from keras_coatnet.labels import class_names
+from keras_coatnet.training import folders
 from keras_coatnet.training.sources import open_source, open_sources
 from tests.training import tars
 
@@ -230,3 +231,19 @@ def test_any_folder_is_opened_or_refused_in_a_line(tree, held_out):
                 assert len(elements) == source.count > 0
                 assert all(0 <= element["label"] < len(source.classes) for element in elements)
                 assert len(source.classes) > 1 and source.fingerprint
+
+
+def test_a_folder_has_one_fingerprint_however_it_is_called(tmp_path, monkeypatch):
+    for name in ("a/1.png", "b/2.png"):
+        path = tmp_path / name
+        path.parent.mkdir()
+        path.write_bytes(b"")
+    monkeypatch.chdir(tmp_path)
+    found = {
+        folders.read_folder(root).fingerprint() for root in (".", "./", tmp_path, f"{tmp_path}/")
+    }
+    monkeypatch.chdir(tmp_path.parent)
+    found |= {
+        folders.read_folder(root).fingerprint() for root in (tmp_path.name, f"./{tmp_path.name}")
+    }
+    assert len(found) == 1

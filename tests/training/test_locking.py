@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +53,12 @@ def test_a_file_system_without_locks_is_used_without(tmp_path, monkeypatch, numb
     monkeypatch.setattr(fcntl, "flock", no_locks)
     with locked(tmp_path), locked(tmp_path):
         pass
+
+
+def test_a_folder_that_is_removed_meanwhile_hides_no_error(tmp_path):
+    with pytest.raises(RuntimeError, match="the cause"), locked(tmp_path / "run"):
+        shutil.rmtree(tmp_path / "run")
+        raise RuntimeError("the cause")
 
 
 def test_a_folder_in_which_nothing_was_written_leaves_no_trace(tmp_path):
