@@ -38,13 +38,20 @@ class Kill(NamedTuple):
 class Run:
     """A process that trains; what it writes on both streams goes to a file."""
 
-    def __init__(self, command: list[str], output: pathlib.Path, **environment: str) -> None:
+    def __init__(
+        self,
+        command: list[str],
+        output: pathlib.Path,
+        cwd: pathlib.Path | None = None,
+        **environment: str,
+    ) -> None:
         self.output = output
         self.log = tempfile.TemporaryFile("w+")
         self.process = subprocess.Popen(
             command,
             stdout=self.log,
             stderr=subprocess.STDOUT,
+            cwd=cwd,
             env=runs.environment(**environment),
             start_new_session=True,
         )

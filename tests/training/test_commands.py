@@ -293,6 +293,18 @@ def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
     assert f"positive='{positive}'" in line  # before a model is looked for
 
 
+def test_the_positive_one_of_two_classes_of_imagenet(capsys, tmp_path, tiny):
+    """All of ImageNet's classes are meant at first, two when the model turns out to know two."""
+    pictures = tars.write_classes(tmp_path / "two", {"n01440764": 4, "n02102040": 4})
+    model = CoAtNet(tiny, input_shape=(32, 32, 3), classes=2)
+    model.save(tmp_path / "two.keras")
+    command = ("evaluate", "--weights", tmp_path / "two.keras", "--data", pictures, "--json")
+    assert cli.main([*map(str, command), "--positive", "n01440764"]) == 0
+    assert json.loads(capsys.readouterr().out)["positive_class"] == "n01440764"
+    line = mistake(capsys, *command, "--positive", "tench")
+    assert "one of 'n01440764', 'n02102040', or 0 or 1. Received: positive='tench'" in line
+
+
 def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     line = mistake(

@@ -15,6 +15,7 @@ import pytest
 from keras_coatnet.cli import main
 from keras_coatnet.training.checkpointing import CheckpointFolder
 from keras_coatnet.training.devices import make_engine
+from keras_coatnet.training.locking import locked
 from keras_coatnet.training.recipe import Recipe
 from tests.training import faults, runs
 
@@ -48,8 +49,8 @@ def recipe(tmp_path_factory) -> pathlib.Path:
 
 
 @contextlib.contextmanager
-def processes(recipe: pathlib.Path, *outputs: pathlib.Path):
-    """The two processes of a run, each with its output folder."""
+def processes(recipe: pathlib.Path, *outputs: pathlib.Path, places: tuple = (None, None)):
+    """The two processes of a run, each with its output folder and the folder that it runs in."""
     with contextlib.ExitStack() as stack:
         sockets = [stack.enter_context(socket.socket()) for _ in outputs]
         for one in sockets:
@@ -60,7 +61,13 @@ def processes(recipe: pathlib.Path, *outputs: pathlib.Path):
         for index, output in enumerate(outputs):
             task = {"cluster": {"worker": workers}, "task": {"type": "worker", "index": index}}
             command = runs.command(recipe, output, "--strategy", "multi_worker")
-            run = faults.Run(command, output, TF_CONFIG=json.dumps(task))
+            run = faults.Run(
+                command,
+                output,
+                places[index],
+                TF_CONFIG=json.dumps(task),
+                PYTHONPATH=str(pathlib.Path(__file__).parents[2]),
+            )
             started.append(stack.enter_context(run))
         yield started
 
@@ -221,6 +228,35 @@ def test_processes_that_do_not_share_a_folder_are_refused(recipe, tmp_path):
     assert statuses == [2, 2]
     assert "Not all processes of this run see" in text.splitlines()[-1]
     assert "Traceback" not in text
+
+
+def refused(pair: list[faults.Run]) -> list[str]:
+    """The last lines of two processes that both end, in words, when one of them is refused."""
+    assert [run.wait(90) for run in pair] == [2, 2], pair[0].text()[-3000:]
+    assert not any("Traceback" in run.text() for run in pair)
+    return [run.text().splitlines()[-1] for run in pair]
+
+
+def test_processes_with_other_pictures_end_together(tmp_path):
+    places = (tmp_path / "0", tmp_path / "1")
+    for place in places:
+        place.mkdir()
+        runs.write_digits(place / "digits")
+    (places[1] / "digits" / "1").rename(places[1] / "digits" / "one")
+    recipe = runs.write_recipe(tmp_path, data="digits")
+    shared = tmp_path / "run"
+    with processes(recipe, shared, shared, places=places) as pair:
+        lines = refused(pair)
+    assert "Another process of this run was refused" in lines[0]
+    assert f"{shared} holds a run on other data" in lines[1]
+
+
+def test_all_processes_end_where_another_run_writes(recipe, tmp_path):
+    with locked(tmp_path / "run"), processes(recipe, *[tmp_path / "run"] * 2) as pair:
+        lines = refused(pair)
+    assert "Another run is writing to" in lines[0]
+    assert "Another process of this run was refused" in lines[1]
+    assert not (tmp_path / "run").exists()
 
 
 # --- Refused before anything is computed -----------------------------------------------------
