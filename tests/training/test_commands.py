@@ -6,7 +6,6 @@ import json
 import pathlib
 import subprocess
 import sys
-import time
 
 import numpy as np
 import pytest
@@ -185,12 +184,11 @@ def test_folders_that_cannot_be_learnt(capsys, tmp_path):
         assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.usefixtures("no_network")
 def test_a_missing_data_set_is_told_at_once(capsys, tmp_path):
-    started = time.monotonic()
     line = mistake(
         capsys, "train", "in1k_pretrain", "--data-dir", tmp_path, "--output", tmp_path / "run"
     )
-    assert time.monotonic() - started < 5
     assert "ILSVRC2012_img_train.tar" in line and f"{tmp_path}/downloads/manual" in line
     assert "image-net.org" in line
 

@@ -8,11 +8,9 @@ import os
 import pathlib
 import re
 import shutil
-import socket
 import subprocess
 import sys
 import tarfile
-import time
 import warnings
 
 import numpy as np
@@ -26,16 +24,7 @@ from keras_coatnet.training.sharding import Shard
 from keras_coatnet.training.sources import Source, open_source, open_sources
 from tests.training import tars
 
-pytestmark = pytest.mark.tensorflow_only
-
-
-@pytest.fixture(autouse=True)
-def no_network(monkeypatch):
-    def refuse(*args, **kwargs):
-        raise AssertionError("a test wants the network")
-
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket, "getaddrinfo", refuse)
+pytestmark = [pytest.mark.tensorflow_only, pytest.mark.usefixtures("no_network")]
 
 
 def elements(source: Source, seed: int | None = None, start: int = 0) -> list[dict]:
@@ -515,9 +504,7 @@ def test_an_unknown_version_or_configuration(name, reason, data_dir):
 
 
 def test_a_data_set_that_would_have_to_be_downloaded(tmp_path):
-    began = time.monotonic()
     message = refusal(open_sources, "cifar10", data_dir=tmp_path)
-    assert time.monotonic() - began < 5
     assert f"`tfds build cifar10 --data_dir {tmp_path}`" in message
     assert "https://www.cs.toronto.edu" in message
     assert not os.listdir(tmp_path)
@@ -606,9 +593,7 @@ def test_imagenet_from_its_tars(imagenet, capsys):
 
 
 def test_imagenet_without_its_tars(tmp_path):
-    began = time.monotonic()
     message = refusal(open_sources, "imagenet2012", data_dir=tmp_path)
-    assert time.monotonic() - began < 5
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net" in message
     assert str(tmp_path / "downloads" / "manual") in message
     assert f"tfds build imagenet2012 --data_dir {tmp_path}" in message

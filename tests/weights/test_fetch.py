@@ -517,7 +517,7 @@ def test_no_server_at_all(job):
     job.server.__exit__()
     outcome = job.fetch()
     assert_says_what_to_do(outcome, job, job.place)
-    assert outcome.seconds < 3
+    assert outcome.seconds < 10
 
 
 def test_a_look_up_of_the_name_that_hangs(job):
@@ -525,7 +525,7 @@ def test_a_look_up_of_the_name_that_hangs(job):
     before = "import socket; socket.getaddrinfo = lambda *a, **k: time.sleep(20)"
     outcome = job.fetch(before, HF_HUB_ETAG_TIMEOUT="1")
     assert_says_what_to_do(outcome, job, job.place)
-    assert outcome.seconds < 3
+    assert outcome.seconds < 10
 
 
 @pytest.mark.parametrize("name", [HUB_NAME, ADDRESS_NAME, ABBREVIATED_NAME])
