@@ -139,7 +139,8 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
     "model": {"config", "files", "layers", "version"},
     "model_graph": {"config", "layers", "model"},
     "weights": {"config", "families", "layers", "model", "paths", "variables", "weights"},
-    "applications": {"config", "families", "model", "weights"},
+    "construction": {"config", "families", "model", "weights"},
+    "applications": {"config", "construction", "families", "model"},
     "fusion": {"layers", "model"},
     "inference": {
         "applications",

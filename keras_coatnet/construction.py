@@ -1,0 +1,254 @@
+"""What the constructors have in common: arguments are checked, weights found, the model built."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import warnings
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import keras
+
+from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.families import ARCHITECTURES, size_of
+from keras_coatnet.model import CoAtNetModel, build_model
+from keras_coatnet.weights.registry import WORDS
+from keras_coatnet.weights.source import Source, find_source
+
+MIN_SIZE = 32
+DEFAULT_CLASSES = 1000  # ImageNet's
+
+
+@dataclasses.dataclass(frozen=True)
+class Arguments:
+    """The arguments that all constructors share, as `keras_coatnet.CoAtNet` describes them."""
+
+    include_top: bool
+    weights: str | os.PathLike | None
+    input_tensor: keras.KerasTensor | None
+    input_shape: tuple[int | None, int | None, int] | None
+    pooling: str | None
+    classes: int | None
+    classifier_activation: str | Callable | None
+    include_preprocessing: bool | None
+    name: str
+    overrides: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class Candidates:
+    """The networks that a constructor may build.
+
+    Attributes:
+        function: the constructor as error messages call it.
+        default: the network that is built without weights.
+        size: the size that words such as `"imagenet"` are looked up for; None: it has none.
+        others: networks whose weights may be loaded, too.
+    """
+
+    function: str
+    default: CoAtNetConfig
+    size: str | None = None
+    others: tuple[CoAtNetConfig, ...] = ()
+
+
+def of_size(function: str, default: str) -> Candidates:
+    """The networks of one size.
+
+    Args:
+        function: the constructor as error messages call it.
+        default: the architecture that is built without weights.
+    """
+    size = size_of(default)
+    others = tuple(config for name, config in ARCHITECTURES.items() if size_of(name) == size)
+    return Candidates(function, ARCHITECTURES[default], size, others)
+
+
+def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
+    """Checks the arguments, finds the weights, builds the model and loads them."""
+    weights, include_top = arguments.weights, arguments.include_top
+    _check_pooling(arguments.pooling)
+    _check_classes(arguments.classes)
+    _check_weights(weights)
+    _check_preprocessing(arguments.include_preprocessing)
+    if include_top and weights is not None:
+        _check_activation(arguments.classifier_activation)
+    input_shape = _checked_shape(include_top, arguments.input_tensor, arguments.input_shape)
+
+    config, source = candidates.default.replace(**arguments.overrides), None
+    if weights is not None:
+        source = find_source(
+            weights, [config, *candidates.others], candidates.size, candidates.function
+        )
+        config = _overridden(source, arguments.overrides)
+    classes, fresh = DEFAULT_CLASSES if arguments.classes is None else arguments.classes, None
+    if source is not None and include_top:
+        classes, fresh = _classes_with(weights, source, arguments.classes)
+
+    inputs, source_inputs = _make_inputs(arguments, input_shape, config, source)
+    include_preprocessing = arguments.include_preprocessing
+    if include_preprocessing is None:
+        saved = None if source is None else source.include_preprocessing
+        include_preprocessing = True if saved is None else saved
+    height, width = inputs.shape[1:3]
+    if None not in (height, width):
+        config = config.replace(input_size=height if height == width else (height, width))
+    model = build_model(
+        config,
+        inputs,
+        source_inputs=source_inputs,
+        include_top=include_top,
+        pooling=arguments.pooling,
+        classes=classes,
+        classifier_activation=arguments.classifier_activation,
+        include_preprocessing=include_preprocessing,
+        name=arguments.name,
+    )
+    if source is not None:
+        # Layers ahead of `input_tensor` are the caller's, and not in the file.
+        tensor = arguments.input_tensor
+        network = model if tensor is None else keras.Model(tensor, model.output)
+        source.load(network, fresh)
+    return model
+
+
+def _make_inputs(
+    arguments: Arguments,
+    input_shape: tuple[int | None, int | None, int] | None,
+    config: CoAtNetConfig,
+    source: Source | None,
+) -> tuple[keras.KerasTensor, list[keras.KerasTensor] | None]:
+    """The tensor that the network starts from, and what the caller's tensor was made from."""
+    channels = None if source is None else source.channels
+    if arguments.input_tensor is not None:
+        inputs = arguments.input_tensor
+        source_inputs = keras.utils.get_source_inputs(inputs)
+    else:
+        sides = config.input_sides if arguments.include_top else (None, None)
+        inputs, source_inputs = keras.Input(input_shape or (*sides, channels or 3)), None
+    if channels not in (None, inputs.shape[-1]):
+        raise ValueError(
+            f"The weights {source.name} are made for pictures of {channels} channels. "
+            f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
+            "pictures."
+        )
+    return inputs, source_inputs
+
+
+def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
+    """The architecture of the weights, with what may be changed without making them misfit."""
+    config = source.architecture.replace(**overrides)
+    if not config.same_network(source.architecture):
+        fixed = {
+            name: getattr(source.architecture, name)
+            for name in overrides
+            if name not in FREE_FIELDS
+        }
+        had = ", ".join(f"{name}={value!r}" for name, value in fixed.items())
+        raise ValueError(
+            f"The weights {source.name} are of a network with {had}. Received: "
+            f"{', '.join(f'{name}={overrides[name]!r}' for name in fixed)}. Leave these arguments "
+            "out, or use weights=None."
+        )
+    return config
+
+
+def _classes_with(weights: Any, source: Source, classes: int | None) -> tuple[int, str | None]:
+    """How many classes to build with these weights, and which part of the head stays random."""
+    if classes is None:
+        classes = source.classes or DEFAULT_CLASSES
+    if source.classes in (None, classes):
+        return classes, None
+    if weights in WORDS:
+        raise ValueError(
+            f"With weights={weights!r} and a top, `classes` must be {source.classes}. Received: "
+            f"classes={classes}. For a new classifier use include_top=False and add a Dense layer, "
+            f"or name the checkpoint: weights={source.name!r}, classes={classes}."
+        )
+    part, brought = (
+        ("classifier", f"one of {source.classes}") if source.classes else ("head", "none")
+    )
+    warnings.warn(
+        f"The {part} for {classes} classes starts from random values: {source.name} brings "
+        f"{brought}. Train it before you use it.",
+        stacklevel=4,
+    )
+    return classes, part
+
+
+def _check_pooling(pooling: Any) -> None:
+    if pooling not in (None, "avg", "max"):
+        raise ValueError(f"`pooling` must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
+
+
+def _check_classes(classes: Any) -> None:
+    if classes is not None and not _is_int(classes, 1):
+        raise ValueError(
+            f"`classes` must be None or a whole number of at least 1. Received: "
+            f"classes={classes!r}. For a model without a classifier use include_top=False."
+        )
+
+
+def _check_weights(weights: Any) -> None:
+    if weights is not None and not isinstance(weights, str | os.PathLike):
+        raise ValueError(
+            "`weights` must be None, a name or a path. Received: "
+            f"weights of type {type(weights).__name__}"
+        )
+
+
+def _check_preprocessing(include_preprocessing: Any) -> None:
+    if include_preprocessing is not None and not isinstance(include_preprocessing, bool):
+        raise ValueError(
+            "`include_preprocessing` must be True, False or None. Received: "
+            f"include_preprocessing={include_preprocessing!r}"
+        )
+
+
+def _check_activation(activation: Any) -> None:
+    allowed = (keras.activations.get("softmax"), keras.activations.get(None))
+    if keras.activations.get(activation) not in allowed:
+        raise ValueError(
+            "With weights and a top, `classifier_activation` must be 'softmax' or None. Received: "
+            f"classifier_activation={activation!r}. Take the logits (None) and add an activation "
+            "of your own."
+        )
+
+
+def _checked_shape(
+    include_top: bool, input_tensor: Any, input_shape: Any
+) -> tuple[int | None, int | None, int] | None:
+    """The shape of the input without batch, or None where it was left open."""
+    if input_tensor is not None:
+        if not isinstance(input_tensor, keras.KerasTensor):
+            raise ValueError(
+                "`input_tensor` must be a KerasTensor, such as keras.Input returns. "
+                f"Received: {type(input_tensor).__name__}"
+            )
+        shape = tuple(input_tensor.shape[1:])
+        if input_shape is not None and tuple(input_shape) != shape:
+            raise ValueError(
+                f"`input_shape` {tuple(input_shape)} is not that of `input_tensor`, {shape}. Give "
+                "one of the two."
+            )
+        input_shape = shape
+    if input_shape is None:
+        return None
+    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    sizes_fine = all(size is None or _is_int(size, MIN_SIZE) for size in shape[:2])
+    if len(shape) != 3 or not sizes_fine or not _is_int(shape[2], 1):
+        raise ValueError(
+            "`input_shape` must be (height, width, channels), channels last, with a height and "
+            f"width of at least {MIN_SIZE} pixels. Received: input_shape={input_shape!r}"
+        )
+    if include_top and None in shape:
+        raise ValueError(
+            "With include_top=True the height and width must be known. Received: "
+            f"input_shape={input_shape!r}. Give numbers, or use include_top=False."
+        )
+    return shape
+
+
+def _is_int(value: Any, least: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= least
