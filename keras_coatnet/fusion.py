@@ -54,6 +54,7 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
             quantised or fused already, or it has layers of its own.
 
     Example:
+        >>> import numpy as np
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)

@@ -18,12 +18,16 @@ def check_local(path: str | os.PathLike | None, argument: str, names: str | None
         names: a scheme with which names start that are no addresses; None: there is none.
 
     Raises:
-        ValueError: the path starts with a scheme, such as `"gs://"`.
+        ValueError: it is no path, or starts with a scheme, such as `"gs://"`.
 
     Example:
         >>> check_local("runs/flowers", "output")
     """
-    if path is None or (names and os.fspath(path).startswith(names)):
+    if path is None:
+        return
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"`{argument}` must be a path. Received: {argument}={path!r}")
+    if names and os.fspath(path).startswith(names):
         return
     if _REMOTE.match(os.fspath(path)):
         raise ValueError(

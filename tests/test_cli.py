@@ -194,6 +194,17 @@ def test_labels_name_the_classes(call, saved, tmp_path):
     assert {one["wordnet_id"] for one in named} == {None}
 
 
+def test_labels_as_windows_editors_write_them(call, saved, tmp_path):
+    labels = tmp_path / "labels.txt"
+    lines = "".join(f"leaf {number}\r\n" for number in range(10))
+    labels.write_text(f"{lines}\r\n", "utf-8-sig", newline="")
+    named = _document(call, COFFEE, "--model", saved, "--labels", labels, "--top", 10)
+    assert {one["name"] for one in named["pictures"][0]["top"]} == {f"leaf {n}" for n in range(10)}
+    labels.write_text("a\nb\n\n" + "c\n" * 7)
+    status, _, error_stream = call("predict", COFFEE, "--model", saved, "--labels", labels)
+    assert status == 2 and f"Line 3 of the labels in {labels} is empty" in error_stream
+
+
 def test_more_classes_than_there_are(call, saved):
     top = _document(call, COFFEE, "--model", saved, "--top", 99)["pictures"][0]["top"]
     assert sorted(one["class"] for one in top) == list(range(10))

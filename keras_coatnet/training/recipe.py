@@ -329,7 +329,8 @@ _RANGES = (
     (("warmup",), 0, 1, "from 0 to 1"),
     (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
     (("held_out",), 1e-6, math.inf, "above 0"),
-    (("broken_limit", "seed"), 0, math.inf, "at least 0"),
+    (("broken_limit",), 0, math.inf, "at least 0"),
+    (("seed",), 0, 2**32 - 1, f"from 0 to {2**32 - 1}"),
     (("randaugment_layers",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),
 )
