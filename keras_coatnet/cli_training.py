@@ -262,9 +262,11 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
 
 def _architecture_of(weights: str | None) -> str | None:
     """The architecture of a public checkpoint; None of files."""
-    from keras_coatnet.weights.source import find_file
+    from keras_coatnet.weights.source import SUFFIXES, find_file
 
-    if weights is None or find_file(weights) is not None:
+    check_local(weights, "weights", names="hf://")
+    # A file that is not there yet is no obstacle to --dry-run.
+    if weights is None or weights.endswith(SUFFIXES) or find_file(weights) is not None:
         return None
     return registry.find(weights, None).architecture
 
@@ -276,6 +278,7 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_local(args.output, "output")
     check_local(args.run_folder, "run")
     check_local(args.data, "data")
+    check_local(args.weights, "weights", names="hf://")
     from keras_coatnet.inference import check_classifier, open_model
     from keras_coatnet.training import charts
     from keras_coatnet.training.data_identity import check_classes
@@ -283,11 +286,8 @@ def _evaluate(args: argparse.Namespace) -> int:
     from keras_coatnet.training.folders import imagenet_of
     from keras_coatnet.training.scores import EvaluationCounter
     from keras_coatnet.training.sources import open_source, open_sources
-    from keras_coatnet.weights.source import find_file
 
     # What costs nothing is checked first: an evaluation, or a download, may take hours.
-    if args.weights is not None:
-        find_file(args.weights)
     if args.output:
         charts.check_matplotlib()
         pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)

@@ -198,8 +198,11 @@ def test_the_folder_of_a_run_is_told_which_file_to_give(model, said, tmp_path, c
     assert (f"--run {folder}" in message) == ("final" in held)
     assert "must end in .weights.h5, .keras" in said(str(folder / "recipe.json"))
     capsys.readouterr()
+    for kind in ("cats", "others"):
+        (tmp_path / "data" / kind).mkdir(parents=True)
+        shutil.copy(CAT, tmp_path / "data" / kind)
     for command in (["train", "transfer"], ["evaluate"]):
-        data = ["--data", str(tmp_path)]
+        data = ["--data", str(tmp_path / "data")]
         assert cli.main([*command, "--weights", str(folder), *data]) == 2
         assert message in capsys.readouterr().err
 
