@@ -74,7 +74,7 @@ def find_source(
 
 
 def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
-    """Finds the file that a `weights` argument means. Nothing is read.
+    """Finds the file that a `weights` argument means, and sees that it may be read.
 
     Args:
         weights: as of `find_source`.
@@ -84,8 +84,8 @@ def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
         `registry.find` may know.
 
     Raises:
-        ValueError: it is empty, a remote address, a folder, a missing file, or a file of another
-            kind.
+        ValueError: it is empty, a remote address, a folder, a missing file, a file of another
+            kind, or one that may not be read.
     """
     check_local(weights, "weights", names="hf://")
     # A name is a name, whatever files and folders there are.
@@ -100,6 +100,7 @@ def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
                 f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "
                 f"timm, or as keras_cv_attention_models does. Received: weights={str(weights)!r}"
             )
+        _check_readable(path)
         return path
     if path.name.endswith(SUFFIXES) or os.path.exists(path) or not isinstance(weights, str):
         instead, advice = _instead_of_a_file(path)
@@ -107,6 +108,16 @@ def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
             f"There is no file of that name{instead}. Received: weights={str(weights)!r}. {advice}"
         )
     return None
+
+
+def _check_readable(path: pathlib.Path) -> None:
+    """Tells a file that is not the user's to read from a damaged one."""
+    try:
+        path.open("rb").close()
+    except OSError as error:
+        raise ValueError(
+            f"The file {path} cannot be read: {error.strerror}. Give a file that you may read."
+        ) from error
 
 
 def _instead_of_a_file(path: pathlib.Path) -> tuple[str, str]:

@@ -1,5 +1,6 @@
 """Somebody gives a file that is not the one that is wanted, and is told which one is."""
 
+import errno
 import pathlib
 import shutil
 
@@ -75,7 +76,7 @@ def _others() -> dict[str, keras.Model]:
 def test_the_old_format_keeps_a_whole_model(tmp_path, name, compiled):
     model = keras_coatnet.CoAtNet(CONFIG, input_shape=SHAPE, classes=3)
     if compiled:
-        model.compile(keras.optimizers.Adam(0.5), "sparse_categorical_crossentropy")
+        model.compile(keras.optimizers.SGD(0.5), "sparse_categorical_crossentropy")
         model.optimizer.build(model.trainable_variables)
     model.save(tmp_path / name)
     loaded = keras.models.load_model(tmp_path / name)
@@ -154,7 +155,7 @@ def test_weights_of_another_saver_that_do_not_fit_are_told_in_one_line(tmp_path)
 # --- damaged files -----------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["m.weights.h5", "m.keras", "m.safetensors"])
+@pytest.mark.parametrize("name", ["m.weights.h5", "m.keras", "m.safetensors", "m.h5"])
 @pytest.mark.parametrize("damage", ["cut", "empty", "text", "picture"])
 def test_a_damaged_file_is_told_once_with_one_advice(model, said, tmp_path, name, damage):
     path = tmp_path / name
@@ -168,6 +169,19 @@ def test_a_damaged_file_is_told_once_with_one_advice(model, said, tmp_path, name
     message = said(path)
     assert "damaged" in message and message.count(str(path)) == 1 and message.count(".") >= 2
     assert message.count(" again") == 1
+
+
+@pytest.mark.parametrize("name", ["m.weights.h5", "m.keras", "m.safetensors", "m.h5"])
+def test_a_file_that_may_not_be_read_is_not_called_damaged(said, tmp_path, monkeypatch, name):
+    path = tmp_path / name
+    path.write_bytes(b"a secret")
+
+    def forbidden(self, *arguments, **options):  # the tests may run as root, who may read all
+        raise PermissionError(errno.EACCES, "Permission denied", str(self))
+
+    monkeypatch.setattr(pathlib.Path, "open", forbidden)
+    message = said(path)
+    assert "cannot be read: Permission denied" in message and "damaged" not in message
 
 
 # --- what is no file ---------------------------------------------------------------------------
