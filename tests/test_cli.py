@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from safetensors.numpy import save_file
 
 import keras_coatnet
 from keras_coatnet import cli, inference
@@ -345,7 +346,7 @@ def test_a_mistake_is_one_line_and_status_2(call, saved, tmp_path, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "damaged.keras").write_bytes(b"no model")
-    (tmp_path / "foreign.safetensors").write_bytes(b"no model")
+    save_file({"stem.conv1.weight": np.ones(3)}, tmp_path / "foreign.safetensors")
     (tmp_path / "labels.txt").write_text("one\ntwo\n")
     (tmp_path / "folder").mkdir()
     places = {

@@ -181,8 +181,8 @@ def open_source(
 def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str:
     check_local(data, "data")
     check_local(data_dir, "data_dir")
-    if not data:  # "" would be the working directory
-        raise ValueError(f"`data` must be a folder or a data set's name. Received: data={data!r}")
+    if data is None:
+        raise ValueError("`data` must be a folder or a data set's name. Received: data=None")
     return os.fspath(data)
 
 

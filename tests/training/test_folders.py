@@ -266,7 +266,7 @@ def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
     [
         (None, {}, "`data` must be a folder or a data set's name. Received: data=None"),
         (3, {}, "`data` must be a path. Received: data=3"),
-        ("", {}, "`data` must be a folder"),
+        ("", {}, "`data` is an empty text"),
         ("flowers", {"held_out": "a"}, "Received: held_out='a'"),
         ("flowers", {"seed": -1}, "Received: seed=-1"),
         ("flowers", {"seed": 0.5}, "Received: seed=0.5"),
