@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES, find_architecture
 from keras_coatnet.families import size_of as _size_of
@@ -184,10 +185,13 @@ def _construct(
     name: str,
 ) -> CoAtNetModel:
     """Checks the arguments, finds the weights, builds the model and loads them."""
+    include_top = boolean("include_top", include_top)
     _check_pooling(pooling)
-    _check_classes(classes)
+    classes = whole_number(
+        "classes", classes, advice="For a model without classifier use include_top=False."
+    )
     _check_weights(weights)
-    _check_preprocessing(include_preprocessing)
+    include_preprocessing = _checked_preprocessing(include_preprocessing)
     if include_top and weights is not None:
         _check_activation(classifier_activation)
     inputs_known = _checked_inputs(include_top, input_tensor, input_shape)
@@ -282,14 +286,6 @@ def _check_pooling(pooling: Any) -> None:
         raise ValueError(f"`pooling` must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
 
 
-def _check_classes(classes: Any) -> None:
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise ValueError(
-            f"`classes` must be a whole number of at least 1. Received: classes={classes!r}. For a "
-            "model without classifier use include_top=False."
-        )
-
-
 def _check_weights(weights: Any) -> None:
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise ValueError(
@@ -298,12 +294,14 @@ def _check_weights(weights: Any) -> None:
         )
 
 
-def _check_preprocessing(include_preprocessing: Any) -> None:
-    if include_preprocessing is not None and not isinstance(include_preprocessing, bool):
+def _checked_preprocessing(include_preprocessing: Any) -> bool | None:
+    value = as_python(include_preprocessing)
+    if value is not None and not isinstance(value, bool):
         raise ValueError(
             "`include_preprocessing` must be True, False or None. Received: "
-            f"include_preprocessing={include_preprocessing!r}"
+            f"include_preprocessing={value!r:.100}"
         )
+    return value
 
 
 def _check_activation(activation: Any) -> None:
@@ -335,7 +333,7 @@ def _checked_inputs(
         input_shape = shape
     if input_shape is None:
         return None
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    shape = tuple(map(as_python, input_shape)) if isinstance(input_shape, Sequence) else ()
     sizes_fine = all(size is None or _is_int(size, MIN_SIZE) for size in shape[:2])
     if len(shape) != 3 or not sizes_fine or not _is_int(shape[2], 1):
         raise ValueError(

@@ -23,6 +23,7 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.model_graph import gives_logits, normalisation_before
@@ -69,11 +70,15 @@ class PictureSettings:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        size = as_python(self.size)
+        if isinstance(size, int):
+            size = (size, size)
+        try:
+            size = two_whole_numbers("size", size)
+        except ValueError as error:
             raise ValueError(
                 f"`size` must be a number of pixels, or (height, width). Received: {self.size!r}"
-            )
+            ) from error
         object.__setattr__(self, "size", size)
         for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
             if getattr(self, field) not in choices:
@@ -81,10 +86,7 @@ class PictureSettings:
                     f"`{field}` must be one of {', '.join(map(repr, choices))}. "
                     f"Received: {getattr(self, field)!r}"
                 )
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(
-                f"`crop_pct` must be above 0 and at most 1. Received: {self.crop_pct!r}"
-            )
+        object.__setattr__(self, "crop_pct", number("crop_pct", self.crop_pct, above=0, most=1))
 
 
 @dataclasses.dataclass(frozen=True)
