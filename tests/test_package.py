@@ -149,7 +149,6 @@ HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
         "families",
         "labels",
         "model_graph",
-        "paths",
         "weights",
     },
     "training": {
