@@ -43,7 +43,7 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", default=DEBIAN, metavar="DIR", help="where the four files lie")
-    parser.add_argument("--minutes", type=float, default=8, help="of processor time")
+    parser.add_argument("--minutes", type=float, default=10, help="of processor time")
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="where the figures go, too")

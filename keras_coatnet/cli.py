@@ -14,6 +14,7 @@ import os
 import pathlib
 import sys
 import time
+import warnings
 from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -123,6 +124,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     # The name of a file may hold what the terminal's encoding does not.
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(errors="backslashreplace")
+    formatted, warnings.formatwarning = warnings.formatwarning, _formatted_warning
     try:
         parsed = _parser().parse_args(arguments)
         status = parsed.run(parsed)
@@ -137,6 +139,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (ValueError, OSError, ImportError) as error:
         _say(f"error: {error}")
         return MISTAKE
+    finally:
+        warnings.formatwarning = formatted
+
+
+def _formatted_warning(message: Warning | str, *source: object) -> str:
+    """A warning in one line, without the line of code that it comes from."""
+    return f"keras-coatnet: warning: {' '.join(str(message).split())}\n"
 
 
 def _say(message: str) -> None:
@@ -333,10 +342,17 @@ def _pictures_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator
 def _read_labels(path: str) -> list[str]:
     check_local(path, "labels")
     try:
-        lines = pathlib.Path(path).read_text("utf-8").strip("\n").split("\n")
+        # Some editors put a byte-order mark first.
+        lines = pathlib.Path(path).read_text("utf-8-sig").rstrip().split("\n")
     except (OSError, UnicodeError) as error:
         raise ValueError(f"The labels in {path} cannot be read: {error}") from error
-    return [line.strip() for line in lines]
+    labels = [line.strip() for line in lines]
+    if "" in labels:
+        raise ValueError(
+            f"Line {labels.index('') + 1} of the labels in {path} is empty. Expected the name of a "
+            "class on each line."
+        )
+    return labels
 
 
 def _labels_of_run(model: str, classes: int) -> list[str] | None:

@@ -216,6 +216,7 @@ def _converter(kind: Any) -> Callable[[str], Any]:
 
 
 def _train(args: argparse.Namespace) -> int:
+    check_local(args.output, "output")
     if args.list:
         for family in FAMILIES.values():
             models = "any" if family.models is None else ", ".join(family.models)
@@ -261,8 +262,11 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
 
 def _architecture_of(weights: str | None) -> str | None:
     """The architecture of a public checkpoint; None of files."""
+    from keras_coatnet.weights.source import SUFFIXES, find_file
+
     check_local(weights, "weights", names="hf://")
-    if weights is None or pathlib.Path(weights).suffix in (".h5", ".keras", ".safetensors"):
+    # A file that is not there yet is no obstacle to --dry-run.
+    if weights is None or weights.endswith(SUFFIXES) or find_file(weights) is not None:
         return None
     return registry.find(weights, None).architecture
 
@@ -273,6 +277,8 @@ def _architecture_of(weights: str | None) -> str | None:
 def _evaluate(args: argparse.Namespace) -> int:
     check_local(args.output, "output")
     check_local(args.run_folder, "run")
+    check_local(args.data, "data")
+    check_local(args.weights, "weights", names="hf://")
     from keras_coatnet.inference import check_classifier, open_model
     from keras_coatnet.training import charts
     from keras_coatnet.training.data_identity import check_classes

@@ -14,6 +14,8 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
+from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
+
 # The values that a field with a small vocabulary takes.
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
@@ -41,7 +43,6 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
 # parameters.
 MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 1_000, 1 << 16, 1 << 14
 MOST_PARAMETERS = 10**11
-MOST_NUMBER = 1e30
 
 # Fields that change neither the variables of a network nor what it computes at inference:
 # weights fit any value of them.
@@ -197,13 +198,13 @@ class CoAtNetConfig:
     pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
 
     def __post_init__(self) -> None:
-        for field in ("widths", "depths", "layout", "pixel_mean", "pixel_std"):
-            object.__setattr__(self, field, _tuples(field, getattr(self, field)))
-        stem = self.stem_width
-        stem = _tuples("stem_width", stem) if isinstance(stem, (tuple, list)) else (stem, stem)
-        object.__setattr__(self, "stem_width", stem)
-        if isinstance(self.input_size, list):
-            object.__setattr__(self, "input_size", tuple(self.input_size))
+        for field in dataclasses.fields(self):
+            value = as_python(getattr(self, field.name))
+            if field.type.startswith("tuple") or isinstance(value, (tuple, list)):
+                value = _tuples(field.name, value)
+            object.__setattr__(self, field.name, value)
+        if not isinstance(self.stem_width, tuple):
+            object.__setattr__(self, "stem_width", (self.stem_width, self.stem_width))
         self._check_values()
         self._check_stages()
         self._check_heads()
@@ -221,44 +222,37 @@ class CoAtNetConfig:
 
     def _check_values(self) -> None:
         for field, choices in CHOICES.items():
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
-                    f"Received: {field}={getattr(self, field)!r}"
-                )
+            choice(field, getattr(self, field), choices)
         for field in dataclasses.fields(self):
-            if field.type == "bool" and not isinstance(getattr(self, field.name), bool):
-                raise ValueError(
-                    f"`{field.name}` must be True or False. "
-                    f"Received: {field.name}={getattr(self, field.name)!r}"
-                )
+            if field.type == "bool":
+                boolean(field.name, getattr(self, field.name))
         positive_ints = ("expansion", "ffn_expansion", "head_size", "relative_position_width")
         for field in positive_ints:
-            _check_positive_int(field, getattr(self, field), MOST_CHANNELS)
+            whole_number(field, getattr(self, field), most=MOST_CHANNELS)
         if len(self.stem_width) != 2:
             raise ValueError(
                 "`stem_width` must be one width or a pair, of the stem's two convolutions. "
                 f"Received: stem_width={self.stem_width}"
             )
         for width in self.stem_width:
-            _check_positive_int("stem_width", width, MOST_CHANNELS)
+            whole_number("stem_width", width, most=MOST_CHANNELS)
         for side in self.input_sides:
-            _check_positive_int("input_size", side, MOST_PIXELS)
+            whole_number("input_size", side, most=MOST_PIXELS)
         if len(self.input_sides) != 2 or min(self.input_sides) < 32:
             raise ValueError(
                 "`input_size` must be at least 32: one number, or a height and a width. "
                 f"Received: {self.input_size}"
             )
         for field in ("squeeze_ratio", "batch_norm_epsilon", "transformer_norm_epsilon"):
-            _check_number(field, getattr(self, field), above=0.0)
+            number(field, getattr(self, field), above=0.0)
         for field in ("stochastic_depth", "batch_norm_momentum"):
-            _check_number(field, getattr(self, field), least=0.0, below=1.0)
+            number(field, getattr(self, field), least=0.0, below=1.0)
         if self.layer_scale is not None:
-            _check_number("layer_scale", self.layer_scale, above=0.0)
+            number("layer_scale", self.layer_scale, above=0.0)
         for value in self.pixel_mean:
-            _check_number("pixel_mean", value, least=0.0)
+            number("pixel_mean", value, least=0.0)
         for value in self.pixel_std:
-            _check_number("pixel_std", value, above=0.0)
+            number("pixel_std", value, above=0.0)
         if len(self.pixel_mean) != len(self.pixel_std) or not self.pixel_mean:
             raise ValueError(
                 "`pixel_mean` and `pixel_std` need one value a channel each. Received: "
@@ -290,8 +284,9 @@ class CoAtNetConfig:
                         f"Stage {stage} of `{field}` must have {len(kinds)} number(s) for the "
                         f"layout {kinds!r}. Received: {entry}"
                     )
-                for part in parts:
-                    _check_positive_int(f"stage {stage} of {field}", part, most)
+                for index, part in enumerate(parts):
+                    inside = f"[{index}]" if isinstance(entry, tuple) else ""
+                    whole_number(f"{field}[{stage - 1}]{inside}", part, most=most)
         blocks = sum(sum(_pair(depths)) for depths in self.depths)
         if blocks > MOST_BLOCKS:
             raise ValueError(
@@ -336,7 +331,7 @@ class CoAtNetConfig:
 
     def _check_conv_blocks(self) -> None:
         if self.conv_layer_scale is not None:
-            _check_number("conv_layer_scale", self.conv_layer_scale, above=0.0)
+            number("conv_layer_scale", self.conv_layer_scale, above=0.0)
         if self.conv_block == "mbconv":
             if self.conv_layer_scale is not None:
                 raise ValueError(
@@ -487,38 +482,7 @@ def _tuples(field: str, value: Any) -> tuple[Any, ...]:
     """Lists, as JSON gives them, become tuples, so that a config is hashable."""
     if not isinstance(value, (tuple, list)):
         raise ValueError(f"`{field}` must be a tuple. Received: {field}={value!r:.300}")
-    return tuple(tuple(item) if isinstance(item, (tuple, list)) else item for item in value)
-
-
-def _check_positive_int(field: str, value: Any, most: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(
-            f"`{field}` must be a whole number of at least 1. Received: {value!r:.100}"
-        )
-    if value > most:
-        raise ValueError(
-            f"`{field}` must be a whole number of at most {most}. Received: {value!r:.100}"
-        )
-
-
-def _check_number(
-    field: str,
-    value: Any,
-    above: float | None = None,
-    least: float | None = None,
-    below: float | None = None,
-) -> None:
-    # Beyond it, float32 is infinite; and whole numbers as long as one likes do not become floats.
-    numeric = isinstance(value, (int, float)) and not isinstance(value, bool)
-    if (
-        not numeric
-        or not -MOST_NUMBER < value < MOST_NUMBER
-        or (above is not None and not value > above)
-        or (least is not None and not value >= least)
-        or (below is not None and not value < below)
-    ):
-        bounds = [f"above {above}"] if above is not None else [f"at least {least}"]
-        bounds += [f"below {MOST_NUMBER if below is None else below:g}"]
-        raise ValueError(
-            f"`{field}` must be a number {' and '.join(bounds)}. Received: {value!r:.100}"
-        )
+    return tuple(
+        tuple(map(as_python, item)) if isinstance(item, (tuple, list)) else as_python(item)
+        for item in value
+    )

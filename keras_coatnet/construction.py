@@ -10,6 +10,7 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
 from keras_coatnet.families import ARCHITECTURES, size_of
 from keras_coatnet.model import CoAtNetModel, build_model
@@ -67,15 +68,8 @@ def of_size(function: str, default: str) -> Candidates:
 
 def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
     """Checks the arguments, finds the weights, builds the model and loads them."""
+    arguments = _checked(arguments)
     weights, include_top = arguments.weights, arguments.include_top
-    _check_pooling(arguments.pooling)
-    _check_classes(arguments.classes)
-    _check_weights(weights)
-    _check_preprocessing(arguments.include_preprocessing)
-    if include_top and weights is not None:
-        _check_activation(arguments.classifier_activation)
-    input_shape = _checked_shape(include_top, arguments.input_tensor, arguments.input_shape)
-
     config, source = candidates.default.replace(**arguments.overrides), None
     if weights is not None:
         source = find_source(
@@ -86,7 +80,7 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
     if source is not None and include_top:
         classes, fresh = _classes_with(weights, source, arguments.classes)
 
-    inputs, source_inputs = _make_inputs(arguments, input_shape, config, source)
+    inputs, source_inputs = _make_inputs(arguments, config, source)
     include_preprocessing = arguments.include_preprocessing
     if include_preprocessing is None:
         saved = None if source is None else source.include_preprocessing
@@ -113,11 +107,27 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
     return model
 
 
+def _checked(arguments: Arguments) -> Arguments:
+    """The arguments with values of Python's own; the shape is that of `input_tensor`, if any."""
+    include_top, classes = boolean("include_top", arguments.include_top), arguments.classes
+    if classes is not None:
+        advice = "For a model without a classifier use include_top=False."
+        classes = whole_number("classes", classes, advice=advice)
+    _check_pooling(arguments.pooling)
+    _check_weights(arguments.weights)
+    if include_top and arguments.weights is not None:
+        _check_activation(arguments.classifier_activation)
+    return dataclasses.replace(
+        arguments,
+        include_top=include_top,
+        classes=classes,
+        include_preprocessing=_checked_preprocessing(arguments.include_preprocessing),
+        input_shape=_checked_shape(include_top, arguments.input_tensor, arguments.input_shape),
+    )
+
+
 def _make_inputs(
-    arguments: Arguments,
-    input_shape: tuple[int | None, int | None, int] | None,
-    config: CoAtNetConfig,
-    source: Source | None,
+    arguments: Arguments, config: CoAtNetConfig, source: Source | None
 ) -> tuple[keras.KerasTensor, list[keras.KerasTensor] | None]:
     """The tensor that the network starts from, and what the caller's tensor was made from."""
     channels = None if source is None else source.channels
@@ -126,7 +136,7 @@ def _make_inputs(
         source_inputs = keras.utils.get_source_inputs(inputs)
     else:
         sides = config.input_sides if arguments.include_top else (None, None)
-        inputs, source_inputs = keras.Input(input_shape or (*sides, channels or 3)), None
+        inputs, source_inputs = keras.Input(arguments.input_shape or (*sides, channels or 3)), None
     if channels not in (None, inputs.shape[-1]):
         raise ValueError(
             f"The weights {source.name} are made for pictures of {channels} channels. "
@@ -182,14 +192,6 @@ def _check_pooling(pooling: Any) -> None:
         raise ValueError(f"`pooling` must be None, 'avg' or 'max'. Received: pooling={pooling!r}")
 
 
-def _check_classes(classes: Any) -> None:
-    if classes is not None and not _is_int(classes, 1):
-        raise ValueError(
-            f"`classes` must be None or a whole number of at least 1. Received: "
-            f"classes={classes!r}. For a model without a classifier use include_top=False."
-        )
-
-
 def _check_weights(weights: Any) -> None:
     if weights is not None and not isinstance(weights, str | os.PathLike):
         raise ValueError(
@@ -198,12 +200,14 @@ def _check_weights(weights: Any) -> None:
         )
 
 
-def _check_preprocessing(include_preprocessing: Any) -> None:
-    if include_preprocessing is not None and not isinstance(include_preprocessing, bool):
+def _checked_preprocessing(include_preprocessing: Any) -> bool | None:
+    value = as_python(include_preprocessing)
+    if value is not None and not isinstance(value, bool):
         raise ValueError(
             "`include_preprocessing` must be True, False or None. Received: "
-            f"include_preprocessing={include_preprocessing!r}"
+            f"include_preprocessing={value!r:.100}"
         )
+    return value
 
 
 def _check_activation(activation: Any) -> None:
@@ -235,7 +239,7 @@ def _checked_shape(
         input_shape = shape
     if input_shape is None:
         return None
-    shape = tuple(input_shape) if isinstance(input_shape, Sequence) else ()
+    shape = tuple(map(as_python, input_shape)) if isinstance(input_shape, Sequence) else ()
     sizes_fine = all(size is None or _is_int(size, MIN_SIZE) for size in shape[:2])
     if len(shape) != 3 or not sizes_fine or not _is_int(shape[2], 1):
         raise ValueError(

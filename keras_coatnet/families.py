@@ -212,10 +212,15 @@ def find_architecture(architecture: str | CoAtNetConfig) -> CoAtNetConfig:
     """
     if isinstance(architecture, CoAtNetConfig):
         return architecture
-    if architecture not in ARCHITECTURES:
+    if not isinstance(architecture, str) or architecture not in ARCHITECTURES:
+        advice = (
+            " CoAtNetConfig.from_dict makes a configuration of a dictionary."
+            if isinstance(architecture, Mapping)
+            else ""
+        )
         raise ValueError(
             "`architecture` must be a CoAtNetConfig or one of the names of "
-            f"keras_coatnet.architectures(): {', '.join(ARCHITECTURES)}. "
-            f"Received: {architecture!r}"
+            f"keras_coatnet.architectures(): {', '.join(ARCHITECTURES)}."
+            f"{advice} Received: {architecture!r:.300}"
         )
     return ARCHITECTURES[architecture]

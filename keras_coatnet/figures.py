@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import Block, CoAtNetConfig
 from keras_coatnet.families import find_architecture
 from keras_coatnet.variables import attention_width, variables
@@ -50,14 +51,16 @@ def count_params(
         An int.
 
     Raises:
-        ValueError: there is no such architecture, or the shape or `classes` makes no sense.
+        ValueError: there is no such architecture, or the shape, `classes` or
+            `include_top` makes no sense.
 
     Example:
         >>> count_params("coatnet7")
         2441973112
     """
     config = find_architecture(architecture)
-    _check_classes(classes)
+    classes = whole_number("classes", classes)
+    include_top = boolean("include_top", include_top)
     listed = variables(config, _checked_shape(input_shape), classes, include_top)
     return sum(math.prod(variable.shape) for variable in listed if variable.trainable)
 
@@ -85,8 +88,8 @@ def count_flops(
         An int, in multiply-adds.
 
     Raises:
-        ValueError: there is no such architecture or convention, or the shape or `classes` makes
-            no sense.
+        ValueError: there is no such architecture or convention, or the shape, `classes` or
+            `include_top` makes no sense.
 
     Example:
         >>> round(count_flops("coatnet3", (384, 384, 3), convention="paper") / 1e9, 1)
@@ -111,7 +114,8 @@ def _parts(
 ) -> Iterator[_Part]:
     config = find_architecture(architecture)
     height, width, channels = _checked_shape(input_shape)
-    _check_classes(classes)
+    classes = whole_number("classes", classes)
+    include_top = boolean("include_top", include_top)
     height, width = math.ceil(height / 2), math.ceil(width / 2)
     yield _stem(config, channels, height * width)
     for block in config.blocks():
@@ -126,13 +130,8 @@ def _parts(
     yield _head(config, height * width, classes if include_top else None)
 
 
-def _check_classes(classes: Any) -> None:
-    if not isinstance(classes, int) or isinstance(classes, bool) or classes < 1:
-        raise ValueError(f"`classes` must be a whole number of at least 1. Received: {classes!r}")
-
-
 def _checked_shape(input_shape: Any) -> tuple[int, int, int]:
-    shape = tuple(input_shape) if isinstance(input_shape, (tuple, list)) else ()
+    shape = tuple(map(as_python, input_shape)) if isinstance(input_shape, (tuple, list)) else ()
     whole = all(isinstance(size, int) and not isinstance(size, bool) for size in shape)
     if len(shape) != 3 or not whole or min(shape[:2]) < 32 or shape[2] < 1:
         raise ValueError(

@@ -13,6 +13,7 @@ from typing import Any
 import keras
 import numpy as np
 
+from keras_coatnet.arguments import boolean
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.fused import (
@@ -51,9 +52,10 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
 
     Raises:
         ValueError: the model is none of this package's, its input size is unknown, it is
-            quantised or fused already, or it has layers of its own.
+            quantised or fused already, or it has layers of its own; or `jit_compile` is no bool.
 
     Example:
+        >>> import numpy as np
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
@@ -62,6 +64,7 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
         True
     """
     _check(model)
+    jit_compile = boolean("jit_compile", jit_compile)
     config = model.architecture
     layer = {each.name: each for each in model.layers}
     inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)

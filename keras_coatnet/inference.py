@@ -23,12 +23,12 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.model_graph import gives_logits, normalisation_before
-from keras_coatnet.paths import check_local
-from keras_coatnet.weights import keras_files, registry
-from keras_coatnet.weights.source import SUFFIXES, find_source
+from keras_coatnet.weights import foreign_files, keras_files, registry
+from keras_coatnet.weights.source import find_file, find_source
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
@@ -70,11 +70,15 @@ class PictureSettings:
     crop_mode: str = "center"
 
     def __post_init__(self) -> None:
-        size = (self.size, self.size) if isinstance(self.size, int) else tuple(self.size)
-        if len(size) != 2 or not all(isinstance(side, int) and side > 0 for side in size):
+        size = as_python(self.size)
+        if isinstance(size, int):
+            size = (size, size)
+        try:
+            size = two_whole_numbers("size", size)
+        except ValueError as error:
             raise ValueError(
                 f"`size` must be a number of pixels, or (height, width). Received: {self.size!r}"
-            )
+            ) from error
         object.__setattr__(self, "size", size)
         for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
             if getattr(self, field) not in choices:
@@ -82,10 +86,7 @@ class PictureSettings:
                     f"`{field}` must be one of {', '.join(map(repr, choices))}. "
                     f"Received: {getattr(self, field)!r}"
                 )
-        if not 0 < self.crop_pct <= 1:
-            raise ValueError(
-                f"`crop_pct` must be above 0 and at most 1. Received: {self.crop_pct!r}"
-            )
+        object.__setattr__(self, "crop_pct", number("crop_pct", self.crop_pct, above=0, most=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -294,23 +295,20 @@ def open_model(
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
     """
-    check_local(weights, "weights", names="hf://")
-    name = str(weights)
-    if name.endswith(".keras"):
-        model = _load_whole_model(pathlib.Path(weights))
+    path = find_file(weights)
+    if path is None:
+        return _open_checkpoint(str(weights), architecture)
+    if path.suffix == ".keras":
+        model = _load_whole_model(path)
         return model, default_settings(model)
-    if not name.endswith(SUFFIXES):
-        return _open_checkpoint(name, architecture)
-    config = _architecture_of(pathlib.Path(weights)) if architecture is None else architecture
+    config = _architecture_of(path) if architecture is None else architecture
     if find_source(weights, [find_architecture(config)], None, "open_model").classes == 0:
-        raise ValueError(f"{name} brings no classifier, so nothing can be predicted with it.")
+        raise ValueError(f"{path} brings no classifier, so nothing can be predicted with it.")
     model = CoAtNet(config, weights=weights)
     return model, default_settings(model)
 
 
 def _load_whole_model(path: pathlib.Path) -> keras.Model:
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
     keras_files.read_identity(path)  # refuses what is not safe to load
     try:
         return keras.saving.load_model(path, compile=False)
@@ -335,10 +333,11 @@ def _open_checkpoint(
 
 def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
     """The configuration that `CoAtNetModel.save_weights` wrote into a file."""
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    ours = path.name.endswith(keras_files.SUFFIXES)
-    identity = keras_files.read_identity(path) if ours else None
+    if path.name.endswith(keras_files.SUFFIXES):
+        identity = keras_files.read_identity(path)
+    else:
+        identity = None
+        foreign_files.read(path)  # a damaged file has no architecture that could be named
     if identity is None:
         raise ValueError(
             f"{path} does not say which network its weights belong to. Name the architecture, one "

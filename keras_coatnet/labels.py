@@ -8,6 +8,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.arguments import whole_number
+
 # Files of lines "<WordNet id> <name>", in the order of a checkpoint's outputs, by their number.
 _CLASS_FILES = {1000: "imagenet1k.txt", 11821: "imagenet12k.txt"}
 
@@ -67,8 +69,7 @@ def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, fl
             f"`decode_predictions` expects a batch of ImageNet predictions of shape {known}. "
             f"Received: preds of shape {preds.shape}"
         )
-    if not isinstance(top, int) or isinstance(top, bool) or top < 1:
-        raise ValueError(f"`top` must be a whole number of at least 1. Received: top={top!r}")
+    top = whole_number("top", top)
     names = class_names(preds.shape[1])
     order = np.argsort(-preds, axis=1, kind="stable")[:, :top]
     return [

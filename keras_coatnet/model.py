@@ -195,6 +195,9 @@ class CoAtNetModel(keras.Model):
                     file.attrs[IDENTITY] = json.dumps(self.identity())
 
 
+# Keras's old format (.h5, .hdf5) names the class of a model without its package.
+keras.saving.get_custom_objects()["CoAtNetModel"] = CoAtNetModel
+
 # Last layer of a block, after the block's name: the block itself, or its last part when fused.
 _ENDS = ("", "_add", "_ffn_add")
 

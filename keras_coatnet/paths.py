@@ -10,7 +10,9 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def check_local(path: str | os.PathLike | None, argument: str, names: str | None = None) -> None:
-    """Refuses the address of a remote file or folder, of which a local one would be made.
+    """Refuses an empty text, and the address of a remote file or folder.
+
+    Of an address a local folder would be made, and an empty text would be the working directory.
 
     Args:
         path: a path; None: there is none to check.
@@ -18,13 +20,19 @@ def check_local(path: str | os.PathLike | None, argument: str, names: str | None
         names: a scheme with which names start that are no addresses; None: there is none.
 
     Raises:
-        ValueError: the path starts with a scheme, such as `"gs://"`.
+        ValueError: it is no path, is empty, or starts with a scheme, such as `"gs://"`.
 
     Example:
         >>> check_local("runs/flowers", "output")
     """
-    if path is None or (names and os.fspath(path).startswith(names)):
+    if path is None:
         return
+    if not isinstance(path, str | os.PathLike):
+        raise ValueError(f"`{argument}` must be a path. Received: {argument}={path!r}")
+    if names and os.fspath(path).startswith(names):
+        return
+    if not os.fspath(path):
+        raise ValueError(f"`{argument}` is an empty text. Give a path or a name, or leave it out.")
     if _REMOTE.match(os.fspath(path)):
         raise ValueError(
             f"`{argument}` must be a path on this machine; remote addresses are not supported. "

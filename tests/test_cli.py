@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import skimage.data
 from PIL import Image
+from safetensors.numpy import save_file
 
 import keras_coatnet
 from keras_coatnet import cli, inference
@@ -194,6 +195,17 @@ def test_labels_name_the_classes(call, saved, tmp_path):
     assert {one["wordnet_id"] for one in named} == {None}
 
 
+def test_labels_as_windows_editors_write_them(call, saved, tmp_path):
+    labels = tmp_path / "labels.txt"
+    lines = "".join(f"leaf {number}\r\n" for number in range(10))
+    labels.write_text(f"{lines}\r\n", "utf-8-sig", newline="")
+    named = _document(call, COFFEE, "--model", saved, "--labels", labels, "--top", 10)
+    assert {one["name"] for one in named["pictures"][0]["top"]} == {f"leaf {n}" for n in range(10)}
+    labels.write_text("a\nb\n\n" + "c\n" * 7)
+    status, _, error_stream = call("predict", COFFEE, "--model", saved, "--labels", labels)
+    assert status == 2 and f"Line 3 of the labels in {labels} is empty" in error_stream
+
+
 def test_more_classes_than_there_are(call, saved):
     top = _document(call, COFFEE, "--model", saved, "--top", 99)["pictures"][0]["top"]
     assert sorted(one["class"] for one in top) == list(range(10))
@@ -334,7 +346,7 @@ def test_a_mistake_is_one_line_and_status_2(call, saved, tmp_path, monkeypatch, 
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path / "hub"))
     (tmp_path / "damaged.keras").write_bytes(b"no model")
-    (tmp_path / "foreign.safetensors").write_bytes(b"no model")
+    save_file({"stem.conv1.weight": np.ones(3)}, tmp_path / "foreign.safetensors")
     (tmp_path / "labels.txt").write_text("one\ntwo\n")
     (tmp_path / "folder").mkdir()
     places = {

@@ -82,7 +82,7 @@ def get_activation(name: str) -> Callable[[Any], Any]:
         >>> float(get_activation("relu")(-1.0))
         0.0
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise ValueError(
             f"There is no activation {name!r}. Use one of {', '.join(map(repr, ACTIVATIONS))}."
         )

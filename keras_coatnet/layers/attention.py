@@ -7,16 +7,35 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import boolean, choice, two_whole_numbers, whole_number
 from keras_coatnet.layers.base import (
     PACKAGE,
     CompositeLayer,
-    check_bool,
-    check_choice,
     full_precision,
     kernel_initializer,
     spatial_size,
 )
 from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
+
+# Where the bias of each offset comes from.
+SOURCES = ("table", "mlp")
+
+
+def check_heads(attention_width: int, head_size: int) -> None:
+    """Refuses an attention that heads of this size do not fill.
+
+    Args:
+        attention_width: channels of q, k and v.
+        head_size: channels of one head.
+
+    Raises:
+        ValueError: `head_size` does not divide the width.
+    """
+    if attention_width % head_size:
+        raise ValueError(
+            "The attention's width must be a multiple of `head_size`. Received: "
+            f"attention_width={attention_width}, head_size={head_size}"
+        )
 
 
 def attend(query: Any, key: Any, value: Any, bias: Any, scale: float = 1.0) -> Any:
@@ -86,22 +105,20 @@ class RelativeSelfAttention(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
+        self.width = whole_number("width", width)
+        self.head_size = whole_number("head_size", head_size)
         attention_width = width if attention_width is None else attention_width
-        if attention_width < 1 or head_size < 1 or attention_width % head_size:
-            raise ValueError(
-                "The attention's width must be a multiple of `head_size`. Received: "
-                f"attention_width={attention_width}, head_size={head_size}"
-            )
-        check_bool("use_bias", use_bias)
-        check_choice("relative_position", relative_position, ("table", "mlp"))
-        self.width = width
-        self.head_size = head_size
-        self.attention_width = attention_width
-        self.use_bias = use_bias
-        self.relative_position = relative_position
-        self.relative_position_width = relative_position_width
-        self.table_size = None if table_size is None else tuple(table_size)
-        self.heads = attention_width // head_size
+        self.attention_width = whole_number("attention_width", attention_width)
+        check_heads(self.attention_width, self.head_size)
+        self.use_bias = boolean("use_bias", use_bias)
+        self.relative_position = choice("relative_position", relative_position, SOURCES)
+        self.relative_position_width = whole_number(
+            "relative_position_width", relative_position_width
+        )
+        self.table_size = (
+            None if table_size is None else two_whole_numbers("table_size", table_size)
+        )
+        self.heads = self.attention_width // self.head_size
 
     def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]

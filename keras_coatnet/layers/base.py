@@ -35,38 +35,6 @@ def policy_at(policy: keras.DTypePolicy, path: str) -> keras.DTypePolicy:
     return policy[path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
 
-def check_choice(argument: str, value: Any, choices: tuple) -> None:
-    """Refuses a value that is none of the choices.
-
-    Args:
-        argument: the argument's name.
-        value: what came.
-        choices: the values it may have.
-
-    Raises:
-        ValueError: the value is none of them.
-    """
-    if value not in choices:
-        raise ValueError(
-            f"`{argument}` must be one of {', '.join(map(repr, choices))}. "
-            f"Received: {argument}={value!r}"
-        )
-
-
-def check_bool(argument: str, value: Any) -> None:
-    """Refuses what is neither True nor False: the text "False" would count as true.
-
-    Args:
-        argument: the argument's name.
-        value: what came.
-
-    Raises:
-        ValueError: the value is no bool.
-    """
-    if not isinstance(value, bool):
-        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r}")
-
-
 def spatial_size(x: Any) -> tuple[Any, Any]:
     """Height and width of a channels-last map: ints where they are static, else scalar tensors."""
     dynamic = ops.shape(x)

@@ -7,8 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import boolean, choice, number, whole_number
 from keras_coatnet.layers.activations import get_activation, in_one_pass
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, check_choice, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
@@ -70,26 +71,24 @@ class ConvNeXtBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_choice("strides", strides, (1, 2))
-        check_choice("stride_on", stride_on, ("depthwise", "pool"))
-        check_choice("pool", pool, POOLS)
-        check_choice("stride_pool", stride_pool, POOLS)
-        check_choice("padding", padding, ("same", "symmetric"))
-        self.width = width
-        self.expanded_width = 4 * width if expanded_width is None else expanded_width
-        self.strides = strides
-        self.stride_on = stride_on
-        self.pool = pool
-        self.stride_pool = stride_pool
-        self.padding = padding
-        self.activation = activation
-        self.use_bias = use_bias
-        self.norm_epsilon = norm_epsilon
-        self.layer_scale = layer_scale
-        self.stochastic_depth = stochastic_depth
+        self.width = width = whole_number("width", width)
+        expanded_width = 4 * width if expanded_width is None else expanded_width
+        self.expanded_width = whole_number("expanded_width", expanded_width)
+        self.strides = choice("strides", strides, (1, 2))
+        self.stride_on = choice("stride_on", stride_on, ("depthwise", "pool"))
+        self.pool = choice("pool", pool, POOLS)
+        self.stride_pool = choice("stride_pool", stride_pool, POOLS)
+        self.padding = choice("padding", padding, ("same", "symmetric"))
         self._activate = get_activation(activation)
+        self.activation = activation
+        self.use_bias = boolean("use_bias", use_bias)
+        self.norm_epsilon = number("norm_epsilon", norm_epsilon, least=0)
+        self.layer_scale = None if layer_scale is None else number("layer_scale", layer_scale)
+        self.stochastic_depth = number("stochastic_depth", stochastic_depth, least=0, below=1)
         # Symmetric padding differs from "same" only where the convolution strides.
-        self.pads = strides == 2 and stride_on == "depthwise" and padding == "symmetric"
+        self.pads = (
+            self.strides == 2 and self.stride_on == "depthwise" and self.padding == "symmetric"
+        )
 
     def build(self, input_shape: tuple) -> None:
         width_in, strided = input_shape[-1], self.strides > 1

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import number
 from keras_coatnet.layers.base import PACKAGE
 
 
@@ -20,6 +21,9 @@ class LayerScale(keras.layers.Layer):
 
     Input and output shape: `(..., channels)`.
 
+    Raises:
+        ValueError: `initial_scale` is no finite number.
+
     Example:
         >>> LayerScale(1e-6)(keras.ops.ones((2, 7, 7, 64))).shape == (2, 7, 7, 64)
         True
@@ -27,7 +31,7 @@ class LayerScale(keras.layers.Layer):
 
     def __init__(self, initial_scale: float, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.initial_scale = initial_scale
+        self.initial_scale = number("initial_scale", initial_scale)
 
     def build(self, input_shape: tuple) -> None:
         self.scale = self.add_weight(

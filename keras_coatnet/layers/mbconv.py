@@ -7,14 +7,9 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import boolean, choice, number, whole_number
 from keras_coatnet.layers.activations import get_activation, in_one_pass
-from keras_coatnet.layers.base import (
-    PACKAGE,
-    CompositeLayer,
-    check_bool,
-    check_choice,
-    kernel_initializer,
-)
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 from keras_coatnet.layers.normalization import BatchNormalization, batch_norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
@@ -81,33 +76,32 @@ class MBConv(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_bool("prenorm_activation", prenorm_activation)
-        check_bool("use_bias", use_bias)
-        check_choice("strides", strides, (1, 2))
-        check_choice("pool", pool, POOLS)
-        check_choice("stride_pool", stride_pool, POOLS)
-        check_choice("stride_on", stride_on, ("expansion", "depthwise", "pool"))
-        check_choice("padding", padding, ("same", "symmetric"))
-        check_choice("squeeze_place", squeeze_place, ("after_norm", "before_norm"))
-        self.width = width
-        self.expanded_width = 4 * width if expanded_width is None else expanded_width
-        self.squeezed_width = max(1, width // 4) if squeezed_width is None else squeezed_width
-        self.strides = strides
-        self.stride_on = stride_on
-        self.pool = pool
-        self.stride_pool = stride_pool
-        self.padding = padding
-        self.activation = activation
-        self.prenorm_activation = prenorm_activation
-        self.squeeze_activation = squeeze_activation
-        self.squeeze_place = squeeze_place
-        self.use_bias = use_bias
-        self.batch_norm_epsilon = batch_norm_epsilon
-        self.batch_norm_momentum = batch_norm_momentum
-        self.stochastic_depth = stochastic_depth
+        self.width = width = whole_number("width", width)
+        expanded_width = 4 * width if expanded_width is None else expanded_width
+        squeezed_width = max(1, width // 4) if squeezed_width is None else squeezed_width
+        self.expanded_width = whole_number("expanded_width", expanded_width)
+        self.squeezed_width = whole_number("squeezed_width", squeezed_width)
+        self.strides = choice("strides", strides, (1, 2))
+        self.stride_on = choice("stride_on", stride_on, ("expansion", "depthwise", "pool"))
+        self.pool = choice("pool", pool, POOLS)
+        self.stride_pool = choice("stride_pool", stride_pool, POOLS)
+        self.padding = choice("padding", padding, ("same", "symmetric"))
         self._activate = get_activation(activation)
+        self.activation = activation
+        self.prenorm_activation = boolean("prenorm_activation", prenorm_activation)
+        get_activation(squeeze_activation)
+        self.squeeze_activation = squeeze_activation
+        self.squeeze_place = choice("squeeze_place", squeeze_place, ("after_norm", "before_norm"))
+        self.use_bias = boolean("use_bias", use_bias)
+        self.batch_norm_epsilon = number("batch_norm_epsilon", batch_norm_epsilon, least=0)
+        self.batch_norm_momentum = number(
+            "batch_norm_momentum", batch_norm_momentum, least=0, most=1
+        )
+        self.stochastic_depth = number("stochastic_depth", stochastic_depth, least=0, below=1)
         # Symmetric padding differs from "same" only where a 3x3 convolution strides.
-        self.pads = strides == 2 and stride_on == "depthwise" and padding == "symmetric"
+        self.pads = (
+            self.strides == 2 and self.stride_on == "depthwise" and self.padding == "symmetric"
+        )
 
     def build(self, input_shape: tuple) -> None:
         norm = batch_norm_options(self.batch_norm_epsilon, self.batch_norm_momentum)

@@ -7,7 +7,8 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_coatnet.layers.base import PACKAGE, check_choice
+from keras_coatnet.arguments import choice
+from keras_coatnet.layers.base import PACKAGE
 
 POOLS = ("max2", "avg2", "max3")
 
@@ -34,8 +35,7 @@ class Downsample(keras.layers.Layer):
 
     def __init__(self, pool: str = "max2", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        check_choice("pool", pool, POOLS)
-        self.pool = pool
+        self.pool = choice("pool", pool, POOLS)
         self.built = True
 
     def call(self, x: Any) -> Any:

@@ -16,6 +16,7 @@ import keras
 import numpy as np
 from keras import ops
 
+from keras_coatnet.arguments import two_whole_numbers, whole_number
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 
 
@@ -118,6 +119,9 @@ class RelativePositionTable(keras.layers.Layer):
     Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalars.
     Output shape: `(heads, height * width, height * width)`.
 
+    Raises:
+        ValueError: an argument is no whole number of at least 1.
+
     Example:
         >>> RelativePositionTable(4, (7, 7))(height=2, width=3).shape == (4, 6, 6)
         True
@@ -125,8 +129,8 @@ class RelativePositionTable(keras.layers.Layer):
 
     def __init__(self, heads: int, table_size: tuple[int, int], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.heads = heads
-        self.table_size = tuple(table_size)
+        self.heads = whole_number("heads", heads)
+        self.table_size = two_whole_numbers("table_size", table_size)
         self.build()
 
     def build(self, input_shape: tuple | None = None) -> None:
@@ -169,6 +173,9 @@ class RelativePositionMLP(CompositeLayer):
     Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalars.
     Output shape: `(heads, height * width, height * width)`.
 
+    Raises:
+        ValueError: an argument is no whole number of at least 1.
+
     Example:
         >>> RelativePositionMLP(4, hidden_width=16)(height=2, width=3).shape == (4, 6, 6)
         True
@@ -176,8 +183,8 @@ class RelativePositionMLP(CompositeLayer):
 
     def __init__(self, heads: int, hidden_width: int = 512, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.heads = heads
-        self.hidden_width = hidden_width
+        self.heads = whole_number("heads", heads)
+        self.hidden_width = whole_number("hidden_width", hidden_width)
         self.build()
 
     def build(self, input_shape: tuple | None = None) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import whole_number
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 
@@ -25,7 +26,8 @@ class SqueezeExcite(CompositeLayer):
     Input and output shape: `(batch, height, width, channels)`.
 
     Raises:
-        ValueError: `squeezed_width` is below 1, or there is no such activation.
+        ValueError: `squeezed_width` is no whole number of at least 1, or there is no such
+            activation.
 
     Example:
         >>> SqueezeExcite(8)(keras.ops.ones((2, 7, 7, 32))).shape == (2, 7, 7, 32)
@@ -34,11 +36,7 @@ class SqueezeExcite(CompositeLayer):
 
     def __init__(self, squeezed_width: int, activation: str = "silu", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if squeezed_width < 1:
-            raise ValueError(
-                f"`squeezed_width` must be at least 1. Received: squeezed_width={squeezed_width}"
-            )
-        self.squeezed_width = squeezed_width
+        self.squeezed_width = whole_number("squeezed_width", squeezed_width)
         self.activation = activation
         self._activate = get_activation(activation)
 

@@ -7,6 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.arguments import number, whole_number
 from keras_coatnet.layers.base import PACKAGE
 
 
@@ -32,13 +33,13 @@ class StochasticDepth(keras.layers.Layer):
 
     Args:
         rate: probability that a sample is dropped, 0 <= rate < 1.
-        seed: an int or None; the seed of the draws.
+        seed: a whole number of at least 0, or None; the seed of the draws.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: `(batch, ...)`.
 
     Raises:
-        ValueError: `rate` is out of range.
+        ValueError: `rate` or `seed` is out of range.
 
     Example:
         >>> branch = keras.ops.ones((2, 4, 4, 8))
@@ -48,12 +49,10 @@ class StochasticDepth(keras.layers.Layer):
 
     def __init__(self, rate: float, seed: int | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        if not 0 <= rate < 1:
-            raise ValueError(f"`rate` must be at least 0 and below 1. Received: rate={rate!r}")
-        self.rate = rate
-        self.seed = seed
-        if rate > 0:
-            self.seed_generator = keras.random.SeedGenerator(seed)
+        self.rate = number("rate", rate, least=0, below=1)
+        self.seed = None if seed is None else whole_number("seed", seed, least=0)
+        if self.rate > 0:
+            self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.built = True
 
     def call(self, x: Any, training: bool | None = None) -> Any:

@@ -6,15 +6,10 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.arguments import boolean, choice, number, two_whole_numbers, whole_number
 from keras_coatnet.layers.activations import get_activation, in_one_pass
-from keras_coatnet.layers.attention import RelativeSelfAttention
-from keras_coatnet.layers.base import (
-    PACKAGE,
-    CompositeLayer,
-    check_bool,
-    check_choice,
-    kernel_initializer,
-)
+from keras_coatnet.layers.attention import SOURCES, RelativeSelfAttention, check_heads
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
@@ -86,31 +81,34 @@ class TransformerBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        check_bool("attention_bias", attention_bias)
-        check_bool("shortcut_bias", shortcut_bias)
-        check_bool("ffn_bias", ffn_bias)
-        check_choice("strides", strides, (1, 2))
-        check_choice("pool", pool, POOLS)
-        check_choice("norm", norm, ("layer", "batch"))
-        self.width = width
-        self.strides = strides
-        self.head_size = head_size
-        self.attention_width = attention_width
-        self.attention_bias = attention_bias
-        self.relative_position = relative_position
-        self.relative_position_width = relative_position_width
-        self.table_size = None if table_size is None else tuple(table_size)
-        self.pool = pool
-        self.norm = norm
-        self.norm_epsilon = norm_epsilon
-        self.batch_norm_momentum = batch_norm_momentum
-        self.shortcut_bias = shortcut_bias
-        self.ffn_expansion = ffn_expansion
-        self.ffn_activation = ffn_activation
-        self.ffn_bias = ffn_bias
-        self.layer_scale = layer_scale
-        self.stochastic_depth = stochastic_depth
+        self.width = whole_number("width", width)
+        self.strides = choice("strides", strides, (1, 2))
+        self.head_size = whole_number("head_size", head_size)
+        self.attention_width = (
+            None if attention_width is None else whole_number("attention_width", attention_width)
+        )
+        check_heads(self.attention_width or self.width, self.head_size)
+        self.relative_position = choice("relative_position", relative_position, SOURCES)
+        self.relative_position_width = whole_number(
+            "relative_position_width", relative_position_width
+        )
+        self.table_size = (
+            None if table_size is None else two_whole_numbers("table_size", table_size)
+        )
+        self.attention_bias = boolean("attention_bias", attention_bias)
+        self.pool = choice("pool", pool, POOLS)
+        self.norm = choice("norm", norm, ("layer", "batch"))
+        self.norm_epsilon = number("norm_epsilon", norm_epsilon, least=0)
+        self.batch_norm_momentum = number(
+            "batch_norm_momentum", batch_norm_momentum, least=0, most=1
+        )
+        self.shortcut_bias = boolean("shortcut_bias", shortcut_bias)
+        self.ffn_expansion = whole_number("ffn_expansion", ffn_expansion)
         self._activate = get_activation(ffn_activation)
+        self.ffn_activation = ffn_activation
+        self.ffn_bias = boolean("ffn_bias", ffn_bias)
+        self.layer_scale = None if layer_scale is None else number("layer_scale", layer_scale)
+        self.stochastic_depth = number("stochastic_depth", stochastic_depth, least=0, below=1)
 
     def build(self, input_shape: tuple) -> None:
         norm, options = norm_options(self.norm, self.norm_epsilon, self.batch_norm_momentum)

@@ -6,8 +6,11 @@ The crop is in `decoding`, since it is part of reading; RandAugment is in `randa
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import tensorflow as tf
+
+from keras_coatnet.arguments import boolean, choice, number, whole_number
 
 CROPS = ("random_resized", "centre", "whole")
 
@@ -52,26 +55,22 @@ class Augmentation:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        if self.crop not in CROPS:
-            raise ValueError(
-                f"`crop` must be one of {', '.join(map(repr, CROPS))}. Received: {self.crop!r}"
-            )
-        for field in ("area", "aspect"):
-            value = getattr(self, field)
-            if len(value) != 2:
-                raise ValueError(f"`{field}` must be two numbers. Received: {value!r}")
-            object.__setattr__(self, field, tuple(value))  # a recipe that was saved has a list
+        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+        checked = {
+            "crop": choice("crop", self.crop, CROPS),
+            "area": _two_numbers("area", self.area),
+            "aspect": _two_numbers("aspect", self.aspect),
+            "centre_ratio": number("centre_ratio", self.centre_ratio, above=0, most=1),
+            "flip": boolean("flip", self.flip),
+            "randaugment_layers": whole_number("randaugment_layers", layers, 0, 16),
+            "randaugment_magnitude": number("randaugment_magnitude", magnitude, least=0, most=30),
+            "mixup": number("mixup", self.mixup, least=0),
+            "cutmix": number("cutmix", self.cutmix, least=0),
+        }
+        for field, value in checked.items():
+            object.__setattr__(self, field, value)
         self._require("area", 0 < self.area[0] <= self.area[1] <= 1, "0 < least <= most <= 1")
         self._require("aspect", 0 < self.aspect[0] <= self.aspect[1] <= 100, "0 < least <= most")
-        self._require("centre_ratio", 0 < self.centre_ratio <= 1, "above 0 and at most 1")
-        self._require("flip", isinstance(self.flip, bool), "True or False")
-        layers = self.randaugment_layers
-        self._require(
-            "randaugment_layers",
-            isinstance(layers, int) and not isinstance(layers, bool) and 0 <= layers <= 16,
-            "a whole number from 0 to 16",
-        )
-        self._require("randaugment_magnitude", 0 <= self.randaugment_magnitude <= 30, "0 to 30")
         for field in ("mixup", "cutmix"):
             value = getattr(self, field)
             # Below, both of Beta's gamma variates may fall under the smallest positive number.
@@ -85,6 +84,16 @@ class Augmentation:
     def mixes(self) -> bool:
         """Whether pictures are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
+
+
+def _two_numbers(argument: str, value: Any) -> tuple[float, float]:
+    try:
+        first, second = (number(argument, part) for part in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{argument}` must be two numbers. Received: {argument}={value!r:.100}"
+        ) from error
+    return first, second  # a recipe that was saved has a list
 
 
 def flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:

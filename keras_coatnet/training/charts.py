@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -187,7 +188,9 @@ def _figure(width: float, height: float) -> Any:
 
 
 def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
-    with whole_file(path) as partial:
+    with whole_file(path) as partial, warnings.catch_warnings():
+        # matplotlib's font lacks many scripts; a class named in one of them gets boxes.
+        warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(partial, format="png")
     return path
 

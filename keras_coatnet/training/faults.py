@@ -13,6 +13,7 @@ import os
 import pathlib
 import re
 import signal
+import socket
 import threading
 from collections.abc import Callable, Iterator
 
@@ -22,6 +23,8 @@ from keras_coatnet.training.pipeline import BrokenPictures
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.records import LABEL_EXPECTED
 
+# What a second Ctrl-C leaves the main thread to end by itself.
+_GRACE_SECONDS = 3.0
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # How the runtime says that another process of a cluster does not answer.
 _CONNECTION_ERRORS = (
@@ -141,8 +144,9 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
 def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Calls `handler` with the signal's number where SIGTERM or Ctrl-C would end the process.
 
-    A second Ctrl-C does what it did before. Outside the main thread, which alone may handle
-    signals, nothing is changed.
+    A second Ctrl-C does what it did before, or ends the process if that does not happen soon: where
+    the main thread waits inside TensorFlow, for a file system that does not answer say, Python runs
+    no handler. Outside the main thread, which alone may handle signals, nothing is changed.
 
     Args:
         handler: called in the main thread.
@@ -162,7 +166,44 @@ def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
     for number in old:
         signal.signal(number, on_signal)
     try:
-        yield
+        with _second_interrupt_ends() if signal.SIGINT in old else contextlib.nullcontext():
+            yield
     finally:
         for number, before in old.items():
             signal.signal(number, before or signal.SIG_DFL)
+
+
+@contextlib.contextmanager
+def _second_interrupt_ends() -> Iterator[None]:
+    """Ends the process some seconds after the second Ctrl-C, if this context is still open."""
+    reader, writer = socket.socketpair()
+    with reader, writer:
+        writer.setblocking(False)
+        # Each signal's number is written there at once, whatever the main thread is doing.
+        before = signal.set_wakeup_fd(writer.fileno(), warn_on_full_buffer=False)
+        if before != -1:  # an event loop's, such as a notebook's, which handles Ctrl-C itself
+            signal.set_wakeup_fd(before)
+            yield
+            return
+        is_over = threading.Event()
+
+        def watch() -> None:
+            interrupts = 0
+            while interrupts < 2:
+                received = reader.recv(64)
+                if not received:
+                    return
+                interrupts += received.count(signal.SIGINT)
+            if not is_over.wait(_GRACE_SECONDS):
+                os.write(2, b"\nkeras-coatnet: interrupted while it waited for the system\n")
+                os._exit(128 + signal.SIGINT)
+
+        watcher = threading.Thread(target=watch, daemon=True)
+        watcher.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(-1)
+            is_over.set()
+            writer.close()
+            watcher.join()

@@ -9,6 +9,7 @@ import collections
 import dataclasses
 import errno
 import hashlib
+import numbers
 import os
 import pathlib
 import re
@@ -174,8 +175,9 @@ def _listed(
             if entry.is_dir():
                 folders.append(entry.name)
                 continue
-            if entry.is_symlink():
+            if not entry.is_file():
                 entry.stat()  # which fails for a link to nothing
+                raise OSError(errno.EINVAL, "it is no file, but a pipe or the like", entry.path)
         except FileNotFoundError:
             unreadable(OSError(errno.ENOENT, "it is a link to nothing", entry.path))
         except OSError as error:
@@ -345,8 +347,9 @@ def count_held_out(held_out: float, count: int, name: str) -> int:
     Raises:
         ValueError: `held_out` is neither, or a number of more than half of the pictures.
     """
-    is_number = held_out >= 2 and float(held_out).is_integer()
-    if not (0 < held_out < 1 or is_number):
+    is_real = isinstance(held_out, numbers.Real) and not isinstance(held_out, bool)
+    is_number = is_real and held_out >= 2 and float(held_out).is_integer()
+    if not (is_number or (is_real and 0 < held_out < 1)):
         raise ValueError(
             "`held_out` must be a share above 0 and below 1, or a whole number of pictures from 2 "
             f"on. Received: held_out={held_out!r}"
@@ -375,10 +378,12 @@ def choose_held_out(
         Positions of the pictures that are kept and of those held out, ascending.
 
     Raises:
-        ValueError: `held_out` makes no sense (see `count_held_out`), or a class has a single
-            picture.
+        ValueError: `held_out` (see `count_held_out`) or `seed` makes no sense, or a class has a
+            single picture.
     """
     wanted = count_held_out(held_out, len(labels), name)
+    if not isinstance(seed, numbers.Integral) or seed < 0:
+        raise ValueError(f"`seed` must be a whole number of at least 0. Received: seed={seed!r}")
     present, sizes = np.unique(labels, return_counts=True)
     single = [classes[label] for label in present[sizes == 1]]
     if single:

@@ -396,6 +396,8 @@ def find_recipe(name: str, model: str | None = None) -> Recipe:
         >>> find_recipe("in1k_pretrain", "coatnet2").stochastic_depth
         0.5
     """
+    if not isinstance(name, str):
+        raise ValueError(f"`name` must be a recipe's name or a path. Received: name={name!r}")
     if name.endswith(".json"):
         recipe = Recipe.load(name)
         return recipe if model is None else recipe.replace(model=model)

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import keras
 import numpy as np
 from keras import ops
 
+from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
 from keras_coatnet.layers.base import PACKAGE
 from keras_coatnet.model import CoAtNetModel
 
@@ -30,7 +31,8 @@ class WarmUpSchedule(keras.optimizers.schedules.LearningRateSchedule):
         shape: `"cosine"`, `"linear"` or `"constant"`.
 
     Raises:
-        ValueError: there is no such shape, or the warm-up is longer than the run.
+        ValueError: there is no such shape, a number makes no sense, or the warm-up is longer than
+            the run.
 
     Example:
         >>> float(WarmUpSchedule(1e-3, 1e-5, 100, 10)(4)) == float(keras.ops.cast(5e-4, "float32"))
@@ -46,20 +48,20 @@ class WarmUpSchedule(keras.optimizers.schedules.LearningRateSchedule):
         shape: str = "cosine",
     ) -> None:
         super().__init__()
-        if shape not in ("cosine", "linear", "constant"):
-            raise ValueError(
-                f"`shape` must be 'cosine', 'linear' or 'constant'. Received: shape={shape!r}"
-            )
-        if not 0 <= warmup_steps <= total_steps:
+        self.peak = number("peak", peak, least=0)
+        self.minimum = number("minimum", minimum, least=0)
+        self.total_steps = whole_number("total_steps", total_steps)
+        self.warmup_steps = whole_number("warmup_steps", warmup_steps, 0)
+        self.shape = choice("shape", shape, ("cosine", "linear", "constant"))
+        if self.warmup_steps > self.total_steps:
             raise ValueError(
                 f"`warmup_steps` must be from 0 to total_steps={total_steps}. "
                 f"Received: warmup_steps={warmup_steps}"
             )
-        self.peak = peak
-        self.minimum = minimum
-        self.total_steps = total_steps
-        self.warmup_steps = warmup_steps
-        self.shape = shape
+        if self.minimum > self.peak and shape != "constant":
+            raise ValueError(
+                f"`minimum` must not be above `peak`. Received: minimum={minimum}, peak={peak}"
+            )
 
     def __call__(self, step: Any) -> Any:
         return self._rate(ops.cast(step, "float32"), ops)
@@ -121,6 +123,10 @@ class AdamW(keras.optimizers.AdamW):
     Variables that `exclude_from_weight_decay` names do not decay either. As with Keras's own
     optimizers, a saved model does not remember them; it does remember `no_decay`.
 
+    Raises:
+        ValueError: `no_decay` is a single text or holds no regular expression, or a decay or a
+            factor is no number of at least 0.
+
     Example:
         >>> AdamW(1e-3, weight_decay=0.05, rate_scales={"stem_conv1": 0.1}).weight_decay
         0.0
@@ -137,10 +143,10 @@ class AdamW(keras.optimizers.AdamW):
     ) -> None:
         # Keras would decay at the unscaled rate, in a pass of its own: `update_step` does both.
         super().__init__(learning_rate, weight_decay=0.0, **kwargs)
-        self.decay = weight_decay
-        self.no_decay = tuple(no_decay)
-        self.rate_scales = dict(rate_scales or {})
-        self.gradients_are_summed = gradients_are_summed
+        self.decay = number("weight_decay", weight_decay, least=0)
+        self.no_decay = _checked_patterns("no_decay", no_decay)
+        self.rate_scales = _checked_scales(rate_scales or {})
+        self.gradients_are_summed = boolean("gradients_are_summed", gradients_are_summed)
         self._excluded_names: tuple[str, ...] = ()
         self._decays: list[float] = []
         self._scales: list[float] = []
@@ -172,7 +178,7 @@ class AdamW(keras.optimizers.AdamW):
 
         Raises:
             ValueError: the optimizer is built already: it has taken its first step, or `build` was
-                called.
+                called; or `var_names` is a single text or holds no regular expression.
 
         Example:
             >>> optimizer = AdamW(1e-3, weight_decay=0.05)
@@ -183,8 +189,9 @@ class AdamW(keras.optimizers.AdamW):
                 "`exclude_from_weight_decay` was called on an optimizer that is built. Call it "
                 "before the first step of training and before `build`."
             )
+        names = _checked_patterns("var_names", var_names or ())
         super().exclude_from_weight_decay(var_list, var_names)
-        self._excluded_names = tuple(var_names or ())
+        self._excluded_names = names
 
     def update_step(self, gradient: Any, variable: Any, learning_rate: Any) -> None:
         index = self._get_variable_index(variable)
@@ -211,6 +218,37 @@ class AdamW(keras.optimizers.AdamW):
         }
 
 
+def _checked_patterns(argument: str, patterns: Any) -> tuple[str, ...]:
+    """Regular expressions as a tuple; a single text would be taken letter by letter."""
+    several = isinstance(patterns, Iterable) and not isinstance(patterns, str)
+    found = tuple(map(as_python, patterns)) if several else ()
+    if not several or not all(isinstance(pattern, str) for pattern in found):
+        raise ValueError(
+            f"`{argument}` must be several regular expressions, such as ('bias$',). "
+            f"Received: {argument}={patterns!r:.100}"
+        )
+    for pattern in found:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise ValueError(
+                f"`{argument}` must be regular expressions. {pattern!r} is no regular expression: "
+                f"{error}"
+            ) from error
+    return found
+
+
+def _checked_scales(scales: Any) -> dict[str, float]:
+    if not isinstance(scales, Mapping) or not all(isinstance(name, str) for name in scales):
+        raise ValueError(
+            "`rate_scales` must be a dictionary from names of layers to numbers. "
+            f"Received: rate_scales={scales!r:.100}"
+        )
+    return {
+        name: number(f"rate_scales[{name!r}]", scale, least=0) for name, scale in scales.items()
+    }
+
+
 def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
     """Layer-wise decay of the learning rate (as BEiT's): smaller the further from the head.
 
@@ -227,6 +265,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         >>> round(layer_rate_scales(CoAtNet("coatnet0"), 0.5)["stage4_block1"], 2)
         0.25
     """
+    decay = number("decay", decay, above=0)
     blocks = [block.name for block in model.architecture.blocks()]
     depth = {name: len(blocks) - index for index, name in enumerate(blocks)}
     scales = {}
@@ -253,8 +292,9 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
         >>> sorted({v.path.split("/")[0] for v in model.trainable_variables})
         ['hidden', 'norm', 'predictions']
     """
-    stages = {"none": -1, "stem": 0}
-    last = stages[up_to] if up_to in stages else int(up_to.removeprefix("stage"))
+    names = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
+    last = names.index(choice("up_to", up_to, names)) - 1
+    batch_norm = boolean("batch_norm", batch_norm)
     for layer in model.layers:
         stage = 0 if layer.name.startswith("stem") else None
         if match := re.match(r"stage(\d)_", layer.name):
@@ -291,6 +331,7 @@ def per_example_loss(kind: str, labels: Any, logits: Any) -> Any:
         >>> round(float(per_example_loss("sigmoid", [[1.0, 0.0]], [[0.0, 0.0]])[0]), 4)
         1.3863
     """
+    kind = choice("kind", kind, ("softmax", "sigmoid"))
     labels, logits = ops.cast(labels, "float32"), ops.cast(logits, "float32")
     if kind == "softmax":
         return -ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1)
@@ -312,5 +353,6 @@ def average_share(decay: float, step: Any) -> Any:
     Returns:
         The share, a scalar.
     """
+    decay = number("decay", decay, least=0, most=1)
     step = ops.cast(step, "float32")
     return ops.minimum(ops.cast(decay, "float32"), (1.0 + step) / (10.0 + step))

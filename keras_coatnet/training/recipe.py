@@ -10,6 +10,7 @@ import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
 
+from keras_coatnet.arguments import as_python, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.files import whole_file
@@ -329,7 +330,8 @@ _RANGES = (
     (("warmup",), 0, 1, "from 0 to 1"),
     (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
     (("held_out",), 1e-6, math.inf, "above 0"),
-    (("broken_limit", "seed"), 0, math.inf, "at least 0"),
+    (("broken_limit",), 0, math.inf, "at least 0"),
+    (("seed",), 0, 2**32 - 1, f"from 0 to {2**32 - 1}"),
     (("randaugment_layers",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),
 )
@@ -337,11 +339,11 @@ _RANGES = (
 
 def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
     """Refuses a value of another type; a whole number stands for a real one."""
-    value, expected = getattr(recipe, field.name), _KINDS[field.name]
+    value, expected = as_python(getattr(recipe, field.name)), _KINDS[field.name]
     kinds = typing.get_args(expected) or (expected,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
-        object.__setattr__(recipe, field.name, float(value))
-        return
+        value = float(number(field.name, value))
+    object.__setattr__(recipe, field.name, value)
     is_bool_for_number = isinstance(value, bool) and bool not in kinds
     if not isinstance(value, kinds) or is_bool_for_number:
         raise ValueError(

@@ -61,7 +61,7 @@ def rematerialise(model: keras.Model) -> int:
         How many blocks were told.
 
     Raises:
-        ValueError: the model has no block of a CoAtNet.
+        ValueError: it is no Keras model, or has no block of a CoAtNet.
 
     Example:
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
@@ -69,6 +69,10 @@ def rematerialise(model: keras.Model) -> int:
         >>> rematerialise(CoAtNet(config, input_shape=(64, 64, 3), classes=10))
         5
     """
+    if not isinstance(model, keras.Model):
+        raise ValueError(
+            f"`model` must be a Keras model. Received: model of type {type(model).__name__}"
+        )
     blocks = [layer for layer in model.layers if isinstance(layer, _BLOCKS)]
     if not blocks:
         raise ValueError(

@@ -110,9 +110,7 @@ def open_sources(
         train, validation = open_sources("flowers", held_out=0.1)
     """
     keep_tensorflow_off_gpus()
-    data = os.fspath(data)
-    check_local(data, "data")
-    check_local(data_dir, "data_dir")
+    data = _checked(data, data_dir)
     root = _folder(data)
     if root is not None:
         if idx.parts_of(root):
@@ -167,9 +165,7 @@ def open_source(
         validation = open_source("/data/imagenet/val")
     """
     keep_tensorflow_off_gpus()
-    data = os.fspath(data)
-    check_local(data, "data")
-    check_local(data_dir, "data_dir")
+    data = _checked(data, data_dir)
     root = _folder(data)
     if root is not None:
         if idx.parts_of(root):
@@ -180,6 +176,14 @@ def open_source(
         names = builder.info.splits
         split = next((name for name in ("validation", "test") if name in names), "validation")
     return _from_builder(data, builder, find_columns(builder), split)
+
+
+def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str:
+    check_local(data, "data")
+    check_local(data_dir, "data_dir")
+    if data is None:
+        raise ValueError("`data` must be a folder or a data set's name. Received: data=None")
+    return os.fspath(data)
 
 
 def describe(training: Source, validation: Source) -> str:

@@ -21,6 +21,7 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
@@ -139,6 +140,10 @@ def train(
         )
         print(train(recipe, "runs/flowers").summary())
     """
+    if not isinstance(recipe, Recipe):
+        raise ValueError(
+            f"`recipe` must be a Recipe, such as find_recipe returns. Received: recipe={recipe!r}"
+        )
     if recipe.data is None:
         raise ValueError(
             f"The recipe {recipe.name!r} names no data. Give `data`: a folder of pictures, or the "
@@ -213,6 +218,7 @@ class _Run:
         held: contextlib.ExitStack,
     ) -> None:
         self.recipe = recipe
+        self.network = recipe.architecture()
         self.training, self.validation = sources
         self.folder = folder
         self.stream = stream
@@ -246,7 +252,7 @@ class _Run:
             # A classifier for other classes is what training is for.
             warnings.filterwarnings("ignore", ".*starts from random values")
             model = CoAtNet(
-                recipe.architecture(),
+                self.network,
                 weights=recipe.weights,
                 input_shape=(recipe.image_size, recipe.image_size, 3),
                 classes=len(self.training.classes),
@@ -532,6 +538,7 @@ class _Run:
             "best_top1": self.best_top1,
             "broken": self.broken.names,
             "data": self.recipe.data,
+            "network": self.network.to_dict(),
         }
         with self.progress.paused():
             self.checkpoints.save(Checkpoint(self.step, self.engine.state(), notes))
@@ -549,7 +556,7 @@ class _Run:
     def _open_folder(self) -> None:
         """Writes the recipe, and checks that all processes have the same one, and one folder."""
         path = self.folder / RECIPE
-        text = json.dumps(self.recipe.to_dict(), sort_keys=True)
+        text = json.dumps([self.recipe.to_dict(), self.network.to_dict()], sort_keys=True)
         if not self.engine.same_in_all_processes(zlib.crc32(text.encode())):
             raise ValueError(
                 "The processes of this run have different recipes. Start the same command on all "
@@ -602,10 +609,26 @@ class _Run:
         checkpoint = self._newest()
         if checkpoint is None:
             return None
+        self._check_network(checkpoint)
         self._restore(checkpoint)
         if self.engine.is_chief:
             self.checkpoints.discard_after(checkpoint.step)  # damaged ones
         return checkpoint.step
+
+    def _check_network(self, checkpoint: Checkpoint) -> None:
+        """Refuses the checkpoint of another network: the file that a recipe names may change."""
+        known = CoAtNetConfig.from_dict(checkpoint.notes["network"])
+        changed = [
+            f"{field.name}={getattr(known, field.name)!r}"
+            for field in dataclasses.fields(known)
+            if getattr(known, field.name) != getattr(self.network, field.name)
+        ]
+        if changed:
+            raise ValueError(
+                f"{self.folder} holds a run of another network, with {', '.join(changed)}; "
+                f"{self.recipe.model} has other values now. Restore them to go on with the run, or "
+                "choose another output folder."
+            )
 
     def _restore(self, checkpoint: Checkpoint) -> None:
         self.engine.restore(checkpoint.arrays)
@@ -615,7 +638,7 @@ class _Run:
         evaluated = [row["validation_top1"] for row in self._evaluation_rows()]
         self.best_top1 = max([checkpoint.notes["best_top1"], *evaluated])
         # Names are paths: where the data lie elsewhere now, these are met again by other names.
-        if checkpoint.notes.get("data") == self.recipe.data:
+        if checkpoint.notes["data"] == self.recipe.data:
             for name in checkpoint.notes["broken"]:
                 self.broken.add(name, "found before the run was interrupted")
 

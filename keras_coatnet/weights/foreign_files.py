@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from keras_coatnet.weights import kecam_layout, timm_layout
-from keras_coatnet.weights.hdf5 import Refused, open_hdf5
+from keras_coatnet.weights.hdf5 import DAMAGE, Refused, open_hdf5, refuse_whole_model
 
 LAYOUTS = {".safetensors": timm_layout, ".h5": kecam_layout}
 _FLOATS = ("F64", "F32", "F16", "BF16")
@@ -80,11 +80,25 @@ def _read_bfloat16(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[s
 
 
 def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
+    try:
+        return _read_keras_2(path)
+    except Refused:
+        raise
+    except DAMAGE as error:
+        raise ValueError(
+            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
+        ) from error
+
+
+def _read_keras_2(path: pathlib.Path) -> dict[str, np.ndarray]:
     """Weights as Keras 2 saved them: <layer>/<layer>/<variable>:0, perhaps in `model_weights`."""
     tensors: dict[str, np.ndarray] = {}
-    with open_hdf5(path) as (_, datasets):
+    with open_hdf5(path) as (file, datasets):
         if "model_weights" in datasets:
             raise Refused(f"{path} is damaged: its model_weights are no group.")
+        # That library saves its models whole.
+        if not any(name.split("/")[-2:-1] == [kecam_layout.FIRST_LAYER] for name in datasets):
+            refuse_whole_model(file, path)
         whole = {name: item for name, item in datasets.items() if name.startswith("model_weights/")}
         for name, item in (whole or datasets).items():
             layer, variable = name.split("/")[-2:] if "/" in name else ("", name)

@@ -61,26 +61,41 @@ def open_hdf5(
         The open file, and its datasets by their paths. All of them hold numbers.
 
     Raises:
-        ValueError: the file is damaged or no HDF5 file; it refers to other files, or to places
-            within itself; or it declares far more than it stores.
+        Refused: it refers to other files, or to places within itself; or it declares far more than
+            it stores.
+        Exception: one of `DAMAGE`, here or later in reading: it is damaged or no HDF5 file. The
+            caller knows what the file should have been, and says so.
     """
     import h5py
 
-    try:
-        size = path.stat().st_size
-        if content is None:
-            with path.open("rb") as whole:
-                _check_heaps(whole, path)
-        else:
-            _check_heaps(content, path)
-        with h5py.File(path if content is None else content, "r") as file:
-            yield file, _checked_datasets(file, path, size)
-    except Refused:
-        raise
-    except DAMAGE as error:
-        raise ValueError(
-            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
-        ) from error
+    size = path.stat().st_size
+    if content is None:
+        with path.open("rb") as whole:
+            _check_heaps(whole, path)
+    else:
+        _check_heaps(content, path)
+    with h5py.File(path if content is None else content, "r") as file:
+        yield file, _checked_datasets(file, path, size)
+
+
+def refuse_whole_model(file: h5py.File, path: pathlib.Path) -> None:
+    """Refuses what `model.save` wrote in Keras's old format, and says how to get a file to read.
+
+    Args:
+        file: the open file.
+        path: where it is.
+
+    Raises:
+        Refused: it holds the configuration of a model.
+    """
+    if "model_config" not in file.attrs:
+        return
+    new = path.with_name(f"{path.name.removesuffix('.h5').removesuffix('.weights')}.keras")
+    raise Refused(
+        f"{path} holds a whole model in Keras's old format (HDF5), not weights alone. Load it, "
+        "save it as a .keras file, and give that file: "
+        f"keras.models.load_model({str(path)!r}).save({str(new)!r})"
+    )
 
 
 def _check_heaps(file: io.IOBase, path: pathlib.Path) -> None:

@@ -14,8 +14,9 @@ from typing import Any
 import numpy as np
 
 _BLOCK = re.compile(r"stack_([1-9][0-9]*)_block_([1-9][0-9]*)_(.+)")
+FIRST_LAYER = "stem_1_conv"
 _OUTSIDE_BLOCKS = {
-    "stem_1_conv": "stem_conv1",
+    FIRST_LAYER: "stem_conv1",
     "stem_1_bn": "stem_norm",
     "stem_2_conv": "stem_conv2",
     "predictions": "predictions",

@@ -20,7 +20,14 @@ import keras
 
 from keras_coatnet.model import IDENTITY, Identity, NewerFormat
 from keras_coatnet.variables import variables
-from keras_coatnet.weights.hdf5 import DAMAGE, EXPANSION, FREE_BYTES, Refused, open_hdf5
+from keras_coatnet.weights.hdf5 import (
+    DAMAGE,
+    EXPANSION,
+    FREE_BYTES,
+    Refused,
+    open_hdf5,
+    refuse_whole_model,
+)
 
 if TYPE_CHECKING:
     import h5py
@@ -54,7 +61,8 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         raise
     except (*DAMAGE, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} is damaged, or no file that Keras saved: {error}. Save it again."
+            f"{path} is cut short, damaged, or no file that Keras saved: {error}. Save it, or "
+            "fetch it, again."
         ) from error
     if found is None:
         return None
@@ -176,6 +184,7 @@ def _read_weights(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
     """The same of a `.weights.h5` file."""
     with open_hdf5(path) as (file, datasets):
         if IDENTITY not in file.attrs:
+            refuse_whole_model(file, path)  # `save`, where `save_weights` was meant
             return None, 0
         found, values = json.loads(_text(file, path)), _count(datasets)
     if not isinstance(found, dict):
@@ -196,13 +205,16 @@ def _count(datasets: Mapping[str, h5py.Dataset]) -> int:
     return sum(math.prod(item.shape) for item in datasets.values())
 
 
-def load(model: keras.Model, path: pathlib.Path, fresh: str | None) -> None:
+def load(
+    model: keras.Model, path: pathlib.Path, fresh: str | None, identity: Identity | None
+) -> None:
     """Loads a file into a model.
 
     Args:
         model: a `CoAtNetModel`.
         path: a `.weights.h5` or `.keras` file.
         fresh: what is left as it is: None, the `"classifier"`, or the whole `"head"`.
+        identity: what `read_identity` returned.
 
     Raises:
         ValueError: the file's variables are not the model's.
@@ -218,7 +230,29 @@ def load(model: keras.Model, path: pathlib.Path, fresh: str | None) -> None:
             warnings.filterwarnings("ignore", "Skipping nested container")
             model.load_weights(path)
     except Exception as error:  # Keras raises what the first part that fails does
-        raise ValueError(
-            f"The weights in {path} do not fit the model that was asked for. Give the arguments "
-            f"with which the saved model was built. Keras says: {error}"
-        ) from error
+        raise ValueError(_why_it_does_not_fit(path, identity, error)) from error
+
+
+def _why_it_does_not_fit(path: pathlib.Path, identity: Identity | None, error: Exception) -> str:
+    whole = f"Load it whole, with keras.models.load_model({str(path)!r})."
+    if path.suffix == ".keras" and identity is None:
+        return (
+            f"{path} holds a model that is no CoAtNet alone, such as a classifier built around "
+            f"one. {whole}"
+        )
+    changed = (
+        "was changed after it was built, for example quantized, so that its weights fit no other"
+    )
+    if path.suffix == ".keras":
+        return f"{path} holds a CoAtNet that {changed}. {whole}"
+    if identity is not None:
+        return (
+            f"{path} holds the weights of a CoAtNet that {changed}. Build the model without "
+            "weights, change it in the same way, and call its load_weights with this file."
+        )
+    # The rest is a list of all that could not be loaded, over many lines.
+    reason = " ".join(str(error).partition("List of objects")[0].split())
+    return (
+        f"The weights in {path} do not fit the model that was asked for. Give the arguments with "
+        f"which the saved model was built. Keras says: {reason}"
+    )

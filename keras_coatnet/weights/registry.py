@@ -9,10 +9,7 @@ import dataclasses
 import difflib
 import importlib.resources
 import json
-import os
 from typing import Any
-
-from keras_coatnet.weights import pickles
 
 
 @dataclasses.dataclass(frozen=True)
@@ -152,8 +149,7 @@ def find(weights: str, size: str | None) -> Checkpoint:
         The checkpoint.
 
     Raises:
-        ValueError: if there is no such checkpoint, none for that size, or it is a pickled
-            file.
+        ValueError: if there is no such checkpoint, or none for that size.
 
     Example:
         >>> find("imagenet", "coatnet0").name
@@ -166,8 +162,6 @@ def find(weights: str, size: str | None) -> Checkpoint:
     if weights in WORDS:
         return _find_word(weights, size)
     checkpoint = CHECKPOINTS.get(_without_prefix(weights))
-    if checkpoint is None and weights.endswith(pickles.SUFFIXES) and os.path.isfile(weights):
-        raise pickles.refusal(weights)
     if checkpoint is None:
         raise _unknown(weights, size)
     return checkpoint

@@ -139,3 +139,23 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
     found = json.loads(capfd.readouterr().out)
     assert json.loads((user.output / "summary.json").read_text())["unreadable pictures"] <= 2
     assert found["top1"] == pytest.approx(history.evaluations[0]["validation_top1"])
+
+
+@pytest.mark.parametrize(
+    "changes, difference",
+    [
+        ({"conv_activation": "relu"}, "conv_activation='gelu_tanh'"),
+        ({"widths": [16], "expansion": 2}, "widths=(8,), expansion=4"),
+    ],
+)
+def test_a_network_that_is_edited_meanwhile_is_another(tmp_path, capfd, changes, difference):
+    """The recipe names a file, which says something else when the run goes on."""
+    user = User(tmp_path, capfd)
+    user.runs()
+    network = tmp_path / "tiny.json"
+    before = network.read_text()
+    network.write_text(json.dumps({**json.loads(before), **changes}))
+    (line,) = user.runs(status=2).splitlines()[-1:]
+    assert f"{user.output} holds a run of another network, with {difference}; {network}" in line
+    network.write_text(before)
+    user.runs()

@@ -300,7 +300,7 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"crop": "center"}, "'random_resized', 'centre', 'whole'. Received: 'center'"),
+        ({"crop": "center"}, "'random_resized', 'centre', 'whole'. Received: crop='center'"),
         ({"area": (0.0, 1.0)}, "area"),
         ({"area": (0.5, 0.4)}, "area"),
         ({"area": (0.5, 1.1)}, "area"),
@@ -310,15 +310,42 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
         ({"flip": 1}, "flip"),
         ({"randaugment_layers": -1}, "randaugment_layers"),
         ({"randaugment_layers": 1.5}, "randaugment_layers"),
-        ({"randaugment_magnitude": 31}, "randaugment_magnitude.*0 to 30. Received: 31"),
+        (
+            {"randaugment_magnitude": 31},
+            "at most 30. Received: randaugment_magnitude=31",
+        ),
         ({"mixup": -0.1}, "mixup"),
         ({"mixup": 0.001}, "mixup.*0.01 to 100"),
         ({"cutmix": float("nan")}, "cutmix"),
+        ({"crop": ["whole"]}, "`crop` must be one of 'random_resized'"),
+        ({"area": 0.5}, "`area` must be two numbers.*area=0.5"),
+        ({"area": ("a", 1)}, "`area` must be two numbers"),
+        ({"area": "ab"}, "`area` must be two numbers"),
+        ({"aspect": None}, "`aspect` must be two numbers"),
+        ({"aspect": (True, 2)}, "`aspect` must be two numbers"),
+        ({"centre_ratio": "a"}, "`centre_ratio` must be a number above 0 and at most 1"),
+        ({"randaugment_magnitude": None}, "`randaugment_magnitude` must be a number"),
+        ({"mixup": "a"}, "`mixup` must be.*mixup='a'"),
+        ({"mixup": True}, "`mixup`"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**wrong)
+
+
+def test_numpy_numbers_become_pythons():
+    numpys = Augmentation(
+        area=tuple(np.array([0.25, 1.0], "float32")),
+        aspect=[np.float64(0.5), np.int64(2)],
+        centre_ratio=np.float32(0.5),
+        flip=np.bool_(False),
+        randaugment_layers=np.int64(2),
+        randaugment_magnitude=np.float32(15),
+        mixup=np.float32(0.5),
+    )
+    plain = Augmentation("random_resized", (0.25, 1.0), (0.5, 2), 0.5, False, 2, 15.0, 0.5)
+    assert repr(numpys) == repr(plain)
 
 
 def test_settings_of_a_saved_recipe_are_equal():

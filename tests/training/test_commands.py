@@ -272,6 +272,15 @@ def test_what_needs_no_data_is_told_before_they_are_read(
     assert expected in line and not (tmp_path / "run").exists()
 
 
+def test_a_warning_is_a_line(tmp_path):
+    flowers = tars.write_classes(tmp_path / "flowers", {"rose": 1, "tulip": 1})
+    (flowers / "rose" / "notes.txt").touch()
+    done = run("evaluate", "--weights", "no_such.keras", "--data", flowers)
+    (line,) = (line for line in done.stderr.splitlines() if "notes.txt" in line)
+    assert line.startswith("keras-coatnet: warning: 1 files below")
+    assert "warnings.warn" not in done.stderr
+
+
 @pytest.mark.parametrize("positive, classes", [("Rose", 2), ("rose", 3)])
 def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
     capsys, tmp_path, small, positive, classes

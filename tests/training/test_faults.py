@@ -6,7 +6,9 @@ import pathlib
 import shutil
 import signal
 import subprocess
+import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -491,3 +493,39 @@ def test_a_folder_of_other_things_is_refused(recipe, tmp_path, capfd):
     assert main(["train", str(recipe), "--output", str(tmp_path)]) == 2
     assert "is not empty, and holds no run to go on with" in error_line(capfd)
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+
+
+STUCK = """
+import os, sys
+import tensorflow as tf
+from keras_coatnet.training.faults import on_stop_signals
+
+os.mkfifo(sys.argv[1])
+data = tf.data.Dataset.from_tensors(sys.argv[1]).map(tf.io.read_file).prefetch(1)
+with on_stop_signals(lambda number: None):
+    print("begun", flush=True)
+    next(iter(data))  # nobody ever writes to that pipe
+"""
+
+
+def test_ctrl_c_twice_ends_a_process_that_waits_inside_tensorflow(tmp_path):
+    """As for a file system that does not answer: the main thread runs no handler then."""
+    process = subprocess.Popen(
+        [sys.executable, "-c", STUCK, str(tmp_path / "pipe")],
+        env=runs.environment(),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        assert process.stdout.readline() == "begun\n"
+        time.sleep(0.5)
+        process.send_signal(signal.SIGINT)
+        with pytest.raises(subprocess.TimeoutExpired):
+            process.wait(1)  # the first one asks for the end of the step
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert "keras-coatnet: interrupted while it waited" in process.stderr.read()
+    finally:
+        process.kill()
+        process.communicate()

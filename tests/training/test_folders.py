@@ -247,3 +247,33 @@ def test_a_folder_has_one_fingerprint_however_it_is_called(tmp_path, monkeypatch
         folders.read_folder(root).fingerprint() for root in (tmp_path.name, f"./{tmp_path.name}")
     }
     assert len(found) == 1
+
+
+@pytest.mark.parametrize("linked", [False, True])
+def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
+    """To open a pipe that nobody writes to would never end."""
+    root = tars.write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2})
+    pipe = tmp_path / "pipe" if linked else root / "rose" / "pipe.png"
+    os.mkfifo(pipe)
+    if linked:
+        (root / "rose" / "pipe.png").symlink_to(pipe)
+    with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is no file, but a pipe"):
+        open_sources(root)
+
+
+@pytest.mark.parametrize(
+    "data, options, message",
+    [
+        (None, {}, "`data` must be a folder or a data set's name. Received: data=None"),
+        (3, {}, "`data` must be a path. Received: data=3"),
+        ("", {}, "`data` is an empty text"),
+        ("flowers", {"held_out": "a"}, "Received: held_out='a'"),
+        ("flowers", {"seed": -1}, "Received: seed=-1"),
+        ("flowers", {"seed": 0.5}, "Received: seed=0.5"),
+    ],
+)
+def test_arguments_that_make_no_sense(tmp_path, monkeypatch, data, options, message):
+    tars.write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2})
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match=message):
+        open_sources(data, **options)

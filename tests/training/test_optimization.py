@@ -1,5 +1,6 @@
 """Schedule, optimiser and losses, against plain loops and PyTorch."""
 
+import json
 import math
 
 import keras
@@ -42,6 +43,75 @@ def test_schedule_refuses_nonsense():
         WarmUpSchedule(1e-3, 1e-5, 50, 0, "steps")
     with pytest.raises(ValueError, match="warmup_steps"):
         WarmUpSchedule(1e-3, 1e-5, 50, 51)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"peak": "a"}, "`peak` must be a number.*'a'"),
+        ({"peak": -1e-3}, "`peak` must be a number at least 0"),
+        ({"peak": float("nan")}, "`peak`"),
+        ({"minimum": -1e-5}, "`minimum`"),
+        ({"minimum": None}, "`minimum`"),
+        ({"minimum": 1e-2}, "`minimum` must not be above `peak`.*minimum=0.01, peak=0.001"),
+        ({"total_steps": 0}, "`total_steps` must be a whole number of at least 1"),
+        ({"total_steps": 50.5}, "`total_steps`"),
+        ({"warmup_steps": "a"}, "`warmup_steps`"),
+        ({"warmup_steps": 2.5}, "`warmup_steps`"),
+        ({"warmup_steps": -1}, "`warmup_steps`"),
+        ({"shape": ["cosine"]}, "`shape` must be one of 'cosine'"),
+    ],
+)
+def test_schedule_refuses_values_of_another_kind(changes, message):
+    with pytest.raises(ValueError, match=message):
+        WarmUpSchedule(**{"peak": 1e-3, "minimum": 1e-5, "total_steps": 50, **changes})
+
+
+def test_numpy_numbers_become_pythons():
+    schedule = WarmUpSchedule(
+        np.float64(1e-3), np.float32(0.0), np.int64(50), warmup_steps=np.int64(5)
+    )
+    optimizer = AdamW(
+        schedule,
+        weight_decay=np.float32(0.5),
+        no_decay=tuple(np.array(["bias$"])),
+        rate_scales={"a": np.float32(0.5)},
+        gradients_are_summed=np.bool_(True),
+        name="adam",
+    )
+    plain = AdamW(WarmUpSchedule(1e-3, 0.0, 50, 5), 0.5, ["bias$"], {"a": 0.5}, True, name="adam")
+    assert json.dumps(optimizer.get_config()) == json.dumps(plain.get_config())
+
+
+def test_a_constant_schedule_does_not_use_its_minimum():
+    assert WarmUpSchedule(1e-3, 1e-2, 50, shape="constant").value(9) == pytest.approx(1e-3)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"weight_decay": -1}, "`weight_decay` must be a number at least 0.*weight_decay=-1"),
+        ({"weight_decay": None}, "`weight_decay`"),
+        ({"no_decay": "bias$"}, r"`no_decay` must be several.*\('bias\$',\)"),
+        ({"no_decay": None}, "`no_decay`"),
+        ({"no_decay": (3,)}, "`no_decay`.*3"),
+        ({"no_decay": ("bias$", "(")}, r"`no_decay`.*'\(' is no regular expression: missing \)"),
+        ({"rate_scales": {"a": -1}}, r"`rate_scales\['a'\]` must be a number at least 0"),
+        ({"rate_scales": {"a": "b"}}, r"`rate_scales\['a'\]`"),
+        ({"rate_scales": {3: 1.0}}, "`rate_scales`.*names of layers"),
+        ({"rate_scales": "stem"}, "`rate_scales`.*names of layers"),
+        ({"gradients_are_summed": "no"}, "`gradients_are_summed` must be True or False"),
+    ],
+)
+def test_optimizer_refuses_nonsense_when_it_is_made(arguments, message):
+    with pytest.raises(ValueError, match=message):
+        AdamW(**arguments)
+
+
+@pytest.mark.parametrize(("names", "message"), [("bias", "several"), (["("], "regular expression")])
+def test_excluded_names_are_checked_like_no_decay(names, message):
+    with pytest.raises(ValueError, match=f"`var_names`.*{message}"):
+        AdamW(weight_decay=0.1).exclude_from_weight_decay(var_names=names)
 
 
 def plain_adamw(values, gradients, rate, decay, beta_1, beta_2, epsilon):
@@ -208,3 +278,21 @@ def test_the_average_starts_quickly_and_ends_slowly():
     assert float(average_share(0.9999, 0)) == pytest.approx(0.1)
     assert float(average_share(0.9999, 90)) == pytest.approx(0.91)
     assert float(average_share(0.9999, 10**7)) == pytest.approx(0.9999)
+
+
+def test_parts_of_a_step_refuse_nonsense():
+    model = keras_coatnet.CoAtNet(
+        keras_coatnet.CoAtNetConfig((8, 8), (1, 1), ("C", "T"), stem_width=8, head_size=8),
+        input_shape=(32, 32, 3),
+        classes=2,
+    )
+    with pytest.raises(ValueError, match="`decay` must be a number at least 0 and at most 1"):
+        average_share(1.5, 0)
+    with pytest.raises(ValueError, match="`decay` must be a number above 0"):
+        layer_rate_scales(model, "a")
+    with pytest.raises(ValueError, match="`up_to` must be one of 'none', 'stem', 'stage1'"):
+        freeze(model, "head", batch_norm=False)
+    with pytest.raises(ValueError, match="`batch_norm` must be True or False"):
+        freeze(model, "none", batch_norm="no")
+    with pytest.raises(ValueError, match="`kind` must be one of 'softmax', 'sigmoid'"):
+        per_example_loss("hinge", [[1.0, 0.0]], [[0.0, 0.0]])

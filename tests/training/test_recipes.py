@@ -237,6 +237,7 @@ def test_another_length_keeps_the_rates_and_the_share_of_the_warm_up():
         {"precision": "float16"},
         {"on_nan": "ignore"},
         {"keep_checkpoints": 1},
+        {"seed": 2**32},
         {"randaugment_magnitude": 31},
         {"held_out": 1.0},
         {"flip": 1},
@@ -261,6 +262,8 @@ def test_unknown_names_are_refused():
         find_recipe("in1k_pretrain", "coatnet4")
     with pytest.raises(ValueError, match="one of: coatnet0.*model='coatnet9'"):
         find_recipe("transfer", "coatnet9").architecture()
+    with pytest.raises(ValueError, match="Received: name=None"):
+        find_recipe(None)
 
 
 def test_recipes_travel_through_files(tmp_path, tiny):

@@ -145,6 +145,14 @@ def test_a_model_without_blocks_is_refused():
         rematerialise(model)
 
 
+@pytest.mark.parametrize(
+    "wrong", [None, "coatnet0", keras_coatnet.CoAtNetConfig((8,), (1,), ("C",))]
+)
+def test_what_is_no_model_is_refused(wrong):
+    with pytest.raises(ValueError, match=f"must be a Keras model.*{type(wrong).__name__}"):
+        rematerialise(wrong)
+
+
 # --- What a step keeps -----------------------------------------------------------------------
 
 

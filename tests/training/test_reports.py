@@ -368,6 +368,12 @@ def test_summary_aligns_and_writes_numbers_for_readers(tmp_path):
     assert summary({}) == ""
 
 
+@pytest.mark.filterwarnings("error")
+def test_classes_whose_letters_the_font_lacks_are_drawn(tmp_path):
+    charts.confusion(np.eye(2, dtype=int), ["猫", "犬"], tmp_path / "c.png")
+    assert (tmp_path / "c.png").stat().st_size > 1000
+
+
 def test_nothing_is_left_behind_where_a_picture_fails(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")

@@ -1,0 +1,203 @@
+"""Checks of arguments: what is no such value gets a `ValueError` that says so.
+
+NumPy's numbers, booleans and texts count as Python's own, and become such: only those go into JSON,
+and `labels.max() + 1` is the usual way to a number of classes. True and False are no numbers, 1 and
+0 no booleans.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+# A number must be below it: float32 is infinite soon after, and whole numbers as long as one likes
+# do not become floats.
+MOST_NUMBER = 1e30
+
+
+def as_python(value: Any) -> Any:
+    """Returns a NumPy scalar as Python's own value, and all else as it is.
+
+    Args:
+        value: anything.
+
+    Returns:
+        An int, a float, a bool or a str for NumPy's; else `value`.
+
+    Example:
+        >>> as_python(np.float32(0.5)), as_python(np.bool_(True)), as_python(None)
+        (0.5, True, None)
+    """
+    if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
+        return int(value)
+    for numpys, own in ((np.floating, float), (np.bool_, bool), (np.str_, str)):
+        if isinstance(value, numpys):
+            return own(value)
+    return value
+
+
+def whole_number(
+    argument: str, value: Any, least: int = 1, most: int | None = None, advice: str = ""
+) -> int:
+    """Returns a whole number as an int.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+        least: the smallest that it may be.
+        most: the largest that it may be; None: any.
+        advice: a sentence that ends the message, on what to do.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: it is no whole number, or out of that range.
+
+    Example:
+        >>> whole_number("classes", np.int64(3))
+        3
+    """
+    value = as_python(value)
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        expected = f"at least {least}"
+    elif most is not None and value > most:
+        expected = f"at most {most}"
+    else:
+        return value
+    raise ValueError(
+        f"`{argument}` must be a whole number of {expected}. "
+        f"Received: {argument}={value!r:.100}{advice and '. '}{advice}"
+    )
+
+
+def two_whole_numbers(argument: str, value: Any) -> tuple[int, int]:
+    """Returns a pair, such as a height and a width, as a tuple of two ints of at least 1.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+
+    Returns:
+        The pair.
+
+    Raises:
+        ValueError: it is no such pair.
+
+    Example:
+        >>> two_whole_numbers("table_size", [np.int64(7), 5])
+        (7, 5)
+    """
+    try:
+        first, second = (whole_number(argument, part) for part in value)
+    except (TypeError, ValueError) as error:
+        raise ValueError(
+            f"`{argument}` must be two whole numbers of at least 1. "
+            f"Received: {argument}={value!r:.100}"
+        ) from error
+    return first, second
+
+
+def number(
+    argument: str,
+    value: Any,
+    *,
+    above: float | None = None,
+    least: float | None = None,
+    below: float | None = None,
+    most: float | None = None,
+) -> float:
+    """Returns a finite number as a float or an int.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+        above: it must be more; None: no such bound.
+        least: it must be as much or more; None: no such bound.
+        below: it must be less; None: no such bound.
+        most: it must be as much or less; None: no such bound.
+
+    Returns:
+        The number.
+
+    Raises:
+        ValueError: it is no number, or out of that range.
+
+    Example:
+        >>> number("rate", np.float32(0.5), least=0, below=1)
+        0.5
+    """
+    value = as_python(value)
+    bounds = []
+    if above is not None or least is not None:
+        bounds.append(f"at least {least:g}" if above is None else f"above {above:g}")
+    if most is None or below is not None:
+        bounds.append(f"below {MOST_NUMBER if below is None else below:g}")
+    else:
+        bounds.append(f"at most {most:g}")
+    if (
+        not isinstance(value, (int, float))
+        or isinstance(value, bool)
+        or not -MOST_NUMBER < value < MOST_NUMBER
+        or (above is not None and not value > above)
+        or (least is not None and not value >= least)
+        or (below is not None and not value < below)
+        or (most is not None and not value <= most)
+    ):
+        raise ValueError(
+            f"`{argument}` must be a number {' and '.join(bounds)}. "
+            f"Received: {argument}={value!r:.100}"
+        )
+    return value
+
+
+def boolean(argument: str, value: Any) -> bool:
+    """Returns True or False as they are: the text "False" would count as true.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+
+    Returns:
+        The same, as a bool.
+
+    Raises:
+        ValueError: it is neither.
+
+    Example:
+        >>> boolean("include_top", np.bool_(True))
+        True
+    """
+    value = as_python(value)
+    if not isinstance(value, bool):
+        raise ValueError(f"`{argument}` must be True or False. Received: {argument}={value!r:.100}")
+    return value
+
+
+def choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
+    """Returns a value out of a few, which must be of their kind: True is not 1, and 2.0 not 2.
+
+    Args:
+        argument: the argument's name.
+        value: what came.
+        choices: the values it may have: texts, whole numbers or None.
+
+    Returns:
+        The value.
+
+    Raises:
+        ValueError: it is none of them.
+
+    Example:
+        >>> choice("strides", np.int64(2), (1, 2))
+        2
+    """
+    value = as_python(value)
+    of_their_kind = isinstance(value, tuple(map(type, choices))) and not isinstance(value, bool)
+    if not of_their_kind or value not in choices:
+        raise ValueError(
+            f"`{argument}` must be one of {', '.join(map(repr, choices))}. "
+            f"Received: {argument}={value!r:.100}"
+        )
+    return value
