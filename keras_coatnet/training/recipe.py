@@ -10,7 +10,7 @@ import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.arguments import as_python, number
+from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.files import whole_file
@@ -314,6 +314,7 @@ class Recipe:
 
 _MOST_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
+_LARGEST = 0.9 * MOST_NUMBER  # of what the optimizer is given, which refuses more
 _RANGES = (
     (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
     (
@@ -322,8 +323,8 @@ _RANGES = (
         math.inf,
         "at least 1",
     ),
-    (("minimum_learning_rate", "weight_decay"), 0, math.inf, "at least 0"),
-    (("learning_rate", "epsilon", "clip_norm"), 1e-30, math.inf, "above 0"),
+    (("minimum_learning_rate", "weight_decay"), 0, _LARGEST, f"from 0 to {_LARGEST:g}"),
+    (("learning_rate", "epsilon", "clip_norm"), 1e-30, _LARGEST, f"above 0 to {_LARGEST:g}"),
     (("beta_1", "beta_2", "ema"), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
     (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),

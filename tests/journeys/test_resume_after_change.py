@@ -70,7 +70,7 @@ def test_too_many_broken_pictures(tmp_path, capfd):
 
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
     # A first step of enormous length; the second is not a number.
-    user = User(tmp_path, capfd, learning_rate=1e38, clip_norm=None)
+    user = User(tmp_path, capfd, learning_rate=1e29, clip_norm=None)
     advice = user.runs(status=1)
     said = user.runs("--on-nan", "skip")
     assert "the loss of step 2 is nan" in advice and "--on-nan skip" in advice

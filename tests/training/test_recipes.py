@@ -215,6 +215,7 @@ def test_another_length_keeps_the_rates_and_the_share_of_the_warm_up():
         {"image_size": 16},
         {"learning_rate": 0.0},
         {"learning_rate": float("inf")},
+        {"learning_rate": 1e38},
         {"learning_rate": float("nan")},
         {"learning_rate": "fast"},
         {"minimum_learning_rate": 1.0},
