@@ -188,8 +188,6 @@ def test_what_is_no_whole_number(wrong):
     with pytest.raises(ValueError, match=r"`widths\[1\]` must be a whole number of at least 1"):
         TINY.replace(widths=(8, wrong))
     with pytest.raises(ValueError, match="`classes` must be a whole number of at least 1"):
-        CoAtNet(TINY, classes=wrong)
-    with pytest.raises(ValueError, match="`classes` must be a whole number of at least 1"):
         count_params(TINY, classes=wrong)
     with pytest.raises(ValueError, match="`input_shape`"):
         count_params(TINY, (64, wrong, 3))
@@ -197,6 +195,12 @@ def test_what_is_no_whole_number(wrong):
         keras_coatnet.decode_predictions(np.eye(1000)[:1], top=wrong)
     with pytest.raises(ValueError, match="`batch` must be int"):
         Recipe(batch=wrong)
+
+
+@pytest.mark.parametrize("wrong", [True, np.bool_(True), 8.0, np.float32(8), "8"])
+def test_what_is_no_number_of_classes(wrong):
+    with pytest.raises(ValueError, match="`classes` must be a whole number of at least 1"):
+        CoAtNet(TINY, classes=wrong)
 
 
 @pytest.mark.parametrize("wrong", [1, 0, np.int64(1), "no", 3.0])
