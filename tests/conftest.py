@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import socket
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
@@ -50,6 +51,17 @@ def small_heap():
     what the tests before left alive each time."""
     gc.collect()
     gc.freeze()
+
+
+@pytest.fixture
+def no_network(monkeypatch):
+    """Whatever in this process asks for another machine, fails."""
+
+    def refuse(*args, **kwargs):
+        raise AssertionError("a test wants the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket, "getaddrinfo", refuse)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

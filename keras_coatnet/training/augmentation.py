@@ -87,13 +87,14 @@ class Augmentation:
 
 
 def _two_numbers(argument: str, value: Any) -> tuple[float, float]:
+    """A pair as a tuple; a recipe that was saved has a list."""
     try:
         first, second = (number(argument, part) for part in value)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"`{argument}` must be two numbers. Received: {argument}={value!r:.100}"
         ) from error
-    return first, second  # a recipe that was saved has a list
+    return first, second
 
 
 def flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:

@@ -9,7 +9,6 @@ import collections
 import dataclasses
 import errno
 import hashlib
-import numbers
 import os
 import pathlib
 import re
@@ -18,6 +17,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 import numpy as np
 
+from keras_coatnet.arguments import as_python, whole_number
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.recipe import LABELINGS
 
@@ -347,7 +347,8 @@ def count_held_out(held_out: float, count: int, name: str) -> int:
     Raises:
         ValueError: `held_out` is neither, or a number of more than half of the pictures.
     """
-    is_real = isinstance(held_out, numbers.Real) and not isinstance(held_out, bool)
+    held_out = as_python(held_out)
+    is_real = isinstance(held_out, int | float) and not isinstance(held_out, bool)
     is_number = is_real and held_out >= 2 and float(held_out).is_integer()
     if not (is_number or (is_real and 0 < held_out < 1)):
         raise ValueError(
@@ -382,8 +383,7 @@ def choose_held_out(
             single picture.
     """
     wanted = count_held_out(held_out, len(labels), name)
-    if not isinstance(seed, numbers.Integral) or seed < 0:
-        raise ValueError(f"`seed` must be a whole number of at least 0. Received: seed={seed!r}")
+    seed = whole_number("seed", seed, 0)
     present, sizes = np.unique(labels, return_counts=True)
     single = [classes[label] for label in present[sizes == 1]]
     if single:

@@ -14,6 +14,7 @@ from keras import ops
 from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
 from keras_coatnet.layers.base import PACKAGE
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.training.recipe import FREEZES
 
 # The paper's group leaves these out of weight decay: one number a channel, and the tables.
 NO_DECAY = (r"bias$", r"gamma$", r"beta$", r"scale$", r"/position/table$")
@@ -292,8 +293,7 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
         >>> sorted({v.path.split("/")[0] for v in model.trainable_variables})
         ['hidden', 'norm', 'predictions']
     """
-    names = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
-    last = names.index(choice("up_to", up_to, names)) - 1
+    last = FREEZES.index(choice("up_to", up_to, FREEZES)) - 1
     batch_norm = boolean("batch_norm", batch_norm)
     for layer in model.layers:
         stage = 0 if layer.name.startswith("stem") else None

@@ -222,6 +222,7 @@ class _Run:
         self.training, self.validation = sources
         self.folder = folder
         self.stream = stream
+        self.in_cluster = in_cluster(chosen)
         self.held = held  # what ends with the run
         self.steps_per_epoch = recipe.steps_per_epoch(self.training.count)
         self.total_steps = recipe.epochs * self.steps_per_epoch
@@ -578,7 +579,7 @@ class _Run:
     def _write_recipe(self) -> None:
         if not self.engine.is_chief:
             return
-        if self.engine.processes > 1:
+        if self.in_cluster:  # else `train` has done so
             self.held.enter_context(locked(self.folder))
         path = self.folder / RECIPE
         if path.exists():

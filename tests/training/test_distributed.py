@@ -251,6 +251,12 @@ def test_processes_with_other_pictures_end_together(tmp_path):
     assert f"{shared} holds a run on other data" in lines[1]
 
 
+def test_a_cluster_of_one_process_keeps_other_runs_away(recipe, tmp_path):
+    with locked(tmp_path / "run"), processes(recipe, tmp_path / "run") as (alone,):
+        assert alone.wait(90) == 2
+        assert "Another run is writing to" in alone.text().splitlines()[-1]
+
+
 def test_all_processes_end_where_another_run_writes(recipe, tmp_path):
     with locked(tmp_path / "run"), processes(recipe, *[tmp_path / "run"] * 2) as pair:
         lines = refused(pair)
