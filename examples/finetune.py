@@ -45,7 +45,8 @@ def parse_arguments():
 
 def fail(error):
     """Ends the script with one line on the error stream and exit status 1."""
-    sys.exit(f"finetune.py: error: {' '.join(str(error).split())}")
+    print(f"finetune.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    os._exit(1)  # sys.exit would wait for threads of TensorFlow that still read images
 
 
 if __name__ == "__main__":
@@ -68,7 +69,7 @@ from keras_coatnet.training import (
     training_dataset,
 )
 
-UNREADABLE = BrokenPictures(limit=10)  # left out, and told of; more of them end the run
+UNREADABLE = BrokenPictures(limit=10)  # images that are left out; more of them end the run
 
 
 def main(args):

@@ -43,7 +43,8 @@ def parse_arguments():
 
 def fail(error):
     """Ends the script with one line on the error stream and exit status 1."""
-    sys.exit(f"train_loop.py: error: {' '.join(str(error).split())}")
+    print(f"train_loop.py: error: {' '.join(str(error).split())}", file=sys.stderr, flush=True)
+    os._exit(1)  # sys.exit would wait for threads of TensorFlow that still read images
 
 
 if __name__ == "__main__":
@@ -64,6 +65,8 @@ from keras_coatnet.training import (
     training_dataset,
 )
 
+UNREADABLE = BrokenPictures(limit=10)  # images that are left out; more of them end the run
+
 
 def train(args, strategy):
     """Trains on the devices of a `tf.distribute` strategy."""
@@ -73,11 +76,7 @@ def train(args, strategy):
     train_source, test_source = open_sources(args.data)
     steps_per_epoch = train_source.count // args.batch_size
     last_step = args.epochs * steps_per_epoch
-    common = {
-        "size": args.image_size,
-        "global_batch": args.batch_size,
-        "broken": BrokenPictures(limit=10),  # more unreadable images end the run
-    }
+    common = {"size": args.image_size, "global_batch": args.batch_size, "broken": UNREADABLE}
 
     def train_batches(step):
         """All batches from a step on: shuffled, augmented, without an end."""
@@ -182,5 +181,5 @@ def train(args, strategy):
 if __name__ == "__main__":
     try:
         train(args, tf.distribute.MirroredStrategy())
-    except (ValueError, OSError, ImportError) as error:
-        fail(error)
+    except (ValueError, OSError, ImportError, tf.errors.OpError) as error:
+        fail(UNREADABLE.error or error)
