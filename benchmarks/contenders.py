@@ -125,9 +125,9 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
 def _ours_training(make: Callable, size: int, batch: int) -> Callable[[], None]:
     import tensorflow as tf
 
-    from keras_coatnet.training.optimization import AdamW
+    from keras_coatnet.training.engine.optimizer import AdamW
+    from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
     from keras_coatnet.training.recipe import Recipe
-    from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 
     engine = TensorFlowEngine(
         tf.distribute.get_strategy(),

@@ -31,9 +31,9 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.training.pipeline import Augmentation, BrokenPictures, training_dataset
-from keras_coatnet.training.randaugment import DRAWS, randaugment
-from keras_coatnet.training.sources import Source
+from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.pipeline import Augmentation, BrokenPictures, training_dataset
+from keras_coatnet.training.data.randaugment import DRAWS, randaugment
 
 SIZE, BATCH, LAYERS, MAGNITUDE = 224, 64, 2, 15
 SLOW_BATCH = 8  # where few pictures are timed: a batch or two are always ready at the start

@@ -9,8 +9,8 @@ CoAtNet-1 at 224 pixels for 30 epochs, from random weights, or from --weights.
 Hardware: one GPU of 16 GB. Expected: what a later paper reports of its CoAtNet-1 on these data is
 printed beside what came out here. The two do not compare to the last digit: that paper's split is
 not published, and neither is its whole schedule. Split and recipe are our own; see
-`keras_coatnet.training.gashissdb`. In any random split, patches of one microscope picture fall on
-both sides, so that none of these figures tells how well a new patient's picture is judged.
+`keras_coatnet.training.data.builders.gashissdb`. In any random split, patches of one microscope
+picture fall on both sides, so that none of these figures tells how well a new patient's picture is judged.
 
 The same command goes on with a run that was interrupted.
 """

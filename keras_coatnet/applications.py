@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.construction import Arguments, Candidates, build, of_size
-from keras_coatnet.families import find_architecture
 from keras_coatnet.model import CoAtNetModel
 
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras_coatnet
 from keras_coatnet import cli_training
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import registry
 
@@ -331,7 +331,7 @@ def _find_pictures(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[O
 
 
 def _pictures_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    from keras_coatnet.training.folders import files_below
+    from keras_coatnet.training.data.folders import files_below
 
     # Hidden files are notes of file managers, some with a picture's suffix.
     for path in files_below(folder, unreadable.append):

@@ -230,18 +230,19 @@ def _train(args: argparse.Namespace) -> int:
         return FINE
     output = args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}"
 
-    from keras_coatnet.training import devices, trainer
+    from keras_coatnet.training.engine import devices
+    from keras_coatnet.training.run import loop
 
     if args.strategy in ("auto", "mirrored") and (args.devices or 1) > 1:
         devices.divide_cpu(args.devices)
     try:
-        result = trainer.train(
+        result = loop.train(
             recipe, output, data_dir=args.data_dir, strategy=args.strategy, devices=args.devices
         )
-    except trainer.TrainingError as error:
+    except loop.TrainingError as error:
         print(f"keras-coatnet: error: {error}", file=sys.stderr)
         return CANNOT_GO_ON
-    except trainer.Stopped as stopped:
+    except loop.Stopped as stopped:
         print(f"keras-coatnet: {stopped}", file=sys.stderr)
         return stopped.exit_status
     print(result.summary())
@@ -280,16 +281,16 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_local(args.data, "data")
     check_local(args.weights, "weights", names="hf://")
     from keras_coatnet.inference import check_classifier, open_model
-    from keras_coatnet.training import charts
-    from keras_coatnet.training.data_identity import check_classes
-    from keras_coatnet.training.evaluation import evaluate
-    from keras_coatnet.training.folders import imagenet_of
-    from keras_coatnet.training.scores import EvaluationCounter
-    from keras_coatnet.training.sources import open_source, open_sources
+    from keras_coatnet.training.data.datasets import open_source, open_sources
+    from keras_coatnet.training.data.fingerprint import check_classes
+    from keras_coatnet.training.data.folders import imagenet_of
+    from keras_coatnet.training.evaluation import plots
+    from keras_coatnet.training.evaluation.evaluate import evaluate
+    from keras_coatnet.training.evaluation.metrics import EvaluationCounter
 
     # What costs nothing is checked first: an evaluation, or a download, may take hours.
     if args.output:
-        charts.check_matplotlib()
+        plots.check_matplotlib()
         pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)
     if args.run_folder is None:
         if args.data is None:

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.architectures import ARCHITECTURES, size_of
 from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES, size_of
 from keras_coatnet.model import CoAtNetModel, build_model
 from keras_coatnet.weights.registry import WORDS
 from keras_coatnet.weights.source import Source, find_source

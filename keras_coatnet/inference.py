@@ -23,9 +23,9 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.model_graph import gives_logits, normalisation_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
 from keras_coatnet.weights.source import find_file, find_source

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.families import find_architecture
+from keras_coatnet.architectures import find_architecture
 from tests.conftest import TINY
 
 SIGNATURE = {
@@ -343,7 +343,7 @@ def test_weights_of_another_network(tmp_path):
         tiny_app(weights=path)
     model = keras_coatnet.CoAtNetNano(weights=path)
     assert model.architecture.same_network(
-        keras_coatnet.families.ARCHITECTURES["coatnet_nano_rw_224"]
+        keras_coatnet.architectures.ARCHITECTURES["coatnet_nano_rw_224"]
     )
 
 

@@ -5,8 +5,8 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNetConfig, architectures
+from keras_coatnet.architectures import ARCHITECTURES, find_architecture, size_of
 from keras_coatnet.config import CHOICES, FREE_FIELDS
-from keras_coatnet.families import ARCHITECTURES, find_architecture, size_of
 
 SMALL = {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1)}
 MIXED = {"widths": (32, (64, 64), 128, 256), "depths": (1, (1, 1), 2, 1)}

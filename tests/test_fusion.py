@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import find_architecture
 from keras_coatnet.layers.activations import in_one_pass
 from keras_coatnet.layers.fused import FusedAttention, Pointwise
 

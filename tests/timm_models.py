@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
 
 # Names of timm's architectures in our registry. Those of no checkpoint nobody has trained.
 NAMES = tuple(name for name in ARCHITECTURES if name.startswith(("coatnet_", "coatnext_")))

@@ -10,9 +10,9 @@ import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
 
+from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
 

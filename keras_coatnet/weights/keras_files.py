@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from keras_coatnet.counting.variables import variables
 from keras_coatnet.model import IDENTITY, Identity, NewerFormat
-from keras_coatnet.variables import variables
 from keras_coatnet.weights.hdf5 import (
     DAMAGE,
     EXPANSION,

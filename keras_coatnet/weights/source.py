@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import foreign_files, keras_files, pickles, registry, timm_layout
 from keras_coatnet.weights.assign import assign

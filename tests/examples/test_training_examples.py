@@ -190,19 +190,19 @@ def test_mistakes(name, arguments, said, tmp_path, capsys):
 
 @pytest.mark.parametrize("name", NAMES)
 def test_a_run_that_cannot_go_on(name, tmp_path, monkeypatch, capsys):
-    from keras_coatnet.training import trainer
+    from keras_coatnet.training.run import loop
 
-    interrupted = trainer.Stopped("at step 3", signal.SIGINT)
+    interrupted = loop.Stopped("at step 3", signal.SIGINT)
     for error, status in (
-        (trainer.TrainingError("nan"), 1),
-        (trainer.Stopped("at step 3"), 143),
+        (loop.TrainingError("nan"), 1),
+        (loop.Stopped("at step 3"), 143),
         (interrupted, 130),
     ):
 
         def fail(*args, error=error, **kwargs):
             raise error
 
-        monkeypatch.setattr(trainer, "train", fail)
+        monkeypatch.setattr(loop, "train", fail)
         with pytest.raises(SystemExit) as stopped:
             main(name, *([tmp_path] if name == "finetune" else []))
         assert stopped.value.code == status

@@ -13,7 +13,7 @@ import pytest
 from keras_coatnet import CoAtNet, cli
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.recipe import Recipe
-from keras_coatnet.training.reports import read_history
+from keras_coatnet.training.run.log import read_history
 from tests import timm_models
 from tests.hub_server import HubServer
 from tests.training import tars

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from keras_coatnet.cli import main
-from keras_coatnet.training.checkpointing import CheckpointFolder
-from keras_coatnet.training.devices import make_engine
-from keras_coatnet.training.locking import locked
+from keras_coatnet.training.engine.devices import make_engine
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.run.checkpoints import CheckpointFolder
+from keras_coatnet.training.run.lock import locked
 from tests.training import faults, runs
 
 pytestmark = [
@@ -113,12 +113,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.training.devices import divide_cpu
+from keras_coatnet.training.engine.devices import divide_cpu
 divide_cpu(4)
 import keras_coatnet
 from keras_coatnet.layers import StochasticDepth
 from keras_coatnet.training import AdamW, rematerialise
-from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
+from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from tests.training.runs import CONFIG, RECIPE
 
 random = np.random.default_rng(0)

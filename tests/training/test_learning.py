@@ -24,8 +24,8 @@ from keras_coatnet.training import (
     rematerialise,
     train,
 )
-from keras_coatnet.training.checkpointing import CheckpointFolder
-from keras_coatnet.training.optimization import freeze, layer_rate_scales
+from keras_coatnet.training.engine.optimizer import freeze, layer_rate_scales
+from keras_coatnet.training.run.checkpoints import CheckpointFolder
 from tests import helpers, timm_models
 from tests.training import tars
 

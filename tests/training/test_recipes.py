@@ -289,7 +289,7 @@ def test_every_field_says_what_it_is():
 
 
 def test_whatever_a_recipe_allows_the_augmentation_allows():
-    from keras_coatnet.training.augmentation import Augmentation
+    from keras_coatnet.training.data.augment import Augmentation
 
     for changes in (
         {"mixup": 0.01, "cutmix": 100.0},

@@ -25,7 +25,7 @@ from safetensors.numpy import save, save_file
 
 import keras_coatnet
 from keras_coatnet import cli
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.weights import foreign_files
 from keras_coatnet.weights.source import find_source
 from tests import timm_models

@@ -24,8 +24,8 @@ import pytest
 import skimage.data
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.cli import main
-from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.inference import open_model
 from keras_coatnet.weights import foreign_files, keras_files
 from tests.conftest import TINY

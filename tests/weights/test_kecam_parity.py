@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FILES = {64: "kecam_64_model.h5", 96: "kecam_96_weights.h5"}

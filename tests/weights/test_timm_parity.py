@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CHOICES, FREE_FIELDS, CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
-from keras_coatnet.figures import count_params
-from keras_coatnet.variables import variables
+from keras_coatnet.counting.operations import count_params
+from keras_coatnet.counting.variables import variables
 from keras_coatnet.weights import foreign_files, timm_layout
 from keras_coatnet.weights.assign import _fit as fit
 from keras_coatnet.weights.assign import assign
