@@ -23,13 +23,13 @@ def _paper_family() -> dict[str, CoAtNetConfig]:
         "coatnet3": CoAtNetConfig((192, 384, 768, 1536), (2, 6, 14, 2), stem_width=192),
         "coatnet4": CoAtNetConfig((192, 384, 768, 1536), (2, 12, 28, 2), stem_width=192),
         "coatnet5": CoAtNetConfig(
-            (256, 512, 1280, 2048), (2, 12, 28, 2), stem_width=192, head_size=64
+            (256, 512, 1280, 2048), (2, 12, 28, 2), stem_width=192, head_dim=64
         ),
         "coatnet6": CoAtNetConfig(
-            (192, 384, (768, 1536), 3072), (2, 4, (8, 42), 2), mixed, 192, head_size=128
+            (192, 384, (768, 1536), 3072), (2, 4, (8, 42), 2), mixed, 192, head_dim=128
         ),
         "coatnet7": CoAtNetConfig(
-            (256, 512, (1024, 2048), 3072), (2, 4, (8, 42), 2), mixed, 192, head_size=128
+            (256, 512, (1024, 2048), 3072), (2, 4, (8, 42), 2), mixed, 192, head_dim=128
         ),
     }
     depthwise = {
@@ -65,7 +65,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
         conv_bias=False,
         squeeze_from="expanded",
         squeeze_activation="relu",
-        attention_width="input",
+        attention_from="input",
         final_norm="before_pool",
         hidden_head=False,
     )
@@ -95,7 +95,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
         "coatnet_pico_rw_224": nano.replace(depths=(2, 3, 5, 2)),
         "coatnet_nano_rw_224": nano.replace(stride_on="pool"),
         "coatnet_rmlp_nano_rw_224": nano.replace(
-            relative_position="mlp", relative_position_width=384
+            relative_position="mlp", relative_position_hidden_dim=384
         ),
         # Convolution and attention in both of the last stages.
         "coatnet_nano_cc_224": rw.replace(
@@ -125,7 +125,7 @@ def _timm_family() -> dict[str, CoAtNetConfig]:
             conv_pool="max3",
             transformer_pool="max3",
             relative_position="mlp",
-            relative_position_width=384,
+            relative_position_hidden_dim=384,
         ),
         "coatnet_rmlp_1_rw2_224": rw.replace(**deep, relative_position="mlp"),
         "coatnet_2_rw_224": two,
@@ -152,7 +152,7 @@ def _kecam_family() -> dict[str, CoAtNetConfig]:
             squeeze_activation="gelu",
             batch_norm_epsilon=1e-5,
             batch_norm_momentum=0.9,
-            attention_width="input",
+            attention_from="input",
             attention_bias=False,
             transformer_shortcut_bias=False,
             ffn_activation="gelu",

@@ -139,9 +139,9 @@ def _make_inputs(
         inputs, source_inputs = keras.Input(arguments.input_shape or (*sides, channels or 3)), None
     if channels not in (None, inputs.shape[-1]):
         raise ValueError(
-            f"The weights {source.name} are made for pictures of {channels} channels. "
+            f"The weights {source.name} are made for images of {channels} channels. "
             f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
-            "pictures."
+            "images."
         )
     return inputs, source_inputs
 

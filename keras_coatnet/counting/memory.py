@@ -36,7 +36,7 @@ class Memory:
         copies: of the weights in half precision; 0 in float32.
         activations: an estimate of what the gradients need, good to a quarter or so; on CPUs, where
             TensorFlow compiles activations, a third less is needed.
-        rematerialised: the same where blocks are computed twice
+        rematerialized: the same where blocks are computed twice
             (`keras_coatnet.training.engine.remat`).
     """
 
@@ -46,12 +46,12 @@ class Memory:
     average: int
     copies: int
     activations: int
-    rematerialised: int
+    rematerialized: int
 
-    def total(self, rematerialise: bool = False) -> int:
+    def total(self, remat: bool = False) -> int:
         """All together, with the one or the other activations."""
         fixed = self.parameters + self.gradients + self.moments + self.average + self.copies
-        return fixed + (self.rematerialised if rematerialise else self.activations)
+        return fixed + (self.rematerialized if remat else self.activations)
 
 
 def memory_per_device(
@@ -108,7 +108,7 @@ def memory_per_device(
         weights += size if variable.trainable else 0
         state += 0 if variable.trainable else size
     size = _PRECISIONS[precision]
-    plain, rematerialised = _activations(config, input_shape, parts, size)
+    plain, rematerialized = _activations(config, input_shape, parts, size)
     return Memory(
         parameters=weights + state,
         gradients=weights,
@@ -116,7 +116,7 @@ def memory_per_device(
         average=weights if ema else 0,
         copies=weights // 2 if size == 2 else 0,
         activations=batch_per_device * plain,
-        rematerialised=batch_per_device * rematerialised,
+        rematerialized=batch_per_device * rematerialized,
     )
 
 
@@ -134,7 +134,7 @@ def memory_table(
 
     Returns:
         A row each: `architecture`, `shape`, the fields of `Memory`, `total` and
-        `total_rematerialised`, in bytes.
+        `total_rematerialized`, in bytes.
 
     Example:
         >>> rows = memory_table(["coatnet6"], [(1, 1), (1, 4)], batch_per_device=16)
@@ -152,7 +152,7 @@ def memory_table(
                     "shape": shape,
                     **dataclasses.asdict(memory),
                     "total": memory.total(),
-                    "total_rematerialised": memory.total(rematerialise=True),
+                    "total_rematerialized": memory.total(remat=True),
                 }
             )
     return rows
@@ -195,7 +195,7 @@ def _share(width: int, parts: int) -> int:
 def _inside_mbconv(
     config: CoAtNetConfig, block: Block, before: int, after: int, parts: int, size: int
 ) -> int:
-    expanded = _share(config.expanded_width(block), parts)
+    expanded = _share(config.expanded_filters(block), parts)
     early = block.stride == 1 or config.stride_on != "depthwise"
     wide = after if early else before
     return size * (
@@ -209,7 +209,7 @@ def _inside_mbconv(
 def _inside_convnext(
     config: CoAtNetConfig, block: Block, before: int, after: int, parts: int, size: int
 ) -> int:
-    expanded = _share(config.expanded_width(block), parts)
+    expanded = _share(config.expanded_filters(block), parts)
     pooled = after if block.stride > 1 and config.stride_on == "pool" else 0
     scaled = int(config.conv_layer_scale is not None)
     return size * (
@@ -224,7 +224,7 @@ def _inside_transformer(
     config: CoAtNetConfig, block: Block, before: int, after: int, parts: int, size: int
 ) -> int:
     inner = attention_width(config, block)
-    heads = _share(inner // config.head_size, parts)
+    heads = _share(inner // config.head_dim, parts)
     hidden = _share(config.ffn_expansion * block.width, parts)
     logits = heads * after * after
     pooled = (before + after if block.stride > 1 else before) * block.width_in

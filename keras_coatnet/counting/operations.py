@@ -14,7 +14,7 @@ from keras_coatnet.counting.variables import attention_width, variables
 
 CONVENTIONS = ("multiply_adds", "paper")
 
-# Float operations that the paper's profiler counted for one element. Normalisation, softmax and
+# Float operations that the paper's profiler counted for one element. Normalization, softmax and
 # pooling are fitted to the 19 published figures of CoAtNet-0 to 5, which they meet within 0.12%.
 _ACTIVATION = {"gelu_tanh": 7, "gelu": 7, "silu": 4, "relu": 1}
 _BATCH_NORM, _LAYER_NORM, _SOFTMAX, _POOL = 2, 0, 6, 4
@@ -155,7 +155,7 @@ def _stem(config: CoAtNetConfig, channels: int, positions: int) -> _Part:
 
 def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: int) -> _Part:
     width_in, width = block.width_in, block.width
-    expanded, squeezed = config.expanded_width(block), config.squeezed_width(block)
+    expanded, squeezed = config.expanded_filters(block), config.squeezed_filters(block)
     bias, projected = int(config.conv_bias), int(width_in != width)
     strided, pooled = block.stride > 1, block.stride > 1 and config.stride_on == "pool"
     early = strided and config.stride_on != "depthwise"
@@ -179,7 +179,7 @@ def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: i
 
 
 def _convnext(config: CoAtNetConfig, block: Block, positions_in: int, positions: int) -> _Part:
-    width_in, width, expanded = block.width_in, block.width, config.expanded_width(block)
+    width_in, width, expanded = block.width_in, block.width, config.expanded_filters(block)
     bias, projected = int(config.conv_bias), int(width_in != width)
     strided, pooled = block.stride > 1, block.stride > 1 and config.stride_on == "pool"
     scale = int(config.conv_layer_scale is not None)
@@ -198,7 +198,7 @@ def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -
     channels_in, channels = block.width_in, block.width
     inner = attention_width(config, block)
     hidden = config.ffn_expansion * channels
-    heads, positions = inner // config.head_size, height * width
+    heads, positions = inner // config.head_dim, height * width
     offsets = (2 * height - 1) * (2 * width - 1)
     bias, ffn_bias = int(config.attention_bias), int(config.ffn_bias)
     projected = int(channels_in != channels)
@@ -207,7 +207,7 @@ def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -
     scale = int(config.layer_scale is not None)
     position_products, look_ups = 0, 0
     if config.relative_position == "mlp":
-        mlp = config.relative_position_width
+        mlp = config.relative_position_hidden_dim
         position_products = (2 + heads) * mlp * offsets
     else:
         # Two one-hot products spread the table over pairs of rows, then over pairs of columns.

@@ -86,7 +86,7 @@ def _norm(name: str, width: int, kind: str) -> Iterator[Variable]:
 
 
 def _mbconv(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
-    expanded, squeezed = config.expanded_width(block), config.squeezed_width(block)
+    expanded, squeezed = config.expanded_filters(block), config.squeezed_filters(block)
     yield from _norm("input_norm", block.width_in, "batch")
     yield from _layer("expand", (1, 1, block.width_in, expanded), bias=False)
     yield from _norm("expand_norm", expanded, "batch")
@@ -100,7 +100,7 @@ def _mbconv(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
 
 
 def _convnext(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
-    width_in, width, expanded = block.width_in, block.width, config.expanded_width(block)
+    width_in, width, expanded = block.width_in, block.width, config.expanded_filters(block)
     yield Variable("depthwise_conv/kernel", (7, 7, width_in, width // width_in))
     if config.conv_bias:
         yield Variable("depthwise_conv/bias", (width,))
@@ -117,7 +117,7 @@ def _transformer(
     config: CoAtNetConfig, block: Block, offsets: tuple[int, int]
 ) -> Iterator[Variable]:
     inner, hidden = attention_width(config, block), config.ffn_expansion * block.width
-    heads, kind = inner // config.head_size, config.transformer_norm
+    heads, kind = inner // config.head_dim, config.transformer_norm
     yield from _norm("attention_norm", block.width_in, kind)
     for name in ("query", "key", "value"):
         yield from _layer(f"attention/{name}", (block.width_in, inner), config.attention_bias)
@@ -125,7 +125,7 @@ def _transformer(
     if config.relative_position == "table":
         yield Variable("attention/position/table", (heads, *offsets))
     else:
-        between = config.relative_position_width
+        between = config.relative_position_hidden_dim
         yield from _layer("attention/position/hidden", (2, between))
         yield from _layer("attention/position/values", (between, heads))
     if block.width_in != block.width:
@@ -149,4 +149,4 @@ def attention_width(config: CoAtNetConfig, block: Block) -> int:
     Returns:
         An int.
     """
-    return block.width if config.attention_width == "output" else block.width_in
+    return block.width if config.attention_from == "output" else block.width_in

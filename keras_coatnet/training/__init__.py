@@ -11,10 +11,10 @@ from typing import Any
 _PUBLIC = {
     "evaluation.evaluate": ("evaluate",),
     "engine.optimizer": ("AdamW", "WarmUpSchedule"),
-    "data.pipeline": ("Augmentation", "BrokenPictures", "evaluation_dataset", "training_dataset"),
+    "data.pipeline": ("Augmentation", "UnreadableImages", "evaluation_dataset", "training_dataset"),
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),
-    "engine.remat": ("rematerialise",),
+    "engine.remat": ("remat",),
     "data.datasets": ("Source", "open_source", "open_sources"),
     "run.loop": ("Result", "Stopped", "TrainingError", "train"),
 }

@@ -88,10 +88,10 @@ CONVNEXT = {
 }
 VARIANTS = [
     *({"stride_on": value} for value in ("expansion", "depthwise", "pool")),
-    {"expansion_from": "input", "squeeze_from": "expanded", "attention_width": "input"},
-    {"squeeze_from": "input", "attention_width": "input", "attention_bias": False},
+    {"expansion_from": "input", "squeeze_from": "expanded", "attention_from": "input"},
+    {"squeeze_from": "input", "attention_from": "input", "attention_bias": False},
     {"stem_bias": False, "conv_bias": False, "ffn_bias": False, "stem_width": (8, 16)},
-    {"relative_position": "mlp", "relative_position_width": 24, "layer_scale": 1e-6},
+    {"relative_position": "mlp", "relative_position_hidden_dim": 24, "layer_scale": 1e-6},
     {"transformer_norm": "batch", "final_norm": "before_pool", "hidden_head": False},
     {"final_norm": None, "transformer_shortcut_bias": False, "ffn_expansion": 2, "expansion": 6},
     {

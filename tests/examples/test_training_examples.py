@@ -1,4 +1,4 @@
-"""The training examples as their users run them, on data sets of a few pictures."""
+"""The training examples as their users run them, on data sets of a few images."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALLEST = keras_coatnet.CoAtNetConfig(
     depths=(1, 1),
     layout=("C", "T"),
     stem_width=8,
-    head_size=8,
+    head_dim=8,
     batch_norm_momentum=0.5,
 )
 
@@ -62,11 +62,18 @@ def test_imagenet_from_its_tars(tmp_path, smallest, capsys):
     """The paper's recipe, from a file that makes it small; and a batch that changes its rates."""
     tars.write_imagenet(tmp_path / "data")
     small = find_recipe("in1k_pretrain").replace(
-        model=str(smallest), image_size=32, epochs=2, batch=16, learning_rate=1e-3, ema=0.9
+        model=str(smallest), image_size=32, epochs=2, batch_size=16, learning_rate=1e-3, ema=0.9
     )
     small.save(tmp_path / "small.json")
     arguments = ("--recipe", tmp_path / "small.json", "--data-dir", tmp_path / "data")
-    arguments += ("--output", tmp_path / "run", "--batch", 8, "--accumulate", 2)
+    arguments += (
+        "--output",
+        tmp_path / "run",
+        "--batch-size",
+        8,
+        "--gradient-accumulation-steps",
+        2,
+    )
     main("train_imagenet", *arguments)
     printed = capsys.readouterr().out
     assert re.search(r"^learning_rate +0\.0005$", printed, re.M)
@@ -78,7 +85,7 @@ def test_imagenet_from_its_tars(tmp_path, smallest, capsys):
     assert model.input_shape == (None, 32, 32, 3)
 
 
-# --- One's own pictures --------------------------------------------------------------------------
+# --- One's own images --------------------------------------------------------------------------
 
 
 @pytest.mark.slow
@@ -89,15 +96,26 @@ def test_finetuning_on_a_folder(tmp_path, smallest, capsys):
     keras.utils.set_random_seed(0)
     before = keras_coatnet.CoAtNet(SMALLEST, weights=None, input_shape=(32, 32, 3), classes=7)
     before.save_weights(tmp_path / "before.weights.h5")
-    folder = tars.write_classes(tmp_path / "pictures", {"ash": 20, "birch": 20})
+    folder = tars.write_classes(tmp_path / "images", {"ash": 20, "birch": 20})
     output = tmp_path / "run"
     arguments = (folder, "--model", smallest, "--weights", tmp_path / "before.weights.h5")
-    arguments += ("--size", 32, "--batch", 8, "--epochs", 2, "--freeze", "stem", "--output", output)
+    arguments += (
+        "--size",
+        32,
+        "--batch-size",
+        8,
+        "--epochs",
+        2,
+        "--freeze",
+        "stem",
+        "--output",
+        output,
+    )
     main("finetune", *arguments)
     printed = capsys.readouterr().out
     found = json.loads((output / "summary.json").read_text())
-    assert f"Reloaded weights: {found['top1']:.2%} of the held-out pictures" in printed
-    assert re.search(r"^pictures to validate on +8$", printed, re.M)
+    assert f"Reloaded weights: {found['top1']:.2%} of the held-out images" in printed
+    assert re.search(r"^images to validate on +8$", printed, re.M)
     assert (output / "classes.txt").read_text().split() == ["ash", "birch"]
 
     pixels = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
@@ -114,11 +132,11 @@ def test_finetuning_on_a_folder(tmp_path, smallest, capsys):
 # --- GasHisSDB -----------------------------------------------------------------------------------
 
 
-@pytest.mark.filterwarnings("ignore:GasHisSDB/160 has")  # a few pictures, where many are published
+@pytest.mark.filterwarnings("ignore:GasHisSDB/160 has")  # a few images, where many are published
 def test_gashissdb_beside_the_published_figures(tmp_path, smallest, capsys):
     tars.write_gashissdb(tmp_path / "data", {"Abnormal": 20, "Normal": 20})
     arguments = ("--model", smallest, "--data-dir", tmp_path / "data", "--output", tmp_path / "run")
-    main("gashissdb", *arguments, "--image-size", 32, "--batch", 8, "--epochs", 2)
+    main("gashissdb", *arguments, "--image-size", 32, "--batch-size", 8, "--epochs", 2)
     printed = capsys.readouterr().out
     found = json.loads((tmp_path / "run" / "summary.json").read_text())
     assert f"{found['count']} held-out patches   ours   published" in printed
@@ -153,7 +171,7 @@ def test_help_and_length(name):
 @pytest.mark.parametrize(
     "name, arguments, said",
     [
-        ("train_imagenet", ["--batch", "many"], "invalid int value: 'many'"),
+        ("train_imagenet", ["--batch-size", "many"], "invalid int value: 'many'"),
         ("finetune", [], "required: FOLDER"),
         ("gashissdb", ["--positive", "Normal"], "unrecognized arguments"),
     ],

@@ -1,4 +1,4 @@
-"""What is done to training pictures: the choices, and those parts that work on whole batches.
+"""What is done to training images: the choices, and those parts that work on whole batches.
 
 The crop is in `decoding`, since it is part of reading; RandAugment is in `randaugment`.
 """
@@ -12,28 +12,28 @@ import tensorflow as tf
 
 from keras_coatnet.arguments import boolean, choice, number, whole_number
 
-CROPS = ("random_resized", "centre", "whole")
+CROPS = ("random_resized", "center", "whole")
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training pictures.
+    """What is done to training images.
 
     Args:
         crop: `"random_resized"`: a random part of random area and proportions, resized (Szegedy et
             al., arXiv 1409.4842, as TensorFlow's `sample_distorted_bounding_box` draws it);
-            `"centre"`: the middle; `"whole"`: all of it, resized, which changes the proportions.
-        area: share of the picture's area that a random crop has, at least and at most.
+            `"center"`: the middle; `"whole"`: all of it, resized, which changes the proportions.
+        area: share of the image's area that a random crop has, at least and at most.
         aspect: width over height of a random crop, at least and at most.
-        centre_ratio: share of the shorter side that `"centre"` keeps; also of a random crop where
+        center_ratio: share of the shorter side that `"center"` keeps; also of a random crop where
             none could be fitted in.
-        flip: whether every second picture, on average, is mirrored left to right.
+        flip: whether every second image, on average, is mirrored left to right.
         randaugment_layers: how many random operations of RandAugment follow; 0: none.
         randaugment_magnitude: how strong they are, 0 to 30 on the scale of the TPU EfficientNet
             code; what it means for each operation is in `keras_coatnet.training.data.randaugment`.
-        mixup: alpha of mixup (arXiv 1710.09412): two pictures are blended, in shares drawn from
+        mixup: alpha of mixup (arXiv 1710.09412): two images are blended, in shares drawn from
             Beta(alpha, alpha); 0: none.
-        cutmix: alpha of CutMix (arXiv 1905.04899): a box is exchanged between two pictures; 0:
+        cutmix: alpha of CutMix (arXiv 1905.04899): a box is exchanged between two images; 0:
             none. With both, one of the two is chosen for each pair with even odds.
 
     Raises:
@@ -47,7 +47,7 @@ class Augmentation:
     crop: str = "random_resized"
     area: tuple[float, float] = (0.08, 1.0)
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
-    centre_ratio: float = 0.875
+    center_ratio: float = 0.875
     flip: bool = True
     randaugment_layers: int = 0
     randaugment_magnitude: float = 0.0
@@ -60,7 +60,7 @@ class Augmentation:
             "crop": choice("crop", self.crop, CROPS),
             "area": _two_numbers("area", self.area),
             "aspect": _two_numbers("aspect", self.aspect),
-            "centre_ratio": number("centre_ratio", self.centre_ratio, above=0, most=1),
+            "center_ratio": number("center_ratio", self.center_ratio, above=0, most=1),
             "flip": boolean("flip", self.flip),
             "randaugment_layers": whole_number("randaugment_layers", layers, 0, 16),
             "randaugment_magnitude": number("randaugment_magnitude", magnitude, least=0, most=30),
@@ -82,7 +82,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether pictures are mixed in pairs."""
+        """Whether images are mixed in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -98,7 +98,7 @@ def _two_numbers(argument: str, value: Any) -> tuple[float, float]:
 
 
 def flip(image: tf.Tensor, draw: tf.Tensor) -> tf.Tensor:
-    """Mirrors a picture left to right where `draw`, uniform in [0, 1), is below one half.
+    """Mirrors an image left to right where `draw`, uniform in [0, 1), is below one half.
 
     Args:
         image: (height, width, 3).
@@ -118,7 +118,7 @@ def mix(
     first: tf.Tensor,
     total: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes neighbours, 0 with 1, 2 with 3 and so on, by mixup or CutMix.
+    """Mixes neighbors, 0 with 1, 2 with 3 and so on, by mixup or CutMix.
 
     Each of a pair keeps the same share of itself. The shares of a whole global batch are drawn at
     once, so that they do not depend on how it is cut into chunks.
@@ -128,7 +128,7 @@ def mix(
         labels: (batch, classes), float32.
         augmentation: which of the two, and their alphas.
         seed: (2,), int64: decides everything random about this global batch.
-        first: the place of the first picture in its global batch, even.
+        first: the place of the first image in its global batch, even.
         total: the size of the global batch, even.
 
     Returns:
@@ -148,12 +148,12 @@ def mix(
             share = tf.where(cuts, left, share)
         else:
             weights, share = outside, left
-    mixed_images = _with_neighbour(images, weights, [pairs, 2, height, width, 3])
-    return mixed_images, _with_neighbour(labels, share[:, None, None], [pairs, 2, labels.shape[1]])
+    mixed_images = _with_neighbor(images, weights, [pairs, 2, height, width, 3])
+    return mixed_images, _with_neighbor(labels, share[:, None, None], [pairs, 2, labels.shape[1]])
 
 
 def _mixing_shares(augmentation, seed, pairs):
-    """For each pair: the share that one keeps of itself, whether it is cut, and a box's centre."""
+    """For each pair: the share that one keeps of itself, whether it is cut, and a box's center."""
     gamma_seed, cut_seed, place_seed = tf.unstack(tf.random.split(seed, num=3))
     if augmentation.mixup > 0 and augmentation.cutmix > 0:
         cuts = tf.random.stateless_uniform([pairs], cut_seed) < 0.5
@@ -170,19 +170,19 @@ def _mixing_shares(augmentation, seed, pairs):
 
 
 def _boxes(share, y, x, height, width):
-    """(pairs, height, width): 1 in boxes of the area 1 - share around centres, cut at the edges."""
+    """(pairs, height, width): 1 in boxes of the area 1 - share around centers, cut at the edges."""
     side = tf.sqrt(1.0 - share)
 
-    def inside(length, centre):
+    def inside(length, center):
         half = tf.floor(side * length / 2)
-        centre = tf.floor(centre * length)
+        center = tf.floor(center * length)
         places = tf.range(length, dtype=tf.float32)[None]
-        return (places >= (centre - half)[:, None]) & (places < (centre + half)[:, None])
+        return (places >= (center - half)[:, None]) & (places < (center + half)[:, None])
 
     return tf.cast(inside(height, y)[:, :, None] & inside(width, x)[:, None, :], tf.float32)
 
 
-def _with_neighbour(values, share, shape):
+def _with_neighbor(values, share, shape):
     pairs = tf.reshape(tf.cast(values, tf.float32), shape)
     mixed = share * pairs + (1.0 - share) * tf.reverse(pairs, [1])
     return tf.reshape(mixed, values.shape)

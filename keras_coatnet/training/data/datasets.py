@@ -1,6 +1,6 @@
-"""Where training examples come from: folders of pictures and data sets of tensorflow-datasets.
+"""Where training examples come from: folders of images and data sets of tensorflow-datasets.
 
-A `Source` hands out encoded pictures, an epoch at a time, in an order that a seed decides. Decoding
+A `Source` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
 them, and what may be wrong with them, is the input pipeline's.
 """
 
@@ -30,7 +30,7 @@ from keras_coatnet.training.engine.devices import keep_tensorflow_off_gpus
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A set of labelled pictures.
+    """A set of labeled images.
 
     Attributes:
         name: what it is, for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
@@ -43,7 +43,7 @@ class Source:
             out at the beginning, at no cost for folders, by reading past them for others.
             Where several processes read one data set, it is called with `(seed, start, shard)` and
             gives those examples alone that the `sharding.Shard` holds, in the same order; the
-            files of a folder's other pictures are not opened. A source that has to read all
+            files of a folder's other images are not opened. A source that has to read all
             examples ends with `return shard.filter(dataset, start)`.
         fingerprint: equal for two sources of the same names and labels, wherever they lie; empty if
             it is not known.
@@ -73,7 +73,7 @@ def open_sources(
     - A folder with one sub-folder to train on and one to validate on, such as `train` and `val` or
       `Training` and `Testing` (see `folders.find_pair`), each with one sub-folder for each class;
       or with the classes directly, of which a share is held out then, the same of each class. See
-      `folders.read_folder` for pictures.
+      `folders.read_folder` for images.
     - A folder with the IDX files of MNIST and its like, `train-images-idx3-ubyte.gz` and so on.
     - A name that tensorflow-datasets knows, or that lies prepared under `data_dir`: `"cifar10"`,
       `"imagenet2012:5.1.0"`, `"gashissdb/160"`. `imagenet2012` and `gashissdb` are prepared first
@@ -92,10 +92,10 @@ def open_sources(
             (`"train[:90%]"`). None: `train`, or the only split if it is not for validation.
         validation_split: what to validate on, likewise. None: `validation` or `test`; or else a
             part of what there is to train on.
-        held_out: that part: a share above 0 and below 1, or a whole number of pictures from 2 on.
+        held_out: that part: a share above 0 and below 1, or a whole number of images from 2 on.
         classes: of folders whose names are WordNet ids of ImageNet: `"present"`: the classes that
             are there; `"imagenet"`: all of ImageNet's, with the labels of the public checkpoints.
-        seed: decides which pictures of a folder are held out. Of tensorflow-datasets, it is the
+        seed: decides which images of a folder are held out. Of tensorflow-datasets, it is the
             end of the split: its records were shuffled when it was prepared.
 
     Returns:
@@ -120,7 +120,7 @@ def open_sources(
         if pair is None:
             everything = folders.read_folder(root, classes)
             train, validation = folders.hold_out(everything, held_out, seed)
-            kept, held = "all others", f"{held_out:,.0f} pictures held out"
+            kept, held = "all others", f"{held_out:,.0f} images held out"
             if held_out < 1:
                 kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
             return _from_folder(train, f"{root}, {kept}"), _from_folder(
@@ -147,7 +147,7 @@ def open_source(
 
     Args:
         data: as for `open_sources`; a folder may also be the part itself, such as ImageNet's
-            validation pictures in one folder for each WordNet id.
+            validation images in one folder for each WordNet id.
         split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
             validation, as `open_sources` finds it, or a folder of classes as a whole.
         data_dir: as for `open_sources`.
@@ -200,9 +200,9 @@ def describe(training: Source, validation: Source) -> str:
         print(describe(*open_sources("flowers")))
     """
     lines = [
-        f"training: {training.count:,} pictures of {len(training.classes):,} classes "
+        f"training: {training.count:,} images of {len(training.classes):,} classes "
         f"({training.name})",
-        f"validation: {validation.count:,} pictures ({validation.name})",
+        f"validation: {validation.count:,} images ({validation.name})",
     ]
     known = folders.imagenet_of(training.classes)
     if known is not None and len(known) > len(training.classes):
@@ -218,7 +218,7 @@ def describe(training: Source, validation: Source) -> str:
 
 
 def _folder(data: str) -> pathlib.Path | None:
-    """The folder of pictures that `data` is; None if it is for tensorflow-datasets."""
+    """The folder of images that `data` is; None if it is for tensorflow-datasets."""
     path = pathlib.Path(data).expanduser()
     spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
     if path.exists() or spelt_as_path:

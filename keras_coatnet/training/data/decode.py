@@ -1,12 +1,12 @@
-"""Encoded pictures in, pixels out; what cannot be read is named, counted and left out.
+"""Encoded images in, pixels out; what cannot be read is named, counted and left out.
 
 JPEG, of which data sets at this scale are made, is decoded by TensorFlow: only the rows and columns
 of the crop, at a half, quarter or eighth of the size where that is still enough pixels, and with
 the same exact transforms as Pillow. All else goes to Pillow, as `keras_coatnet.inference` reads
-pictures: other formats, files with something after their end, whatever TensorFlow refuses. So
+images: other formats, files with something after their end, whatever TensorFlow refuses. So
 training, evaluation and prediction see the same pixels in the same file.
 
-Pictures that are only evaluated go through Pillow altogether: TensorFlow's antialiased bilinear
+Images that are only evaluated go through Pillow altogether: TensorFlow's antialiased bilinear
 resize is within 1 of 255 of Pillow's, but its bicubic and Lanczos ones are up to 9 off where an
 edge overshoots (Pillow cuts values off between its two passes), and published accuracies were
 measured with Pillow's.
@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import MOST_PIXELS, PictureSettings, read_rgb, resize_and_crop
+from keras_coatnet.inference import MOST_PIXELS, ImageSettings, read_rgb, resize_and_crop
 from keras_coatnet.training.data.augment import Augmentation
 
 _SHOWN = 10  # names in an error's message
@@ -31,24 +31,24 @@ _ATTEMPTS = 10  # at a random crop that fits, as the TPU EfficientNet code has i
 _JPEG_RATIOS = (8, 4, 2, 1)
 
 
-class BrokenPictures:
-    """Collects the pictures that cannot be read, and ends the run when there are too many.
+class UnreadableImages:
+    """Collects the images that cannot be read, and ends the run when there are too many.
 
     An error in a `tf.data` pipeline reaches the user as one of TensorFlow's, without its cause. It
     is kept in `error`, to be raised instead.
 
     Args:
-        limit: how many different pictures may be broken, at least 0.
+        limit: how many different images may be broken, at least 0.
 
     Attributes:
         limit: as given.
-        error: the ValueError that ended the run, with the pictures' names; None while all is well.
+        error: the ValueError that ended the run, with the images' names; None while all is well.
 
     Raises:
         ValueError: the limit is no such number.
 
     Example:
-        >>> broken = BrokenPictures(limit=1)
+        >>> broken = UnreadableImages(limit=1)
         >>> broken.add("cat/17.jpg", "it is empty")
         >>> broken.names
         ['cat/17.jpg']
@@ -64,18 +64,18 @@ class BrokenPictures:
 
     @property
     def names(self) -> list[str]:
-        """The pictures' names, each once, in the order in which they were met."""
+        """The images' names, each once, in the order in which they were met."""
         with self._lock:
             return list(self._reasons)
 
     @property
     def reasons(self) -> dict[str, str]:
-        """Why each picture cannot be read, by its name."""
+        """Why each image cannot be read, by its name."""
         with self._lock:
             return dict(self._reasons)
 
     def add(self, name: str, reason: str) -> None:
-        """Notes a picture.
+        """Notes an image.
 
         Args:
             name: its file or record.
@@ -88,28 +88,28 @@ class BrokenPictures:
             self._reasons.setdefault(name, reason)
             if len(self._reasons) > self.limit:
                 self._stop(
-                    f"{len(self._reasons)} pictures cannot be read, more than the limit of "
+                    f"{len(self._reasons)} images cannot be read, more than the limit of "
                     f"{self.limit}"
                 )
 
     def refuse_batch(self, size: int) -> None:
-        """Ends the run because no picture of a batch can be read, so that none can stand in.
+        """Ends the run because no image of a batch can be read, so that none can stand in.
 
         Args:
-            size: how many pictures the batch should hold.
+            size: how many images the batch should hold.
 
         Raises:
             ValueError: always.
         """
         with self._lock:
-            self._stop(f"Not one picture of a batch of {size} can be read")
+            self._stop(f"Not one image of a batch of {size} can be read")
 
     def _stop(self, problem: str) -> None:
         shown = [f"{name} ({reason})" for name, reason in self._reasons.items()][-_SHOWN:]
         more = f" and {len(self._reasons) - len(shown)} more" if len(self._reasons) > _SHOWN else ""
         self.error = ValueError(
             f"{problem}: {', '.join(shown)}{more}. Repair or remove them, or raise "
-            "`broken_limit` (--broken-limit)."
+            "`unreadable_limit` (--unreadable-limit)."
         )
         raise self.error
 
@@ -123,12 +123,12 @@ def decode_for_training(
     seeds: tf.Tensor,
     size: tuple[int, int],
     augmentation: Augmentation,
-    broken: BrokenPictures,
+    broken: UnreadableImages,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Decodes, crops and resizes a few pictures; meant for a parallel map over small groups.
+    """Decodes, crops and resizes a few images; meant for a parallel map over small groups.
 
     An operation that fails would end the pipeline. The one way to go on inside it is a dataset
-    that ignores errors; a dataset of one's own for each picture costs as much as half its
+    that ignores errors; a dataset of one's own for each image costs as much as half its
     decoding, one for each group next to nothing.
 
     Args:
@@ -216,7 +216,7 @@ def _decode_jpeg(content, seed, size, augmentation):
 
 
 def _crop_and_resize(pixels, seed, size, augmentation):
-    """Antialiased where the picture shrinks to half or less; otherwise as JPEG, much faster."""
+    """Antialiased where the image shrinks to half or less; otherwise as JPEG, much faster."""
     box = _crop_box(tf.shape(pixels), seed, size, augmentation)
     part = tf.slice(pixels, [box[0], box[1], 0], [box[2], box[3], 3])
     resized = tf.cond(
@@ -232,12 +232,12 @@ def _rounded(pixels, size):
 
 
 def _crop_box(shape, seed, size, augmentation):
-    """(4,), int32: top, left, height, width of the part to take of a picture of a shape."""
+    """(4,), int32: top, left, height, width of the part to take of an image of a shape."""
     if augmentation.crop == "whole":
         return tf.stack([0, 0, shape[0], shape[1]])
-    centre = _centre_box(shape, size, augmentation.centre_ratio)
-    if augmentation.crop == "centre":
-        return centre
+    center = _center_box(shape, size, augmentation.center_ratio)
+    if augmentation.crop == "center":
+        return center
     begin, extent, _ = tf.image.stateless_sample_distorted_bounding_box(
         shape,
         tf.constant([[[0.0, 0.0, 1.0, 1.0]]]),
@@ -247,14 +247,14 @@ def _crop_box(shape, seed, size, augmentation):
         area_range=augmentation.area,
         max_attempts=_ATTEMPTS,
     )
-    # All of the picture stands for "none fits", unless that is what was asked for.
+    # All of the image stands for "none fits", unless that is what was asked for.
     is_all = tf.reduce_all(extent[:2] == shape[:2])
     whole_fits = augmentation.area[1] == 1.0 and augmentation.area[0] == 1.0
     box = tf.concat([begin[:2], extent[:2]], axis=0)
-    return box if whole_fits else tf.where(is_all, centre, box)
+    return box if whole_fits else tf.where(is_all, center, box)
 
 
-def _centre_box(shape, size, ratio):
+def _center_box(shape, size, ratio):
     sides = tf.cast(shape[:2], tf.float64)
     target = tf.constant(size, tf.float64)
     kept = tf.cast(tf.round(target * tf.reduce_min(sides / target) * ratio), tf.int32)
@@ -272,10 +272,10 @@ def _read_or_report(content, name, broken):
 def _read(
     content: bytes,
     name: bytes,
-    broken: BrokenPictures,
+    broken: UnreadableImages,
     finish: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray | None:
-    """The pixels that `finish` makes of a picture; None, and noted, if it cannot be read."""
+    """The pixels that `finish` makes of an image; None, and noted, if it cannot be read."""
     try:
         return finish(read_rgb(io.BytesIO(content)))
     except Exception as error:  # each of Pillow's decoders has errors of its own
@@ -287,7 +287,7 @@ def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no picture"  # Pillow's text names an object in memory
+        return "it is no image"  # Pillow's text names an object in memory
     return str(error)
 
 
@@ -295,9 +295,9 @@ def _reason(content: bytes, error: Exception) -> str:
 
 
 def decode_for_evaluation(
-    content: tf.Tensor, name: tf.Tensor, settings: PictureSettings, broken: BrokenPictures
+    content: tf.Tensor, name: tf.Tensor, settings: ImageSettings, broken: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads one picture as `keras_coatnet.inference.load_picture` does.
+    """Reads one image as `keras_coatnet.inference.load_image` does.
 
     Args:
         content: scalar string, the encoded file.

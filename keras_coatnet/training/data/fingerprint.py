@@ -1,7 +1,7 @@
 """Which data a run is trained on: noted in its folder, and compared when it is taken up again.
 
 Another order of the classes would change the meaning of the network's outputs, and another number
-of pictures the schedule. Where the data lies does not count.
+of images the schedule. Where the data lies does not count.
 """
 
 from __future__ import annotations
@@ -59,7 +59,7 @@ def check_same_data(folder: pathlib.Path, training: Source, validation: Source) 
 
 
 def check_classes(folder: pathlib.Path, source: Source) -> None:
-    """Checks that pictures have the classes of a run, in its order.
+    """Checks that images have the classes of a run, in its order.
 
     Args:
         folder: the run's.
@@ -73,7 +73,7 @@ def check_classes(folder: pathlib.Path, source: Source) -> None:
     if difference:
         raise ValueError(
             f"{source.name} has other classes than the run in {folder}: {difference}. Give "
-            "pictures of the same classes."
+            "images of the same classes."
         )
 
 
@@ -118,10 +118,10 @@ def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
         if old is None or new is None:
             continue
         if old["count"] != new["count"]:
-            return f"it had {old['count']:,} {part} pictures, and there are {new['count']:,}"
+            return f"it had {old['count']:,} {part} images, and there are {new['count']:,}"
         if old["fingerprint"] and new["fingerprint"] and old["fingerprint"] != new["fingerprint"]:
             return (
-                f"the names or labels of the {part} pictures are others ({old['name']} then, "
+                f"the names or labels of the {part} images are others ({old['name']} then, "
                 f"{new['name']} now)"
             )
     return None

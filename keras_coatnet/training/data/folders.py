@@ -1,6 +1,6 @@
-"""Folders of pictures: one sub-folder a class, and what is wrong with them said at once.
+"""Folders of images: one sub-folder a class, and what is wrong with them said at once.
 
-Everything here happens before a picture is opened: names are listed, checked, ordered and counted.
+Everything here happens before an image is opened: names are listed, checked, ordered and counted.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from keras_coatnet.labels import class_names
 from keras_coatnet.training.recipe import LABELINGS
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-# Formats that a data set may well be in, and that would otherwise be left out as "no pictures".
+# Formats that a data set may well be in, and that would otherwise be left out as "no images".
 # TensorFlow 2.21 reads WebP, but as an animation, of shape (frames, height, width, 3).
 _TO_CONVERT = (".avif", ".heic", ".jp2", ".tif", ".tiff", ".webp")
 # What sub-folders for a part are called, in any case, also followed by "set", "data" or "images".
@@ -34,13 +34,13 @@ _PART_ENDING = re.compile(r"[ _-]?(set|data|images)$")
 
 @dataclasses.dataclass(frozen=True)
 class Folder:
-    """The pictures below a folder.
+    """The images below a folder.
 
     Attributes:
         root: the folder.
         classes: names of the classes, in the order of their labels.
-        paths: the pictures' files as the file system spells them, by class and name.
-        labels: (pictures,), int64, the label of each.
+        paths: the images' files as the file system spells them, by class and name.
+        labels: (images,), int64, the label of each.
     """
 
     root: pathlib.Path
@@ -49,12 +49,12 @@ class Folder:
     labels: np.ndarray
 
     def part(self, indices: np.ndarray) -> Folder:
-        """The pictures at some positions, in that order."""
+        """The images at some positions, in that order."""
         paths = [self.paths[index] for index in indices]
         return dataclasses.replace(self, paths=paths, labels=self.labels[indices])
 
     def fingerprint(self) -> str:
-        """A hash of the pictures' names below the folder and of their labels, in their order."""
+        """A hash of the images' names below the folder and of their labels, in their order."""
         root = os.fsencode(self.root)
         # Paths below "." do not begin with it.
         start = 0 if root == b"." else len(os.path.join(root, b""))
@@ -63,9 +63,9 @@ class Folder:
 
 
 def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
-    """Lists the pictures of a folder that holds one sub-folder for each class.
+    """Lists the images of a folder that holds one sub-folder for each class.
 
-    Pictures (.bmp, .gif, .jpeg, .jpg, .png, in either case) may lie in further folders below their
+    Images (.bmp, .gif, .jpeg, .jpg, .png, in either case) may lie in further folders below their
     class, also in folders that are links. Hidden files and folders are passed over. Other files are
     left out with a warning.
 
@@ -82,7 +82,7 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
         Its `Folder`.
 
     Raises:
-        ValueError: it is missing, empty, has one class only, a class without pictures, pictures in
+        ValueError: it is missing, empty, has one class only, a class without images, images in
             a format that has to be converted first, or something that cannot be read; or its
             sub-folders are no classes, as each holds the same folders.
 
@@ -94,12 +94,12 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
     if not names:
         _refuse_without_classes(root)
     _refuse_parts(root, names)
-    found = {name: _pictures_below(root / name) for name in names}
+    found = {name: _images_below(root / name) for name in names}
     _report_others(root, [path for _, others in found.values() for path in others])
     empty = [name for name in names if not found[name][0]]
     if empty:
         raise ValueError(
-            f"{root} has class folders without pictures: {_some(empty)}. Expected "
+            f"{root} has class folders without images: {_some(empty)}. Expected "
             f"{', '.join(SUFFIXES)} files in each; remove the folders, or fill them."
         )
     if len(names) == 1:
@@ -110,9 +110,9 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
     ordered = _ordered(names, classes)
     paths, labels = [], []
     for label, name in enumerate(ordered):
-        pictures = found[name][0] if name in found else []
-        paths += pictures
-        labels += [label] * len(pictures)
+        images = found[name][0] if name in found else []
+        paths += images
+        labels += [label] * len(images)
     return Folder(root, ordered, paths, np.array(labels, "int64"))
 
 
@@ -124,7 +124,7 @@ def subfolders(root: pathlib.Path) -> list[str]:
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"Expected a folder of pictures, one sub-folder a class. {root} {what}.")
+        raise ValueError(f"Expected a folder of images, one sub-folder a class. {root} {what}.")
     return list(_listed(root, _refuse_unreadable)[0])
 
 
@@ -223,7 +223,7 @@ def find_pair(
         )
     if first and second:
         return root / first, root / second
-    # A class may be called "train" as well, and holds pictures then, not folders.
+    # A class may be called "train" as well, and holds images then, not folders.
     lone = first or second
     if lone and (train or validation or subfolders(root / lone)):
         raise ValueError(
@@ -278,7 +278,7 @@ def _called(
 def _refuse_parts(root: pathlib.Path, names: list[str]) -> None:
     """Refuses a folder of parts, such as 2023/cat, 2023/dog, 2024/cat, 2024/dog."""
     common = subfolders(root / names[0])
-    # One folder in each class, such as "images", is common; so are pictures beside folders.
+    # One folder in each class, such as "images", is common; so are images beside folders.
     if len(common) < 2 or len(names) < 2:
         return
     if any(subfolders(root / name) != common for name in names[1:]):
@@ -286,7 +286,7 @@ def _refuse_parts(root: pathlib.Path, names: list[str]) -> None:
     if any(name.lower().endswith(SUFFIXES) for each in names for name in os.listdir(root / each)):
         return
     raise ValueError(
-        f"Expected a sub-folder of pictures for each class. All {len(names)} sub-folders of {root} "
+        f"Expected a sub-folder of images for each class. All {len(names)} sub-folders of {root} "
         f"({_some(names)}) hold the same folders, {_some(common)}, which seem to be the "
         "classes. Name the parts to train and to validate on (--train-split, --validation-split), "
         "or give one of the sub-folders."
@@ -321,7 +321,7 @@ def hold_out(folder: Folder, held_out: float, seed: int) -> tuple[Folder, Folder
     Args:
         folder: what to split.
         held_out: see `choose_held_out`.
-        seed: decides which pictures; the same ones for the same names and seed.
+        seed: decides which images; the same ones for the same names and seed.
 
     Returns:
         The larger part and the part held out.
@@ -334,30 +334,30 @@ def hold_out(folder: Folder, held_out: float, seed: int) -> tuple[Folder, Folder
 
 
 def count_held_out(held_out: float, count: int, name: str) -> int:
-    """How many pictures of a data set are held out.
+    """How many images of a data set are held out.
 
     Args:
-        held_out: a share above 0 and below 1, or a whole number of pictures from 2 on.
-        count: how many pictures there are.
+        held_out: a share above 0 and below 1, or a whole number of images from 2 on.
+        count: how many images there are.
         name: the data set's, for messages.
 
     Returns:
-        At least 1, and at most half of the pictures if `held_out` is a number of them.
+        At least 1, and at most half of the images if `held_out` is a number of them.
 
     Raises:
-        ValueError: `held_out` is neither, or a number of more than half of the pictures.
+        ValueError: `held_out` is neither, or a number of more than half of the images.
     """
     held_out = as_python(held_out)
     is_real = isinstance(held_out, int | float) and not isinstance(held_out, bool)
     is_number = is_real and held_out >= 2 and float(held_out).is_integer()
     if not (is_number or (is_real and 0 < held_out < 1)):
         raise ValueError(
-            "`held_out` must be a share above 0 and below 1, or a whole number of pictures from 2 "
+            "`held_out` must be a share above 0 and below 1, or a whole number of images from 2 "
             f"on. Received: held_out={held_out!r}"
         )
     if is_number and held_out > count / 2:
         raise ValueError(
-            f"{name} has {count:,} pictures, and held_out={held_out!r} is more than half of them. "
+            f"{name} has {count:,} images, and held_out={held_out!r} is more than half of them. "
             "Give a smaller number, or a share such as 0.1 (--held-out)."
         )
     return max(1, int(held_out) if is_number else round(held_out * count))
@@ -366,21 +366,21 @@ def count_held_out(held_out: float, count: int, name: str) -> int:
 def choose_held_out(
     labels: np.ndarray, classes: tuple[str, ...], held_out: float, seed: int, name: str
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Chooses pictures to hold out, the same share of each class, at least one and not all.
+    """Chooses images to hold out, the same share of each class, at least one and not all.
 
     Args:
-        labels: (pictures,), int64.
+        labels: (images,), int64.
         classes: the classes' names.
-        held_out: a share above 0 and below 1, or a whole number of pictures from 2 on.
-        seed: decides which pictures.
+        held_out: a share above 0 and below 1, or a whole number of images from 2 on.
+        seed: decides which images.
         name: the data set's, for messages.
 
     Returns:
-        Positions of the pictures that are kept and of those held out, ascending.
+        Positions of the images that are kept and of those held out, ascending.
 
     Raises:
         ValueError: `held_out` (see `count_held_out`) or `seed` makes no sense, or a class has a
-            single picture.
+            single image.
     """
     wanted = count_held_out(held_out, len(labels), name)
     seed = whole_number("seed", seed, 0)
@@ -388,7 +388,7 @@ def choose_held_out(
     single = [classes[label] for label in present[sizes == 1]]
     if single:
         raise ValueError(
-            f"{name} has a single picture for: {_some(single)}. Expected at least two a class, "
+            f"{name} has a single image for: {_some(single)}. Expected at least two a class, "
             "one to train on and one to hold out."
         )
     if held_out < 1:
@@ -411,15 +411,15 @@ def _check_there(root: pathlib.Path, names: list[str], wanted: str) -> None:
         raise ValueError(f"{root} has no sub-folder {wanted!r}. It has: {_some(names) or 'none'}.")
 
 
-def _pictures_below(folder: pathlib.Path) -> tuple[list[bytes], list[str]]:
-    """The pictures below a folder, sorted, and all other files that are not hidden."""
-    pictures, others = [], []
+def _images_below(folder: pathlib.Path) -> tuple[list[bytes], list[str]]:
+    """The images below a folder, sorted, and all other files that are not hidden."""
+    images, others = [], []
     for path in files_below(folder, _refuse_unreadable):
         if path.lower().endswith(SUFFIXES):
-            pictures.append(os.fsencode(path))
+            images.append(os.fsencode(path))
         else:
             others.append(path)
-    return sorted(pictures), others
+    return sorted(images), others
 
 
 def _report_others(root: pathlib.Path, others: list[str]) -> None:
@@ -428,12 +428,12 @@ def _report_others(root: pathlib.Path, others: list[str]) -> None:
     if wrong:
         example = next(path for path in others if path.lower().endswith(tuple(wrong)))
         raise ValueError(
-            f"{root} has {sum(endings[ending] for ending in wrong)} pictures in a format that is "
+            f"{root} has {sum(endings[ending] for ending in wrong)} images in a format that is "
             f"not read here ({', '.join(wrong)}), such as {example}. Convert them to .jpg or .png."
         )
     if others:
         warnings.warn(
-            f"{len(others)} files below {root} are no pictures and are left out, such as "
+            f"{len(others)} files below {root} are no images and are left out, such as "
             f"{others[0]}.",
             stacklevel=4,  # whoever called `open_sources`
         )
@@ -441,8 +441,8 @@ def _report_others(root: pathlib.Path, others: list[str]) -> None:
 
 def _refuse_without_classes(root: pathlib.Path) -> None:
     count = sum(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(root))
-    what = f"holds {count} pictures but no folders" if count else "is empty"
-    raise ValueError(f"{root} {what}. Expected a sub-folder of pictures for each class.")
+    what = f"holds {count} images but no folders" if count else "is empty"
+    raise ValueError(f"{root} {what}. Expected a sub-folder of images for each class.")
 
 
 def imagenet_of(names: Iterable[str]) -> tuple[str, ...] | None:

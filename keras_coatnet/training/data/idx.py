@@ -20,12 +20,12 @@ _MOST_BYTES = 2**30  # of pixels, which are kept in memory
 
 @dataclasses.dataclass(frozen=True)
 class Part:
-    """Pictures of one size in shades of gray.
+    """Images of one size in shades of gray.
 
     Attributes:
         name: the folder and the part, for messages.
-        images: (pictures, height, width), uint8.
-        labels: (pictures,), int64.
+        images: (images, height, width), uint8.
+        labels: (images,), int64.
         classes: names of the classes: `"0"`, `"1"` and so on, as the files have none.
     """
 
@@ -63,9 +63,9 @@ def open_parts(
         root: the folder.
         train: name of the part to train on; None: `"train"`.
         validation: name of the one to validate on; None: `"t10k"`, `"test"` or one called like a
-            sub-folder for validation; or else pictures held out of the other.
+            sub-folder for validation; or else images held out of the other.
         held_out: how many, see `folders.choose_held_out`.
-        seed: decides which pictures are held out.
+        seed: decides which images are held out.
 
     Returns:
         The two parts.
@@ -125,7 +125,7 @@ def _read_part(root: pathlib.Path, parts: dict[str, pathlib.Path], name: str) ->
     labels = {each: _read(_labels_of(path), 1) for each, path in parts.items()}
     if len(images) != len(labels[name]):
         raise ValueError(
-            f"{parts[name]} has {len(images):,} pictures, and {_labels_of(parts[name])} "
+            f"{parts[name]} has {len(images):,} images, and {_labels_of(parts[name])} "
             f"{len(labels[name]):,} labels. Download both again."
         )
     highest = max(int(each.max()) for each in labels.values())

@@ -1,4 +1,4 @@
-"""The input pipeline: from a source of encoded pictures to batches, in `tf.data`.
+"""The input pipeline: from a source of encoded images to batches, in `tf.data`.
 
 What happens to an example is decided by the seed and by its place in the whole run, counted over
 all epochs, and by nothing else. So a run that is taken up again at some step sees what it would
@@ -13,11 +13,11 @@ import inspect
 
 import tensorflow as tf
 
-from keras_coatnet.inference import PictureSettings
+from keras_coatnet.inference import ImageSettings
 from keras_coatnet.training.data.augment import Augmentation, flip, mix
 from keras_coatnet.training.data.datasets import Source
 from keras_coatnet.training.data.decode import (
-    BrokenPictures,
+    UnreadableImages,
     decode_for_evaluation,
     decode_for_training,
 )
@@ -26,7 +26,7 @@ from keras_coatnet.training.data.shard import Shard
 
 __all__ = [
     "Augmentation",
-    "BrokenPictures",
+    "UnreadableImages",
     "evaluation_dataset",
     "padded_evaluation_dataset",
     "training_dataset",
@@ -37,7 +37,7 @@ _ELEMENT = {
     "label": tf.TensorSpec([], tf.int64),
     "name": tf.TensorSpec([], tf.string),
 }
-_GROUP = 8  # pictures that are decoded together, see `decode_for_training`
+_GROUP = 8  # images that are decoded together, see `decode_for_training`
 _NO_END = tf.int64.max
 
 # The functions below have no Python control flow to turn into TensorFlow's, and looking for some in
@@ -51,28 +51,28 @@ def training_dataset(
     size: int | tuple[int, int],
     augmentation: Augmentation,
     label_smoothing: float,
-    global_batch: int,
+    global_batch_size: int,
     seed: int,
     start_step: int = 0,
     parts: int = 1,
     replicas: int = 1,
     first_replica: int = 0,
     local_replicas: int = 1,
-    broken: BrokenPictures,
+    broken: UnreadableImages,
 ) -> tf.data.Dataset:
     """Batches for training, without an end: each epoch in an order of its own.
 
     Without `parts` and `replicas` it is what `model.fit` takes, with `steps_per_epoch`:
-    `evaluation_dataset` has labels of the same form. An epoch has `source.count // global_batch`
-    steps; the examples left over are others in each epoch. The place of a picture that cannot be
+    `evaluation_dataset` has labels of the same form. An epoch has `source.count // global_batch_size`
+    steps; the examples left over are others in each epoch. The place of an image that cannot be
     read is taken by the nearest one in its chunk that can, with its label.
 
     Args:
         source: where the examples come from.
-        size: height and width of the pictures; one number for a square.
-        augmentation: what is done to the pictures.
+        size: height and width of the images; one number for a square.
+        augmentation: what is done to the images.
         label_smoothing: s, at least 0 and below 1: labels become y (1 - s) + s / classes.
-        global_batch: examples in a step of all replicas together; a multiple of
+        global_batch_size: examples in a step of all replicas together; a multiple of
             `parts * replicas`.
         seed: decides the orders, crops, operations and mixing.
         start_step: how many steps to leave out, counted from the beginning of the run.
@@ -82,27 +82,27 @@ def training_dataset(
         first_replica: the first chunk of each part that is wanted here.
         local_replicas: how many chunks of each part are wanted here; they follow one another. The
             others are not decoded, and those of a folder not read.
-        broken: told of pictures that cannot be read; ends the run if they are too many.
+        broken: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
         A dataset of (images, labels), a chunk each: (chunk, height, width, 3), float32, 0 to 255,
-        and (chunk, classes), float32, where a chunk has global_batch / (parts * replicas) examples.
+        and (chunk, classes), float32, where a chunk has global_batch_size / (parts * replicas) examples.
 
     Raises:
         ValueError: the source holds less than one global batch, or an argument makes no sense.
-            While it is iterated, TensorFlow's errors: see `BrokenPictures.error`.
+            While it is iterated, TensorFlow's errors: see `UnreadableImages.error`.
 
     Example:
         batches = training_dataset(
             source, size=224, augmentation=Augmentation(mixup=0.8), label_smoothing=0.1,
-            global_batch=256, seed=1, broken=BrokenPictures(limit=10),
+            global_batch_size=256, seed=1, broken=UnreadableImages(limit=10),
         )
     """
-    size = PictureSettings(size).size
-    chunk = _chunk_size(global_batch, replicas, first_replica, local_replicas, parts)
+    size = ImageSettings(size).size
+    chunk = _chunk_size(global_batch_size, replicas, first_replica, local_replicas, parts)
     shard = Shard(chunk * replicas, chunk * first_replica, chunk * local_replicas)
     _check_can_share(source, shard)
-    _check_training(source, augmentation, label_smoothing, chunk, global_batch, start_step)
+    _check_training(source, augmentation, label_smoothing, chunk, global_batch_size, start_step)
     augment_key, crop_key, mixing_key = (
         tf.constant(_derived_seed(seed, purpose), tf.int64)
         for purpose in ("augment", "crop", "mix")
@@ -140,11 +140,11 @@ def training_dataset(
         labels = _smoothed_one_hot(labels, len(source.classes), label_smoothing, source.name)
         if not augmentation.mixes:
             return tf.cast(images, tf.float32), labels
-        step, first = position[0] // global_batch, position[0] % global_batch
+        step, first = position[0] // global_batch_size, position[0] % global_batch_size
         step_seed = tf.stack([mixing_key, step])
-        return mix(images, labels, augmentation, step_seed, first, global_batch)
+        return mix(images, labels, augmentation, step_seed, first, global_batch_size)
 
-    dataset = _all_epochs(source, global_batch, seed, start_step, shard)
+    dataset = _all_epochs(source, global_batch_size, seed, start_step, shard)
     dataset = dataset.batch(_GROUP).map(decode, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
     dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
     dataset = dataset.batch(chunk, drop_remainder=True)
@@ -156,26 +156,26 @@ def evaluation_dataset(
     source: Source,
     *,
     size: int | tuple[int, int],
-    crop_ratio: float,
+    crop_pct: float,
     interpolation: str,
-    global_batch: int,
+    global_batch_size: int,
     crop_mode: str = "center",
-    broken: BrokenPictures,
+    broken: UnreadableImages,
 ) -> tf.data.Dataset:
     """Batches for evaluation: every example once, in the source's natural order.
 
     It is what `model.evaluate` takes, and `validation_data` of `model.fit`. The pixels are those of
-    `keras_coatnet.inference.load_picture`. Pictures that cannot be read are left out, and the last
+    `keras_coatnet.inference.load_image`. Images that cannot be read are left out, and the last
     batch is as large as the examples that are left.
 
     Args:
         source: where the examples come from.
-        size: height and width of the pictures; one number for a square.
-        crop_ratio: share of the resized picture's side that is kept (timm's `crop_pct`).
-        interpolation: how pictures are resized, see `keras_coatnet.inference.PictureSettings`.
-        global_batch: examples in a batch, at least 1.
-        crop_mode: `"center"` or `"squash"`, see `PictureSettings`.
-        broken: told of pictures that cannot be read; ends the run if they are too many.
+        size: height and width of the images; one number for a square.
+        crop_pct: share of the resized image's side that is kept (timm's `crop_pct`).
+        interpolation: how images are resized, see `keras_coatnet.inference.ImageSettings`.
+        global_batch_size: examples in a batch, at least 1.
+        crop_mode: `"center"` or `"squash"`, see `ImageSettings`.
+        broken: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
         A dataset of (images, labels): (batch, height, width, 3), float32, 0 to 255, and
@@ -183,18 +183,18 @@ def evaluation_dataset(
 
     Raises:
         ValueError: an argument makes no sense. While it is iterated, TensorFlow's errors: see
-            `BrokenPictures.error`.
+            `UnreadableImages.error`.
 
     Example:
         batches = evaluation_dataset(
-            validation, size=224, crop_ratio=0.95, interpolation="bicubic", global_batch=64,
-            broken=BrokenPictures(limit=0),
+            validation, size=224, crop_pct=0.95, interpolation="bicubic", global_batch_size=64,
+            broken=UnreadableImages(limit=0),
         )
         model.compile(AdamW(1e-4), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
         model.fit(training_batches, steps_per_epoch=100, validation_data=batches)
     """
-    settings = PictureSettings(size, interpolation, crop_ratio, crop_mode)
-    _chunk_size(global_batch, 1, 0, 1)
+    settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
+    _chunk_size(global_batch_size, 1, 0, 1)
 
     @_as_written
     def finish(images: tf.Tensor, labels: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
@@ -203,7 +203,7 @@ def evaluation_dataset(
 
     dataset = _decoded_for_evaluation(source.examples(None, 0), settings, broken)
     dataset = dataset.filter(lambda image, label, is_valid: is_valid)
-    dataset = dataset.batch(global_batch).map(finish)
+    dataset = dataset.batch(global_batch_size).map(finish)
     return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
 
@@ -211,47 +211,47 @@ def padded_evaluation_dataset(
     source: Source,
     *,
     size: int | tuple[int, int],
-    crop_ratio: float,
+    crop_pct: float,
     interpolation: str,
-    global_batch: int,
+    global_batch_size: int,
     crop_mode: str = "center",
     replicas: int = 1,
     first_replica: int = 0,
     local_replicas: int = 1,
-    broken: BrokenPictures,
+    broken: UnreadableImages,
 ) -> tf.data.Dataset:
     """The examples of `evaluation_dataset` in batches of one size, for replicas that keep in step.
 
-    The last global batch is filled up with black pictures of weight 0, so that all replicas have
-    equally many batches; a picture that cannot be read is one of those, too. Keras divides a loss
+    The last global batch is filled up with black images of weight 0, so that all replicas have
+    equally many batches; an image that cannot be read is one of those, too. Keras divides a loss
     by the size of the batch, weights of 0 included: for `model.fit` there is `evaluation_dataset`.
 
     Args:
         source: where the examples come from.
         size: as for `evaluation_dataset`.
-        crop_ratio: likewise.
+        crop_pct: likewise.
         interpolation: likewise.
-        global_batch: examples in a step of all replicas together; a multiple of `replicas`.
+        global_batch_size: examples in a step of all replicas together; a multiple of `replicas`.
         crop_mode: as for `evaluation_dataset`.
         replicas: into how many equal chunks a global batch is cut.
         first_replica: the first chunk of each global batch that is wanted here.
         local_replicas: how many chunks of each global batch are wanted here. The others are not
             decoded, and those of a folder not read.
-        broken: told of pictures that cannot be read; ends the run if they are too many.
+        broken: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
-        A dataset of (images, labels, weights): (global_batch / replicas, height, width, 3),
-        float32, 0 to 255; (global_batch / replicas,), int64; the same, float32, 0 or 1.
+        A dataset of (images, labels, weights): (global_batch_size / replicas, height, width, 3),
+        float32, 0 to 255; (global_batch_size / replicas,), int64; the same, float32, 0 or 1.
 
     Raises:
         ValueError: an argument makes no sense. While it is iterated, TensorFlow's errors: see
-            `BrokenPictures.error`.
+            `UnreadableImages.error`.
     """
-    settings = PictureSettings(size, interpolation, crop_ratio, crop_mode)
-    chunk = _chunk_size(global_batch, replicas, first_replica, local_replicas)
-    shard = Shard(global_batch, chunk * first_replica, chunk * local_replicas)
+    settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
+    chunk = _chunk_size(global_batch_size, replicas, first_replica, local_replicas)
+    shard = Shard(global_batch_size, chunk * first_replica, chunk * local_replicas)
     _check_can_share(source, shard)
-    padded = source.count + -source.count % global_batch
+    padded = source.count + -source.count % global_batch_size
     own = shard.size(0, source.count)
     black = tf.zeros([*settings.size, 3], tf.uint8), tf.zeros([], tf.int64), tf.constant(False)
 
@@ -272,12 +272,12 @@ def padded_evaluation_dataset(
 
 
 def _chunk_size(
-    global_batch: int, replicas: int, first_replica: int, local_replicas: int, parts: int = 1
+    global_batch_size: int, replicas: int, first_replica: int, local_replicas: int, parts: int = 1
 ) -> int:
-    if min(global_batch, replicas, parts) < 1 or global_batch % (parts * replicas):
+    if min(global_batch_size, replicas, parts) < 1 or global_batch_size % (parts * replicas):
         of_parts = f"{parts} parts of " if parts != 1 else ""
         raise ValueError(
-            f"A global batch of {global_batch} cannot be cut into {of_parts}{replicas} equal "
+            f"A global batch of {global_batch_size} cannot be cut into {of_parts}{replicas} equal "
             "chunks. Choose a multiple of their number."
         )
     if first_replica < 0 or local_replicas < 1 or first_replica + local_replicas > replicas:
@@ -285,7 +285,7 @@ def _chunk_size(
             f"There are {replicas} replicas, 0 to {replicas - 1}. Received: "
             f"first_replica={first_replica}, local_replicas={local_replicas}"
         )
-    return global_batch // (parts * replicas)
+    return global_batch_size // (parts * replicas)
 
 
 def _check_training(
@@ -293,17 +293,17 @@ def _check_training(
     augmentation: Augmentation,
     label_smoothing: float,
     chunk: int,
-    global_batch: int,
+    global_batch_size: int,
     start_step: int,
 ) -> None:
-    if source.count < global_batch:
+    if source.count < global_batch_size:
         raise ValueError(
             f"{source.name} has {source.count} examples, less than one global batch of "
-            f"{global_batch}. Choose a smaller batch."
+            f"{global_batch_size}. Choose a smaller batch."
         )
     if augmentation.mixes and chunk % 2:
         raise ValueError(
-            "mixup and CutMix take pictures in pairs, so each replica's batch must be even. It is "
+            "mixup and CutMix take images in pairs, so each replica's batch must be even. It is "
             f"{chunk}. Choose another batch or number of replicas, or leave out the mixing."
         )
     if not 0 <= label_smoothing < 1:
@@ -328,7 +328,7 @@ def _check_can_share(source: Source, shard: Shard) -> None:
 
 
 def _derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, 0 to 2^31 - 1: neighbouring seeds have nothing in common."""
+    """A seed for one purpose, 0 to 2^31 - 1: neighboring seeds have nothing in common."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -344,26 +344,26 @@ def _shard_of(source: Source, seed: int | None, start: int, shard: Shard) -> tf.
 
 
 def _all_epochs(
-    source: Source, global_batch: int, seed: int, start_step: int, shard: Shard
+    source: Source, global_batch_size: int, seed: int, start_step: int, shard: Shard
 ) -> tf.data.Dataset:
     """(position in the run, example) of the wanted ones, without an end.
 
     Sources are Python functions, called when their epoch begins: the dataset they make is handed
     over as a value, so that no example passes through Python.
     """
-    steps = source.count // global_batch
+    steps = source.count // global_batch_size
     first_epoch = start_step // steps
-    first_position = tf.constant(start_step * global_batch, tf.int64)
+    first_position = tf.constant(start_step * global_batch_size, tf.int64)
 
     def make(epoch: tf.Tensor) -> tf.Tensor:
         epoch = int(epoch)
-        start = (start_step % steps) * global_batch if epoch == first_epoch else 0
+        start = (start_step % steps) * global_batch_size if epoch == first_epoch else 0
         examples = _shard_of(source, _derived_seed(seed, f"epoch {epoch}"), start, shard)
         if examples.element_spec != _ELEMENT:
             raise ValueError(
                 f"{source.name} must give elements of {_ELEMENT}. It gives: {examples.element_spec}"
             )
-        own = shard.size(start, steps * global_batch)
+        own = shard.size(start, steps * global_batch_size)
         return tf.data.experimental.to_variant(examples.take(own))
 
     @_as_written
@@ -382,7 +382,7 @@ def _all_epochs(
 
 
 def _decoded_for_evaluation(
-    examples: tf.data.Dataset, settings: PictureSettings, broken: BrokenPictures
+    examples: tf.data.Dataset, settings: ImageSettings, broken: UnreadableImages
 ) -> tf.data.Dataset:
     """(image, label, whether it could be read) of each example."""
 
@@ -407,9 +407,9 @@ def _options() -> tf.data.Options:
 
 
 def _with_stand_ins(
-    images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, broken: BrokenPictures
+    images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, broken: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Puts the nearest valid picture in each broken one's place; of two, the one it mixes with."""
+    """Puts the nearest valid image in each broken one's place; of two, the one it mixes with."""
     count = images.shape[0]
 
     def check(any_valid: tf.Tensor) -> tf.Tensor:

@@ -49,7 +49,7 @@ class ByHand:
     Attributes:
         files: for each split, the name of a file or folder in `<data_dir>/downloads/manual`.
         source: where the files come from, for the message that they are missing.
-        counts: how many pictures each split has as it is published.
+        counts: how many images each split has as it is published.
         check: looks at the files before anything is prepared; raises ValueError.
     """
 
@@ -60,9 +60,9 @@ class ByHand:
 
 
 def _check_validation_names(manual: pathlib.Path) -> None:
-    """Checks that the validation pictures are all there, from the first on.
+    """Checks that the validation images are all there, from the first on.
 
-    The builder knows the labels by position: were a picture missing, all after it would be wrong.
+    The builder knows the labels by position: were an image missing, all after it would be wrong.
     """
     path = manual / "ILSVRC2012_img_val.tar"
     if not path.is_file():
@@ -208,7 +208,7 @@ def _prepare_by_hand(
         builder.download_and_prepare(
             download_dir=os.fspath(root / "downloads"), download_config=config
         )
-    except Exception as error:  # of the archive, the pictures, the disk
+    except Exception as error:  # of the archive, the images, the disk
         reason = " ".join(str(error).split())[:300]
         raise ValueError(
             f"{builder.info.full_name} could not be prepared in {root} from {manual}: {reason}"
@@ -216,4 +216,4 @@ def _prepare_by_hand(
     for split, info in builder.info.splits.items():
         published = by_hand.counts.get(split, info.num_examples)
         note = f"; {published:,} were published" if info.num_examples != published else ""
-        print(f"  {split}: {info.num_examples:,} pictures{note}", file=sys.stderr)
+        print(f"  {split}: {info.num_examples:,} images{note}", file=sys.stderr)

@@ -1,4 +1,4 @@
-"""RandAugment on 8-bit pictures, in TensorFlow, one picture at a time.
+"""RandAugment on 8-bit images, in TensorFlow, one image at a time.
 
 The sixteen operations, their even odds and what a magnitude means for each are those of the TPU
 EfficientNet reference code (`models/official/efficientnet/autoaugment.py` of tensorflow/tpu;
@@ -15,14 +15,14 @@ beyond AutoAugment's ranges:
 | Color, Contrast, Brightness, Sharpness | Pillow's factor 0.1 + 1.8 l; 1 changes nothing | 2.8 |
 | ShearX, ShearY | 0.3 l, either way | 0.45 |
 | TranslateX, TranslateY | 100 l pixels, either way | 150 |
-| Cutout | a grey square of 80 l pixels a side around any point | 120 |
+| Cutout | a gray square of 80 l pixels a side around any point | 120 |
 
 Two differences. The pixels of the last two rows are for a side of 224, and grow and shrink with it:
-there they are fixed, which moves a picture of 64 x 64 out of sight. And the operations that Pillow
+there they are fixed, which moves an image of 64 x 64 out of sight. And the operations that Pillow
 has are exactly Pillow's (AutoContrast to 1 of 255: it rounds down without Pillow's rounding errors)
 where that code is nearly so: its Contrast takes the number of pixels over 256 for their mean.
 
-What makes it fast: only the chosen operation runs (`tf.switch_case`), on one picture, and each is a
+What makes it fast: only the chosen operation runs (`tf.switch_case`), on one image, and each is a
 few plain operations, or a table of 256 entries for each channel (Equalize), or one projective
 transform to the nearest pixels, as in the reference code (Rotate and the shears).
 """
@@ -34,7 +34,7 @@ import math
 
 import tensorflow as tf
 
-GREY = 128  # of what comes in from outside, and of Cutout's square
+GRAY = 128  # of what comes in from outside, and of Cutout's square
 DRAWS = 4  # random numbers for one layer: the operation, its direction, a point's y and x
 
 _REFERENCE_SIDE = 224.0
@@ -52,9 +52,9 @@ def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tens
         (height, width, 3), uint8.
 
     Example:
-        >>> grey = tf.fill([32, 32, 3], tf.constant(100, tf.uint8))
+        >>> gray = tf.fill([32, 32, 3], tf.constant(100, tf.uint8))
         >>> draws = tf.random.stateless_uniform([2, DRAWS], seed=[1, 2])
-        >>> randaugment(grey, draws, magnitude=15).shape
+        >>> randaugment(gray, draws, magnitude=15).shape
         TensorShape([32, 32, 3])
     """
     for draw in tf.unstack(draws):
@@ -68,7 +68,7 @@ def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tens
 
 
 # --- Operations on values --------------------------------------------------------------------
-# Each takes the picture, the level, a direction of -1 or 1, and a point in [0, 1) x [0, 1), and
+# Each takes the image, the level, a direction of -1 or 1, and a point in [0, 1) x [0, 1), and
 # leaves alone what it has no use for.
 
 
@@ -132,8 +132,8 @@ def _solarize_add(image, level, direction, point):
 
 
 def _color(image, level, direction, point):
-    grey = _luminance(image)
-    return tf.stack([_blend(grey, one, level) for one in tf.unstack(image, axis=-1)], axis=-1)
+    gray = _luminance(image)
+    return tf.stack([_blend(gray, one, level) for one in tf.unstack(image, axis=-1)], axis=-1)
 
 
 def _contrast(image, level, direction, point):
@@ -158,13 +158,13 @@ def _sharpness(image, level, direction, point):
 
 
 def _luminance(image):
-    """Pillow's grey values, (height, width), as floats: its whole weights, in exact sums."""
+    """Pillow's gray values, (height, width), as floats: its whole weights, in exact sums."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32), axis=-1)
     return tf.floor((19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0) / 65536.0)
 
 
 def _blend(degenerate, image, level):
-    """Goes from a picture without the property (0) over the picture (1) and beyond."""
+    """Goes from an image without the property (0) over the image (1) and beyond."""
     factor = level * 1.8 + 0.1
     values = degenerate + factor * (tf.cast(image, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
@@ -200,7 +200,7 @@ def _translate_y(image, level, direction, point):
 def _translate(image, pixels, direction, axis):
     pixels = math.floor(pixels + 0.5)
     around = [[pixels, pixels] if axis == one else [0, 0] for one in range(3)]
-    padded = tf.pad(image, around, constant_values=GREY)
+    padded = tf.pad(image, around, constant_values=GRAY)
     first = pixels * (1 + tf.cast(direction, tf.int32))
     begin = [first if axis == one else 0 for one in range(3)]
     return tf.ensure_shape(tf.slice(padded, begin, image.shape), image.shape)
@@ -211,7 +211,7 @@ def _transform(image, numbers):
         images=image[None],
         transforms=tf.stack([*numbers, 0.0, 0.0])[None],
         output_shape=image.shape[:2],
-        fill_value=float(GREY),
+        fill_value=float(GRAY),
         interpolation="NEAREST",
         fill_mode="CONSTANT",
     )[0]
@@ -219,17 +219,17 @@ def _transform(image, numbers):
 
 def _cutout(image, level, direction, point):
     height, width = image.shape[:2]
-    centre_y, centre_x = tf.floor(point[0] * height), tf.floor(point[1] * width)
-    near_y = _within(height, centre_y, int(level * 40 * height / _REFERENCE_SIDE))
-    near_x = _within(width, centre_x, int(level * 40 * width / _REFERENCE_SIDE))
+    center_y, center_x = tf.floor(point[0] * height), tf.floor(point[1] * width)
+    near_y = _within(height, center_y, int(level * 40 * height / _REFERENCE_SIDE))
+    near_x = _within(width, center_x, int(level * 40 * width / _REFERENCE_SIDE))
     hidden = near_y[:, None] * tf.repeat(near_x, 3)[None, :]
     flat = tf.reshape(image, [height, width * 3])
-    return tf.reshape(flat * (1 - hidden) + GREY * hidden, image.shape)
+    return tf.reshape(flat * (1 - hidden) + GRAY * hidden, image.shape)
 
 
-def _within(side, centre, reach):
-    """(side,), uint8: 1 at the 2 * reach pixels around a centre, 0 elsewhere."""
-    places = tf.range(side, dtype=tf.float32) - centre
+def _within(side, center, reach):
+    """(side,), uint8: 1 at the 2 * reach pixels around a center, 0 elsewhere."""
+    places = tf.range(side, dtype=tf.float32) - center
     return tf.cast((places >= -reach) & (places < reach), tf.uint8)
 
 

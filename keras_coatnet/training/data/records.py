@@ -25,9 +25,9 @@ class Columns:
     """Which features of a data set are what.
 
     Attributes:
-        image: name of the feature with the picture.
+        image: name of the feature with the image.
         label: name of the one with the label, or with a list of one label.
-        name: name of the one with the picture's file name; None if there is none.
+        name: name of the one with the image's file name; None if there is none.
         classes: names of the classes in the order of their labels.
     """
 
@@ -38,7 +38,7 @@ class Columns:
 
 
 def find_columns(builder: Any) -> Columns:
-    """Finds picture and label among the features of a prepared data set.
+    """Finds image and label among the features of a prepared data set.
 
     Of several, those that the builder declares for supervised learning come first, then those
     called "image" and "label" or "labels", then the first of their kind.
@@ -50,7 +50,7 @@ def find_columns(builder: Any) -> Columns:
         Its `Columns`.
 
     Raises:
-        ValueError: there is no picture of 8 bits or no whole number for a label (the message lists
+        ValueError: there is no image of 8 bits or no whole number for a label (the message lists
             the features), or fewer than two classes.
     """
     tfds = import_tfds()
@@ -62,7 +62,7 @@ def find_columns(builder: Any) -> Columns:
     def first(fits: Callable[[Any], bool]) -> str | None:
         return next((key for key in order if fits(items[key])), None)
 
-    def is_picture(feature: Any) -> bool:
+    def is_image(feature: Any) -> bool:
         # A mask is a `LabeledImage`, which is an `Image` too.
         return type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
 
@@ -79,9 +79,9 @@ def find_columns(builder: Any) -> Columns:
     def is_list(feature: Any) -> bool:
         return isinstance(feature, tfds.features.Sequence) and is_class(feature.feature)
 
-    image, label = first(is_picture), first(is_class) or first(is_list) or first(is_number)
+    image, label = first(is_image), first(is_class) or first(is_list) or first(is_number)
     if image is None or label is None:
-        lacking = "no picture of 8 bits" if image is None else "no label that is a whole number"
+        lacking = "no image of 8 bits" if image is None else "no label that is a whole number"
         listed = ", ".join(
             f"{key} ({type(value).__name__})" for key, value in sorted(items.items())
         )
@@ -128,7 +128,7 @@ def read_records(
     start: int,
     shard: Shard | None = None,
 ) -> tf.data.Dataset:
-    """Reads a split of a prepared data set once, without decoding its pictures.
+    """Reads a split of a prepared data set once, without decoding its images.
 
     With a seed, the files are read in a random order, sixteen at a time, and the records go through
     a buffer of up to 16,384, or 1 GiB, that gives out a random one whenever one comes in.
@@ -141,7 +141,7 @@ def read_records(
         start: how many records to leave out at the beginning. They are read, but not decoded.
         shard: which of the records after those to give; None: all. The others are read and
             parsed, too, as only the order of all of them tells which ones they are; their labels
-            are not checked and their pictures not decoded.
+            are not checked and their images not decoded.
 
     Returns:
         A data set of `{"image": bytes, "label": int64, "name": string}`. Reading a label out of

@@ -126,7 +126,7 @@ def make_engine(
     Args:
         chosen: what `choose_devices` returned.
         make_model: builds the model.
-        make_optimizer: builds the optimiser for a model.
+        make_optimizer: builds the optimizer for a model.
         recipe: what is computed.
 
     Returns:
@@ -160,24 +160,26 @@ def check_batch(chosen: Any, recipe: Recipe) -> None:
         recipe: what is computed.
 
     Raises:
-        ValueError: it cannot, or pictures are mixed in pairs and a part has an odd number of them.
+        ValueError: it cannot, or images are mixed in pairs and a part has an odd number of them.
     """
     replicas = count_replicas(chosen)
-    if recipe.batch % (replicas * recipe.accumulate):
+    if recipe.batch_size % (replicas * recipe.gradient_accumulation_steps):
         parts = f"{replicas} devices" if replicas > 1 else "1 device"
-        if recipe.accumulate > 1:
-            parts += f" times accumulate={recipe.accumulate}"
+        if recipe.gradient_accumulation_steps > 1:
+            parts += f" times gradient_accumulation_steps={recipe.gradient_accumulation_steps}"
         raise ValueError(
-            f"A batch of {recipe.batch} cannot be divided among {parts}. Choose a batch that is a "
-            f"multiple of {replicas * recipe.accumulate}."
+            f"A batch of {recipe.batch_size} cannot be divided among {parts}. Choose a batch that is a "
+            f"multiple of {replicas * recipe.gradient_accumulation_steps}."
         )
-    # JAX splits a part further after its pictures were mixed.
-    separate = recipe.accumulate * (1 if keras.backend.backend() == "jax" else replicas)
-    if (recipe.mixup or recipe.cutmix) and recipe.batch // separate % 2:
+    # JAX splits a part further after its images were mixed.
+    separate = recipe.gradient_accumulation_steps * (
+        1 if keras.backend.backend() == "jax" else replicas
+    )
+    if (recipe.mixup or recipe.cutmix) and recipe.batch_size // separate % 2:
         raise ValueError(
-            f"mixup and CutMix take pictures in pairs, and a batch of {recipe.batch} in {separate} "
-            f"parts has {recipe.batch // separate} in each. Choose a batch that is a multiple of "
-            f"{2 * separate}, another `accumulate`, or no mixing."
+            f"mixup and CutMix take images in pairs, and a batch of {recipe.batch_size} in {separate} "
+            f"parts has {recipe.batch_size // separate} in each. Choose a batch that is a multiple of "
+            f"{2 * separate}, another `gradient_accumulation_steps`, or no mixing."
         )
 
 

@@ -17,17 +17,17 @@ from keras_coatnet.training.recipe import Recipe
 
 
 class JaxEngine:
-    """A model, its optimiser and the average of its weights; see `TensorFlowEngine`.
+    """A model, its optimizer and the average of its weights; see `TensorFlowEngine`.
 
     Args:
         distribution: a `keras.distribution.DataParallel` or `ModelParallel`; None: one device.
         make_model: builds the model.
-        make_optimizer: builds the optimiser for a model.
+        make_optimizer: builds the optimizer for a model.
         recipe: what is computed.
 
     Attributes:
         model: the model.
-        optimizer: its optimiser.
+        optimizer: its optimizer.
     """
 
     is_chief = True
@@ -69,7 +69,7 @@ class JaxEngine:
         trainable = _values(self.model.trainable_variables)
         others = _values(self._untrained())
         total = None
-        for _ in range(self.recipe.accumulate):
+        for _ in range(self.recipe.gradient_accumulation_steps):
             *parts, others = self._gradients(trainable, others, *next(batches))
             total = parts if total is None else jax.tree.map(jnp.add, total, parts)
         loss, gradients = total
@@ -136,7 +136,7 @@ class JaxEngine:
         def part_of_mean(trainable: list) -> tuple[Any, list]:
             logits, updated = self.model.stateless_call(trainable, others, images, training=True)
             losses = per_example_loss(self.recipe.loss, labels, logits)
-            return jnp.sum(losses) / self.recipe.batch, updated
+            return jnp.sum(losses) / self.recipe.batch_size, updated
 
         (loss, others), gradients = jax.value_and_grad(part_of_mean, has_aux=True)(trainable)
         return loss, gradients, others

@@ -1,4 +1,4 @@
-"""Rematerialisation: a training step keeps a block's input, and computes the block twice.
+"""Rematerialization: a training step keeps a block's input, and computes the block twice.
 
 The gradients need what is computed inside a block. Kept for all blocks, that is most of a training
 step's memory; kept for one block at a time, it takes a second forward computation.
@@ -47,7 +47,7 @@ from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 _BLOCKS = (MBConv, ConvNeXtBlock, TransformerBlock)
 
 
-def rematerialise(model: keras.Model) -> int:
+def remat(model: keras.Model) -> int:
     """Lets the training steps of a model compute its blocks twice instead of keeping them.
 
     Outputs, gradients, moving statistics and random draws are those of the same model without, and
@@ -66,7 +66,7 @@ def rematerialise(model: keras.Model) -> int:
     Example:
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
-        >>> rematerialise(CoAtNet(config, input_shape=(64, 64, 3), classes=10))
+        >>> remat(CoAtNet(config, input_shape=(64, 64, 3), classes=10))
         5
     """
     if not isinstance(model, keras.Model):
@@ -77,7 +77,7 @@ def rematerialise(model: keras.Model) -> int:
     if not blocks:
         raise ValueError(
             f"The model {model.name!r} has no MBConv, ConvNeXtBlock or TransformerBlock to "
-            "rematerialise. Give the CoAtNet itself, or a functional model of its layers."
+            "remat. Give the CoAtNet itself, or a functional model of its layers."
         )
     for block in blocks:
         if not isinstance(block.call, _TwiceComputed):  # a model may be told twice

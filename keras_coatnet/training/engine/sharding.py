@@ -101,13 +101,13 @@ def part_shape(path: str, shape: Sequence[int], parts: int) -> tuple[int, ...]:
 
 
 def data_parallel(
-    devices: Sequence[str] | None = None, batch: int | None = None
+    devices: Sequence[str] | None = None, batch_size: int | None = None
 ) -> keras.distribution.DataParallel:
     """Whole models on every device, each with its share of the batch.
 
     Args:
         devices: names such as `"gpu:0"`; None: all of the machine's, or of all processes'.
-        batch: images of a step, to be checked; None: not known.
+        batch_size: images of a step, to be checked; None: not known.
 
     Returns:
         A `keras.distribution.DataParallel` for `keras.distribution.set_distribution`. Each process
@@ -117,10 +117,10 @@ def data_parallel(
         ValueError: Keras does not run on JAX, or the devices do not divide the batch.
 
     Example, on JAX:
-        keras.distribution.set_distribution(data_parallel(batch=256))
+        keras.distribution.set_distribution(data_parallel(batch_size=256))
     """
     devices = _devices(devices)
-    _check_batch(batch, len(devices))
+    _check_batch(batch_size, len(devices))
     return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
 
 
@@ -128,7 +128,7 @@ def model_parallel(
     shape: tuple[int, int],
     architecture: str | CoAtNetConfig,
     devices: Sequence[str] | None = None,
-    batch: int | None = None,
+    batch_size: int | None = None,
 ) -> keras.distribution.ModelParallel:
     """Models split over groups of devices, each group with its share of the batch.
 
@@ -138,7 +138,7 @@ def model_parallel(
         shape: groups, and devices in each: `(2, 4)` splits a model over four devices, twice.
         architecture: what will be split: a name or a `CoAtNetConfig`; its heads must divide.
         devices: names such as `"gpu:0"`; None: all.
-        batch: images of a step, to be checked; None: not known.
+        batch_size: images of a step, to be checked; None: not known.
 
     Returns:
         A `keras.distribution.ModelParallel`, to be set before the model is built. Variables that
@@ -160,7 +160,7 @@ def model_parallel(
             f"Received: shape={shape!r}"
         )
     check_heads(find_architecture(architecture), shape[1])
-    _check_batch(batch, shape[0])
+    _check_batch(batch_size, shape[0])
     mesh = keras.distribution.DeviceMesh(tuple(shape), ("batch", "model"), devices)
     return _WhereDivisible(
         layout_map=layout_map(mesh), batch_dim_name="batch", auto_shard_dataset=False
@@ -198,11 +198,11 @@ def _devices(devices: Sequence[str] | None) -> list[str]:
     return list(devices)
 
 
-def _check_batch(batch: int | None, shares: int) -> None:
-    if batch is not None and (batch < 1 or batch % shares):
+def _check_batch(batch_size: int | None, shares: int) -> None:
+    if batch_size is not None and (batch_size < 1 or batch_size % shares):
         raise ValueError(
-            f"A batch of {batch} images cannot be shared out evenly among {shares}. Take a "
-            f"multiple of {shares}, such as {max(1, round(batch / shares)) * shares}."
+            f"A batch of {batch_size} images cannot be shared out evenly among {shares}. Take a "
+            f"multiple of {shares}, such as {max(1, round(batch_size / shares)) * shares}."
         )
 
 
@@ -217,8 +217,8 @@ def check_heads(config: CoAtNetConfig, parts: int) -> None:
         ValueError: it does not divide the heads of one of the blocks.
     """
     for block in config.blocks():
-        width = block.width if config.attention_width == "output" else block.width_in
-        heads = width // config.head_size
+        width = block.width if config.attention_from == "output" else block.width_in
+        heads = width // config.head_dim
         if block.kind == "T" and heads % parts:
             raise ValueError(
                 f"The {heads} attention heads of {block.name} cannot be shared out evenly among "

@@ -9,14 +9,14 @@ import keras
 
 
 def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
-    """Every variable of a model and its optimiser, the states of random draws among them.
+    """Every variable of a model and its optimizer, the states of random draws among them.
 
-    Weights are known by their path. What Keras numbers as it goes (optimisers, seeds) is known by
+    Weights are known by their path. What Keras numbers as it goes (optimizers, seeds) is known by
     its place.
 
     Args:
         model: a built model.
-        optimizer: its optimiser, built.
+        optimizer: its optimizer, built.
 
     Returns:
         `keras.Variable`s by key.
@@ -33,7 +33,7 @@ def numbered(group: str, values: Iterable[Any]) -> dict[str, Any]:
 
 
 def check_same_keys(known: Iterable[str], saved: Iterable[str]) -> None:
-    """Checks that a checkpoint belongs to a model and its optimiser.
+    """Checks that a checkpoint belongs to a model and its optimizer.
 
     Args:
         known: the keys of the run.
@@ -44,6 +44,6 @@ def check_same_keys(known: Iterable[str], saved: Iterable[str]) -> None:
     """
     if different := sorted(set(known) ^ set(saved)):
         raise ValueError(
-            "The checkpoint belongs to another network or optimiser: "
+            "The checkpoint belongs to another network or optimizer: "
             f"{', '.join(different[:5])}. Choose another output folder."
         )

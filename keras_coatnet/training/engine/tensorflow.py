@@ -1,6 +1,6 @@
 """One training step under any `tf.distribute` strategy.
 
-Keras's `fit` fails under MultiWorkerMirroredStrategy, and its optimisers clip each replica's
+Keras's `fit` fails under MultiWorkerMirroredStrategy, and its optimizers clip each replica's
 gradients before they are summed. So the step is written out here: gradients are summed over the
 replicas, then clipped by their global norm, then applied; and the same few lines serve one device,
 several, and several machines. They are written for TPUs, too, but were never run on one: see
@@ -23,17 +23,17 @@ from keras_coatnet.training.recipe import Recipe
 
 
 class TensorFlowEngine:
-    """A model, its optimiser and the average of its weights, as a strategy holds them.
+    """A model, its optimizer and the average of its weights, as a strategy holds them.
 
     Args:
         strategy: where it all lives.
         make_model: builds the model; called in the strategy's scope.
-        make_optimizer: builds the optimiser for a model; called there too.
+        make_optimizer: builds the optimizer for a model; called there too.
         recipe: what is computed.
 
     Attributes:
         model: the model.
-        optimizer: its optimiser.
+        optimizer: its optimizer.
     """
 
     def __init__(
@@ -104,7 +104,7 @@ class TensorFlowEngine:
         Returns:
             The batch's mean loss and the global norm of its gradients, before clipping; tensors.
         """
-        for _ in range(self.recipe.accumulate - 1):
+        for _ in range(self.recipe.gradient_accumulation_steps - 1):
             self._accumulate(*next(batches))
         return self._update(*next(batches))
 
@@ -173,7 +173,7 @@ class TensorFlowEngine:
         with tf.GradientTape() as tape:
             logits = self.model(images, training=True)
             losses = per_example_loss(self.recipe.loss, labels, logits)
-            loss = tf.reduce_sum(losses) / self.recipe.batch
+            loss = tf.reduce_sum(losses) / self.recipe.batch_size
         return loss, tape.gradient(loss, [v.value for v in self.model.trainable_variables])
 
     def _accumulate_step(self, images: Any, labels: Any) -> None:
@@ -252,7 +252,7 @@ class TensorFlowEngine:
 
     def _make_sums(self) -> list[tf.Variable]:
         """Accumulators of the loss and the gradients; each replica has its own."""
-        if self.recipe.accumulate == 1:
+        if self.recipe.gradient_accumulation_steps == 1:
             return []
         shapes = [(), *(v.shape for v in self.model.trainable_variables)]
         return [

@@ -1,4 +1,4 @@
-"""How good a classifier is, on a set of labelled pictures."""
+"""How good a classifier is, on a set of labeled images."""
 
 from __future__ import annotations
 
@@ -10,9 +10,9 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.inference import PictureSettings, check_classifier, class_scores
+from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
 from keras_coatnet.training.data.datasets import Source
-from keras_coatnet.training.data.pipeline import BrokenPictures, padded_evaluation_dataset
+from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
 from keras_coatnet.training.run.errors import TrainingError, in_words
 from keras_coatnet.training.run.log import Progress
@@ -21,29 +21,29 @@ from keras_coatnet.training.run.log import Progress
 def evaluate(
     model: keras.Model,
     source: Source,
-    settings: PictureSettings,
+    settings: ImageSettings,
     *,
-    batch: int = 64,
+    batch_size: int = 64,
     positive: str | None = None,
-    broken_limit: int = 10,
+    unreadable_limit: int = 10,
     stream: TextIO | None = None,
 ) -> Evaluation:
-    """Evaluates any classifier of pictures, such as `keras_coatnet.inference.open_model` returns.
+    """Evaluates any classifier of images, such as `keras_coatnet.inference.open_model` returns.
 
     Args:
         model: (batch, height, width, 3), raw pixels, to (batch, classes).
-        source: the pictures, with as many classes and in the same order.
+        source: the images, with as many classes and in the same order.
         settings: how they are made ready.
-        batch: pictures at once, at least 1.
+        batch_size: images at once, at least 1.
         positive: of two classes, the one that precision and F1 are about; None: the second.
-        broken_limit: how many pictures may be unreadable; they do not count.
+        unreadable_limit: how many images may be unreadable; they do not count.
         stream: where progress goes; None: the error stream.
 
     Returns:
         An `Evaluation`.
 
     Raises:
-        ValueError: the model is no classifier, has another number of classes, or too many pictures
+        ValueError: the model is no classifier, has another number of classes, or too many images
             cannot be read.
 
     Example:
@@ -56,15 +56,17 @@ def evaluate(
             f"The model tells {classes} classes apart, and {source.name} has "
             f"{len(source.classes)}. Choose the model that was trained on such data."
         )
-    if batch < 1:
-        raise ValueError(f"`batch` must be at least 1. Received: batch={batch!r}")
-    batch = min(batch, source.count)
-    broken = BrokenPictures(broken_limit)
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
+    batch_size = min(batch_size, source.count)
+    broken = UnreadableImages(unreadable_limit)
     dataset = padded_evaluation_dataset(
-        source, **_pipeline_options(settings), global_batch=batch, broken=broken
+        source, **_pipeline_options(settings), global_batch_size=batch_size, broken=broken
     )
     counter = EvaluationCounter(source.classes, positive)
-    progress = Progress(-(-source.count // batch), batch, sys.stderr if stream is None else stream)
+    progress = Progress(
+        -(-source.count // batch_size), batch_size, sys.stderr if stream is None else stream
+    )
     try:
         with in_words(pathlib.Path(), broken, cluster=False):
             for step, (images, labels, weights) in enumerate(dataset, 1):
@@ -86,33 +88,33 @@ def evaluate(
 def evaluate_engine(
     engine: Any,
     source: Source,
-    settings: PictureSettings,
+    settings: ImageSettings,
     *,
-    batch: int,
-    broken: BrokenPictures,
+    batch_size: int,
+    broken: UnreadableImages,
     positive: str | None = None,
 ) -> Evaluation:
     """Evaluates the network of a training engine, with its averaged weights if there are any.
 
     Args:
         engine: what `devices.make_engine` returned.
-        source: the pictures.
+        source: the images.
         settings: how they are made ready.
-        batch: pictures at once, over all devices; it becomes a multiple of them.
-        broken: collects the pictures that cannot be read; they do not count.
+        batch_size: images at once, over all devices; it becomes a multiple of them.
+        broken: collects the images that cannot be read; they do not count.
         positive: of two classes, the one that precision and F1 are about.
 
     Returns:
         An `Evaluation`.
     """
     chunks = engine.chunks
-    batch = -(-min(batch, source.count) // engine.replicas) * engine.replicas
+    batch_size = -(-min(batch_size, source.count) // engine.replicas) * engine.replicas
 
     def make_dataset(first: int, own: int) -> tf.data.Dataset:
         return padded_evaluation_dataset(
             source,
             **_pipeline_options(settings),
-            global_batch=batch,
+            global_batch_size=batch_size,
             replicas=chunks,
             first_replica=first,
             local_replicas=own,
@@ -125,10 +127,10 @@ def evaluate_engine(
     return counter.result()
 
 
-def _pipeline_options(settings: PictureSettings) -> dict[str, Any]:
+def _pipeline_options(settings: ImageSettings) -> dict[str, Any]:
     return {
         "size": settings.size,
-        "crop_ratio": settings.crop_pct,
+        "crop_pct": settings.crop_pct,
         "crop_mode": settings.crop_mode,
         "interpolation": settings.interpolation,
     }

@@ -1,4 +1,4 @@
-"""Pictures of a run and of an evaluation, by matplotlib's objects: no state, no window."""
+"""Images of a run and of an evaluation, by matplotlib's objects: no state, no window."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _NAMED_CLASSES, _NUMBERED_CLASSES, _CELL_CLASSES = 40, 12, 200
 _SMOOTHED_ROWS, _SMOOTHING = 200, 0.02
 
 _INK, _QUIET = "#333333", "#b9c6d6"
-_COLOURS = ("#1f5fa8", "#d1601f", "#3b8a4b", "#8a4b9b")
+_COLORS = ("#1f5fa8", "#d1601f", "#3b8a4b", "#8a4b9b")
 
 
 def learning_curve(folder: str | os.PathLike) -> pathlib.Path:
@@ -30,7 +30,7 @@ def learning_curve(folder: str | os.PathLike) -> pathlib.Path:
         folder: the run's, where `log.RunLog` wrote.
 
     Returns:
-        The path of the picture, `curves.png` in that folder.
+        The path of the image, `curves.png` in that folder.
 
     Raises:
         ValueError: the run has no rows yet, or a file of it is damaged.
@@ -50,17 +50,17 @@ def learning_curve(folder: str | os.PathLike) -> pathlib.Path:
 
     _draw_training_loss(panels[0], *_columns(history.training, "loss"))
     losses = _series(history.evaluations, "loss")
-    for colour, (name, steps, values) in zip(_COLOURS[1:], losses, strict=False):
-        panels[0].plot(steps, values, color=colour, marker="o", markersize=3, label=name)
+    for color, (name, steps, values) in zip(_COLORS[1:], losses, strict=False):
+        panels[0].plot(steps, values, color=color, marker="o", markersize=3, label=name)
     panels[0].set_ylabel("loss")
     panels[0].legend(frameon=False)
 
     if accuracies:
-        for colour, (name, steps, values) in zip(_COLOURS[1:], accuracies, strict=False):
+        for color, (name, steps, values) in zip(_COLORS[1:], accuracies, strict=False):
             if np.isfinite(values).any():
                 best = int(np.nanargmax(values))
                 name += f", best {100 * values[best]:.2f}% at step {steps[best]:,}"
-            panels[1].plot(steps, 100 * values, color=colour, marker="o", markersize=3, label=name)
+            panels[1].plot(steps, 100 * values, color=color, marker="o", markersize=3, label=name)
         panels[1].set_ylabel("top-1, %")
         panels[1].legend(frameon=False, loc="lower right")
 
@@ -80,13 +80,13 @@ def learning_curve(folder: str | os.PathLike) -> pathlib.Path:
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> pathlib.Path:
-    """Draws a confusion matrix; the colour is the share of a true class's samples.
+    """Draws a confusion matrix; the color is the share of a true class's samples.
 
     Args:
         matrix: (classes, classes), counts; rows are the truth. Readable from 2 to about 1,000
             classes: names stand at up to 40, numbers in the cells at up to 12.
         classes: names, by id.
-        path: of the picture, a PNG file.
+        path: of the image, a PNG file.
 
     Returns:
         The path.
@@ -110,12 +110,12 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
     import matplotlib
 
     # The root makes room for the rare mistakes, which are what one looks for.
-    colours = matplotlib.colormaps["Blues"].with_extremes(bad="#f0e6dc")
+    colors = matplotlib.colormaps["Blues"].with_extremes(bad="#f0e6dc")
     norm = matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1)
     if number <= _CELL_CLASSES:
-        drawn = panel.imshow(shares, cmap=colours, norm=norm, interpolation="nearest")
+        drawn = panel.imshow(shares, cmap=colors, norm=norm, interpolation="nearest")
     else:
-        drawn = _draw_dots(panel, np.nan_to_num(shares), cmap=colours, norm=norm)
+        drawn = _draw_dots(panel, np.nan_to_num(shares), cmap=colors, norm=norm)
     bar = figure.colorbar(drawn, ax=panel, shrink=0.8, ticks=[0, 0.01, 0.05, 0.2, 0.5, 1])
     bar.ax.set_yticklabels(["0", "1%", "5%", "20%", "50%", "100%"])
     bar.outline.set_visible(False)
@@ -150,7 +150,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
     return _save(figure, pathlib.Path(path))
 
 
-def _draw_dots(panel: Any, shares: np.ndarray, **colours: Any) -> Any:
+def _draw_dots(panel: Any, shares: np.ndarray, **colors: Any) -> Any:
     rows, columns = np.nonzero(shares)
     order = np.argsort(shares[rows, columns])  # what matters most lies on top
     rows, columns = rows[order], columns[order]
@@ -158,12 +158,12 @@ def _draw_dots(panel: Any, shares: np.ndarray, **colours: Any) -> Any:
     panel.set_ylim(len(shares) - 0.5, -0.5)
     panel.set_aspect("equal")
     return panel.scatter(
-        columns, rows, c=shares[rows, columns], s=3, marker="s", linewidths=0, **colours
+        columns, rows, c=shares[rows, columns], s=3, marker="s", linewidths=0, **colors
     )
 
 
 def check_matplotlib() -> None:
-    """Checks that pictures can be drawn, for those who draw them only at the end of long work.
+    """Checks that images can be drawn, for those who draw them only at the end of long work.
 
     Raises:
         ImportError: matplotlib is not installed.
@@ -173,7 +173,7 @@ def check_matplotlib() -> None:
         import matplotlib.figure  # noqa: F401
     except ImportError as error:
         raise ImportError(
-            'Pictures need matplotlib: pip install "keras-coatnet[training]"'
+            'Images need matplotlib: pip install "keras-coatnet[training]"'
         ) from error
 
 
@@ -209,7 +209,7 @@ def _series(rows: list[log.Row], kind: str) -> list[tuple[str, np.ndarray, np.nd
 
 def _draw_training_loss(panel: Any, steps: np.ndarray, losses: np.ndarray) -> None:
     if len(steps) < _SMOOTHED_ROWS:
-        panel.plot(steps, losses, color=_COLOURS[0], label="training loss")
+        panel.plot(steps, losses, color=_COLORS[0], label="training loss")
         return
     width = max(2, round(_SMOOTHING * len(steps)))
     # The mean of the last `width` rows, of fewer at the start.
@@ -218,7 +218,7 @@ def _draw_training_loss(panel: Any, steps: np.ndarray, losses: np.ndarray) -> No
     starts = np.maximum(ends - width, 0)
     panel.plot(steps, losses, color=_QUIET, linewidth=0.7)
     means = (sums[ends] - sums[starts]) / (ends - starts)
-    panel.plot(steps, means, color=_COLOURS[0], label=f"training loss, mean of {width} rows")
+    panel.plot(steps, means, color=_COLORS[0], label=f"training loss, mean of {width} rows")
 
 
 def _shortened(name: str, longest: int = 24) -> str:

@@ -28,7 +28,7 @@ class Checkpoint:
 
     Attributes:
         step: updates made so far.
-        arrays: every variable by its key: network, optimiser, average, random state.
+        arrays: every variable by its key: network, optimizer, average, random state.
         notes: what else the run must remember; anything that JSON can hold.
     """
 

@@ -1,6 +1,6 @@
 """What can end a run from outside, and how it is said: one line, with what to do.
 
-TensorFlow reports a picture that vanished, a disk that is full and a machine that is gone each with
+TensorFlow reports an image that vanished, a disk that is full and a machine that is gone each with
 an error of its own, many lines long and without the step or the cause.
 """
 
@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 
 import tensorflow as tf
 
-from keras_coatnet.training.data.pipeline import BrokenPictures
+from keras_coatnet.training.data.pipeline import UnreadableImages
 from keras_coatnet.training.data.records import LABEL_EXPECTED
 from keras_coatnet.training.recipe import Recipe
 
@@ -48,7 +48,7 @@ class TrainingError(RuntimeError):
 @contextlib.contextmanager
 def in_words(
     folder: pathlib.Path,
-    broken: BrokenPictures,
+    broken: UnreadableImages,
     cluster: bool,
     memory_advice: str = "Choose a smaller batch.",
 ) -> Iterator[None]:
@@ -56,12 +56,12 @@ def in_words(
 
     Args:
         folder: where the run writes.
-        broken: the pictures that could not be read.
+        broken: the images that could not be read.
         cluster: whether the run has several processes, or devices elsewhere.
         memory_advice: what to do if a device has too little memory.
 
     Raises:
-        TrainingError: too many pictures cannot be read, one is gone, a label is wrong, a device is
+        TrainingError: too many images cannot be read, one is gone, a label is wrong, a device is
             out of memory, or another process is gone.
         OSError: there is no room for what the run writes.
     """
@@ -124,18 +124,21 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
     Returns:
         One sentence or two; each names an option of `train`.
     """
-    share = recipe.batch // replicas
-    smallest = 2 if recipe.mixup or recipe.cutmix else 1  # mixing takes pictures in pairs
+    share = recipe.batch_size // replicas
+    smallest = 2 if recipe.mixup or recipe.cutmix else 1  # mixing takes images in pairs
     parts = (
         parts
-        for parts in range(recipe.accumulate + 1, share // smallest + 1)
+        for parts in range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
         if share % (parts * smallest) == 0
     )
-    going_on = [f"--accumulate {number} (smaller parts)" for number in itertools.islice(parts, 1)]
-    if not recipe.rematerialise:
-        going_on.append("--rematerialise (computes blocks twice)")
+    going_on = [
+        f"--gradient-accumulation-steps {number} (smaller parts)"
+        for number in itertools.islice(parts, 1)
+    ]
+    if not recipe.remat:
+        going_on.append("--remat (computes blocks twice)")
     anew = ["--precision mixed_bfloat16"] if recipe.precision == "float32" else []
-    anew += ["a smaller --batch or --image-size"]
+    anew += ["a smaller --batch-size or --image-size"]
     first = f"Start the same command with {' or '.join(going_on)} to go on. " if going_on else ""
     return f"{first}In another output folder, {' or '.join(anew)} helps, too."
 

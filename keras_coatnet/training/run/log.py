@@ -105,7 +105,7 @@ class RunLog:
         """Adds a row of training.
 
         Args:
-            step: optimiser steps done, from 1.
+            step: optimizer steps done, from 1.
             epoch: passes over the data done.
             loss: of the step, or the mean since the last row.
             learning_rate: of the step.
@@ -126,7 +126,7 @@ class RunLog:
         """Adds a row of an evaluation.
 
         Args:
-            step: optimiser steps done before it.
+            step: optimizer steps done before it.
             **metrics: what was measured, e.g. `loss`, `top1`, `top5`; the column of each has
                 `validation_` before its name. The same ones at each call.
 
@@ -284,12 +284,12 @@ class Progress:
 
     Args:
         total_steps: steps that the run has in all.
-        batch: images in a step, of all devices together.
+        batch_size: images in a step, of all devices together.
         stream: where the line goes; None: the error stream.
         clock: seconds that only ever grow; `time.monotonic`.
 
     Example:
-        >>> progress = Progress(100, batch=32, stream=sys.stdout)
+        >>> progress = Progress(100, batch_size=32, stream=sys.stdout)
         >>> progress.update(1, "epoch 0.10  loss 2.3000")
         step 1/100  epoch 0.10  loss 2.3000
     """
@@ -297,12 +297,12 @@ class Progress:
     def __init__(
         self,
         total_steps: int,
-        batch: int,
+        batch_size: int,
         stream: TextIO | None = None,
         *,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
-        self._total, self._batch = total_steps, batch
+        self._total, self._batch_size = total_steps, batch_size
         self._stream = sys.stderr if stream is None else stream
         self._rewrites = self._stream.isatty()
         self._clock = clock
@@ -316,7 +316,7 @@ class Progress:
         if len(self._times) < 2:
             return None
         (first, before), (last, after) = self._times[0], self._times[-1]
-        return (after - before) * self._batch / (last - first) if last > first else None
+        return (after - before) * self._batch_size / (last - first) if last > first else None
 
     def update(self, step: int, figures: str) -> None:
         """Takes note of a step, and shows it if it is time to.
@@ -336,7 +336,7 @@ class Progress:
         parts = [f"step {step:,}/{self._total:,}", figures]
         speed = self.images_per_second
         if speed:
-            left = (self._total - step) * self._batch / speed
+            left = (self._total - step) * self._batch_size / speed
             parts += [f"{speed:,.{0 if speed >= 10 else 1}f} images/s", f"{hours(left)} left"]
         self._show("  ".join(parts))
 

@@ -27,7 +27,7 @@ from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data.datasets import Source, describe, open_sources
 from keras_coatnet.training.data.fingerprint import check_same_data, note_data
-from keras_coatnet.training.data.pipeline import Augmentation, BrokenPictures, training_dataset
+from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
 from keras_coatnet.training.engine.devices import (
     check_batch,
     choose_devices,
@@ -37,7 +37,7 @@ from keras_coatnet.training.engine.devices import (
     make_engine,
 )
 from keras_coatnet.training.engine.optimizer import AdamW, WarmUpSchedule, freeze, layer_rate_scales
-from keras_coatnet.training.engine.remat import rematerialise
+from keras_coatnet.training.engine.remat import remat
 from keras_coatnet.training.evaluation import plots
 from keras_coatnet.training.evaluation.evaluate import evaluate_engine
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
@@ -134,7 +134,7 @@ def train(
         ValueError: the recipe, the data or the devices make no sense, or the folder holds another
             run, or one that is not over.
         ImportError: matplotlib or tensorflow-datasets is needed and not installed.
-        TrainingError: the run cannot go on: the loss is not a number, too many pictures cannot be
+        TrainingError: the run cannot go on: the loss is not a number, too many images cannot be
             read, a device is out of memory, or another process is gone.
         OSError: the disk is full, or the folder cannot be written.
         Stopped: the process was told to end (SIGTERM, Ctrl-C), and has saved a checkpoint.
@@ -151,7 +151,7 @@ def train(
         )
     if recipe.data is None:
         raise ValueError(
-            f"The recipe {recipe.name!r} names no data. Give `data`: a folder of pictures, or the "
+            f"The recipe {recipe.name!r} names no data. Give `data`: a folder of images, or the "
             "name of a data set of tensorflow-datasets."
         )
     # What can be known without the data comes first: to prepare them may take hours.
@@ -166,7 +166,7 @@ def train(
     check_batch(chosen, recipe)
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
-    broken = BrokenPictures(recipe.broken_limit)
+    broken = UnreadableImages(recipe.unreadable_limit)
     policy = keras.config.dtype_policy()
     advice = memory_advice(recipe, count_replicas(chosen))
     try:
@@ -218,7 +218,7 @@ class _Run:
         sources: tuple[Source, Source],
         folder: pathlib.Path,
         chosen: Any,
-        broken: BrokenPictures,
+        broken: UnreadableImages,
         stream: TextIO,
         held: contextlib.ExitStack,
     ) -> None:
@@ -266,8 +266,8 @@ class _Run:
                 include_preprocessing=True,  # the pipeline's pixels are raw ones
                 stochastic_depth=recipe.stochastic_depth,
             )
-        if recipe.rematerialise:
-            rematerialise(model)
+        if recipe.remat:
+            remat(model)
         freeze(model, recipe.freeze, recipe.freeze_batch_norm)
         return model
 
@@ -293,7 +293,7 @@ class _Run:
         self.log = RunLog(self.folder, resume_step=resumed) if chief else None
         opened = contextlib.nullcontext(self.stream) if chief else open(os.devnull, "w")
         with opened as stream:
-            self.progress = Progress(self.total_steps, self.recipe.batch, stream)
+            self.progress = Progress(self.total_steps, self.recipe.batch_size, stream)
             self.progress.message(describe(self.training, self.validation))
             evaluation = self._logged_loop(resumed)
         return self._finish(evaluation, time.monotonic() - started, self.step - first)
@@ -334,7 +334,7 @@ class _Run:
         while self.step < self.total_steps:
             number = self.step + 1
             if number in self.skipped:
-                for _ in range(recipe.accumulate):
+                for _ in range(recipe.gradient_accumulation_steps):
                     next(batches)
             else:
                 unread.append((number, *self.engine.train_step(batches)))
@@ -440,10 +440,10 @@ class _Run:
             size=(recipe.image_size, recipe.image_size),
             augmentation=augmentation,
             label_smoothing=recipe.label_smoothing,
-            global_batch=recipe.batch,
+            global_batch_size=recipe.batch_size,
             seed=recipe.seed,
             start_step=self.step,
-            parts=recipe.accumulate,
+            parts=recipe.gradient_accumulation_steps,
             replicas=self.engine.chunks,
             first_replica=first,
             local_replicas=own,
@@ -456,8 +456,9 @@ class _Run:
             found = evaluate_engine(
                 self.engine,
                 self.validation,
-                self.recipe.picture_settings(),
-                batch=self.recipe.batch // self.recipe.accumulate,  # no more at once than a step
+                self.recipe.image_settings(),
+                batch_size=self.recipe.batch_size
+                // self.recipe.gradient_accumulation_steps,  # no more at once than a step
                 broken=self.broken,
                 positive=self.recipe.positive,
             )
@@ -491,12 +492,12 @@ class _Run:
         figures = {
             "model": self.recipe.model,
             "parameters": self.engine.model.count_params(),
-            "pictures to train on": self.training.count,
-            "pictures to validate on": self.validation.count,
-            "unreadable pictures": len(self.broken.names),
+            "images to train on": self.training.count,
+            "images to validate on": self.validation.count,
+            "unreadable images": len(self.broken.names),
             "steps": self.total_steps,
             "skipped steps": len(self.skipped),
-            "images/s": steps * self.recipe.batch / seconds if steps else None,
+            "images/s": steps * self.recipe.batch_size / seconds if steps else None,
             **evaluation.figures(),
             "best top1": self.best_top1,
             "folder": str(self.folder),

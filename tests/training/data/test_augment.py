@@ -21,11 +21,11 @@ MIDDLE = tf.constant([0.5, 0.5])
 
 
 def _photograph(height: int = 56, width: int = 84) -> np.ndarray:
-    with Image.open(pathlib.Path(skimage.data.data_dir) / "coffee.png") as picture:
-        return np.array(picture.convert("RGB").resize((width, height)))
+    with Image.open(pathlib.Path(skimage.data.data_dir) / "coffee.png") as image:
+        return np.array(image.convert("RGB").resize((width, height)))
 
 
-def _pictures() -> dict[str, np.ndarray]:
+def _images() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     dull = (_photograph() // 3 + 40).astype("uint8")
     dull[..., 2] = 77  # a channel of one value, which can be neither stretched nor spread
@@ -37,7 +37,7 @@ def _pictures() -> dict[str, np.ndarray]:
     }
 
 
-PICTURES = _pictures()
+IMAGES = _images()
 
 
 def _apply(name, image, level, direction=1.0, point=MIDDLE) -> np.ndarray:
@@ -47,18 +47,18 @@ def _apply(name, image, level, direction=1.0, point=MIDDLE) -> np.ndarray:
 
 
 def _enhance(kind):
-    return lambda picture, level: kind(picture).enhance(0.1 + 1.8 * level)
+    return lambda image, level: kind(image).enhance(0.1 + 1.8 * level)
 
 
 PILLOW = {
-    "AutoContrast": lambda picture, level: ImageOps.autocontrast(picture),
-    "Equalize": lambda picture, level: ImageOps.equalize(picture),
-    "Invert": lambda picture, level: ImageOps.invert(picture),
-    "Posterize": lambda picture, level: picture.point(
+    "AutoContrast": lambda image, level: ImageOps.autocontrast(image),
+    "Equalize": lambda image, level: ImageOps.equalize(image),
+    "Invert": lambda image, level: ImageOps.invert(image),
+    "Posterize": lambda image, level: image.point(
         [value & ~((1 << max(8 - int(level * 4), 0)) - 1) for value in range(256)] * 3
     ),
-    "Solarize": lambda picture, level: ImageOps.solarize(picture, int(level * 256)),
-    "SolarizeAdd": lambda picture, level: picture.point(
+    "Solarize": lambda image, level: ImageOps.solarize(image, int(level * 256)),
+    "SolarizeAdd": lambda image, level: image.point(
         [min(v + int(level * 110), 255) if v < 128 else v for v in range(256)] * 3
     ),
     "Color": _enhance(ImageEnhance.Color),
@@ -70,7 +70,7 @@ PILLOW = {
 
 @pytest.mark.parametrize("name", PILLOW)
 def test_operations_on_values_are_pillows(name):
-    for kind, image in PICTURES.items():
+    for kind, image in IMAGES.items():
         for level in LEVELS:
             expected = np.array(PILLOW[name](Image.fromarray(image), level))
             found = _apply(name, image, level)
@@ -82,7 +82,7 @@ def test_operations_on_values_are_pillows(name):
 
 
 def _moved(image: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
-    """Each pixel from the nearest to where `matrix` @ (x, y, 1) points; grey from outside."""
+    """Each pixel from the nearest to where `matrix` @ (x, y, 1) points; gray from outside."""
     height, width = image.shape[:2]
     result = np.full_like(image, 128)
     for y in range(height):
@@ -124,8 +124,8 @@ def test_rotation_turns_about_the_middle_both_ways():
     np.testing.assert_array_equal(turned[-1.0], np.rot90(image, -1))
 
 
-def test_cutout_is_a_grey_square_around_any_point():
-    image = PICTURES["noise"].repeat(6, 0).repeat(6, 1)[:224, :112]
+def test_cutout_is_a_gray_square_around_any_point():
+    image = IMAGES["noise"].repeat(6, 0).repeat(6, 1)[:224, :112]
     image[image == 128] = 127
     for y, x in [(0.5, 0.5), (0.0, 0.0), (0.999, 0.3)]:
         found = _apply("Cutout", image, 1.5, point=tf.constant([y, x]))
@@ -167,7 +167,7 @@ def test_operations_are_those_of_the_reference_code_with_even_odds():
         "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast "
         "Brightness Sharpness ShearX ShearY TranslateX TranslateY Cutout".split()
     )
-    image = PICTURES["noise"]
+    image = IMAGES["noise"]
     edges = [np.float32(edge) for edge in (0.0, np.nextafter(1.0, 0.0, dtype="float32"))]
     for draw, name in zip(edges, ("AutoContrast", "SolarizeAdd"), strict=True):
         found = randaugment(tf.constant(image), tf.constant([[draw, 0.0, 0.0, 0.0]]), 15)
@@ -175,14 +175,14 @@ def test_operations_are_those_of_the_reference_code_with_even_odds():
 
 
 def test_no_layers_change_nothing_and_a_draw_decides_everything():
-    image = tf.constant(PICTURES["noise"])
+    image = tf.constant(IMAGES["noise"])
     np.testing.assert_array_equal(randaugment(image, tf.zeros([0, DRAWS]), 15), image)
     draws = tf.random.stateless_uniform([2, DRAWS], seed=[3, 4])
     np.testing.assert_array_equal(randaugment(image, draws, 15), randaugment(image, draws, 15))
 
 
 def test_flip_mirrors_below_one_half():
-    image = PICTURES["noise"]
+    image = IMAGES["noise"]
     np.testing.assert_array_equal(flip(tf.constant(image), tf.constant(0.49)), image[:, ::-1])
     np.testing.assert_array_equal(flip(tf.constant(image), tf.constant(0.5)), image)
 
@@ -193,7 +193,7 @@ SEED = tf.constant([5, 6], tf.int64)
 
 
 def _batch(count: int = 64, classes: int = 64, side: tuple[int, int] = (12, 16)):
-    """Noise, and a class for each picture: the mixed labels then tell the shares."""
+    """Noise, and a class for each image: the mixed labels then tell the shares."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (count, *side, 3)).astype("uint8")
     return tf.constant(images), tf.eye(count, classes)
@@ -215,7 +215,7 @@ def _shares(labels) -> np.ndarray:
     return own[0::2]
 
 
-def test_mixup_blends_pictures_and_labels_in_the_same_shares():
+def test_mixup_blends_images_and_labels_in_the_same_shares():
     images, labels = _batch()
     mixed, mixed_labels = mix(images, labels, Augmentation(mixup=0.8), SEED, tf.constant(0), 64)
     share = _shares(mixed_labels)[:, None, None, None]
@@ -300,13 +300,13 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"crop": "center"}, "'random_resized', 'centre', 'whole'. Received: crop='center'"),
+        ({"crop": "middle"}, "'random_resized', 'center', 'whole'. Received: crop='middle'"),
         ({"area": (0.0, 1.0)}, "area"),
         ({"area": (0.5, 0.4)}, "area"),
         ({"area": (0.5, 1.1)}, "area"),
         ({"area": (0.5,)}, "area.*two numbers"),
         ({"aspect": (0.0, 1.0)}, "aspect"),
-        ({"centre_ratio": 0.0}, "centre_ratio"),
+        ({"center_ratio": 0.0}, "center_ratio"),
         ({"flip": 1}, "flip"),
         ({"randaugment_layers": -1}, "randaugment_layers"),
         ({"randaugment_layers": 1.5}, "randaugment_layers"),
@@ -323,7 +323,7 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
         ({"area": "ab"}, "`area` must be two numbers"),
         ({"aspect": None}, "`aspect` must be two numbers"),
         ({"aspect": (True, 2)}, "`aspect` must be two numbers"),
-        ({"centre_ratio": "a"}, "`centre_ratio` must be a number above 0 and at most 1"),
+        ({"center_ratio": "a"}, "`center_ratio` must be a number above 0 and at most 1"),
         ({"randaugment_magnitude": None}, "`randaugment_magnitude` must be a number"),
         ({"mixup": "a"}, "`mixup` must be.*mixup='a'"),
         ({"mixup": True}, "`mixup`"),
@@ -338,7 +338,7 @@ def test_numpy_numbers_become_pythons():
     numpys = Augmentation(
         area=tuple(np.array([0.25, 1.0], "float32")),
         aspect=[np.float64(0.5), np.int64(2)],
-        centre_ratio=np.float32(0.5),
+        center_ratio=np.float32(0.5),
         flip=np.bool_(False),
         randaugment_layers=np.int64(2),
         randaugment_magnitude=np.float32(15),

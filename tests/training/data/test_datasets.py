@@ -170,7 +170,7 @@ def test_other_files_are_mentioned(tmp_path):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "a" / "notes.txt").write_text("")
     (tmp_path / "b" / "Makefile").write_text("")
-    with pytest.warns(UserWarning, match=r"^2 files below .* no pictures .* \S+notes.txt\.$"):
+    with pytest.warns(UserWarning, match=r"^2 files below .* no images .* \S+notes.txt\.$"):
         open_source(tmp_path)
 
 
@@ -225,9 +225,9 @@ def test_an_empty_folder(tmp_path):
     assert f"{tmp_path} is empty" in refusal(open_sources, tmp_path)
 
 
-def test_pictures_without_classes(tmp_path):
+def test_images_without_classes(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "holds 3 pictures but no folders" in refusal(open_source, tmp_path / "a")
+    assert "holds 3 images but no folders" in refusal(open_source, tmp_path / "a")
 
 
 def test_one_class_only(tmp_path):
@@ -235,14 +235,14 @@ def test_one_class_only(tmp_path):
     assert "one class only: 'a'" in refusal(open_sources, tmp_path)
 
 
-def test_a_class_without_pictures(tmp_path):
+def test_a_class_without_images(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 3, "c": 0})
-    assert "without pictures: 'c'" in refusal(open_sources, tmp_path)
+    assert "without images: 'c'" in refusal(open_sources, tmp_path)
 
 
-def test_a_class_with_a_single_picture(tmp_path):
+def test_a_class_with_a_single_image(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 1})
-    assert "single picture for: 'b'" in refusal(open_sources, tmp_path)
+    assert "single image for: 'b'" in refusal(open_sources, tmp_path)
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 20])
@@ -283,7 +283,7 @@ def test_a_part_that_is_not_there(pair):
 
 
 def example(label: int, number: int = 0, **others) -> dict:
-    content = tars.picture(max(0, label), number, kind="PNG")
+    content = tars.image(max(0, label), number, kind="PNG")
     return {"image": content, "label": label, **others}
 
 
@@ -306,11 +306,11 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     number = {"image": IMAGE, "label": np.int32}
     unsure = {"train": many(6, 2), "test": many(5, 5)}
     tars.store(root, "numbers", number, unsure)
-    unlabelled = {"train": many(6, 3), "test": [example(-1), example(-1, 1)]}
-    tars.store(root, "unlabelled", features, unlabelled)
+    unlabeled = {"train": many(6, 3), "test": [example(-1), example(-1, 1)]}
+    tars.store(root, "unlabeled", features, unlabeled)
     tars.store(root, "negative", number, {"train": [example(0), example(1), example(-2, 2)]})
     several = [
-        {"image": tars.picture(0, number), "labels": labels}
+        {"image": tars.image(0, number), "labels": labels}
         for number, labels in enumerate([[2], [0], [1], [0, 1]])
     ]
     lists = {"image": tfds.features.Image(), "labels": tfds.features.Sequence(label)}
@@ -341,7 +341,7 @@ def test_a_data_set_by_name(data_dir):
     assert (train.name, test.name) == ("three_splits, train", "three_splits, test")
     assert (train.count, test.count) == (40, 40)
     assert train.classes == test.classes == ("ant", "bee", "cat")
-    published = {tars.picture(n % 3, n, kind="PNG"): n % 3 for n in range(40)}
+    published = {tars.image(n % 3, n, kind="PNG"): n % 3 for n in range(40)}
     found = {element["image"]: int(element["label"]) for element in elements(train, 0)}
     assert found == published
 
@@ -476,8 +476,8 @@ def test_the_right_features_of_many(data_dir):
     assert source.classes == ("ant", "bee", "cat")
     assert sorted(names(source)) == [f"{number}.png" for number in range(6)]
     assert {int(element["label"]) for element in elements(source)} == {0, 1, 2}
-    pictures = {tars.picture(number % 3, number, kind="PNG") for number in range(6)}
-    assert {element["image"] for element in elements(source)} == pictures
+    images = {tars.image(number % 3, number, kind="PNG") for number in range(6)}
+    assert {element["image"] for element in elements(source)} == images
 
 
 # --- Mistakes with tensorflow-datasets ---------------------------------------------------------
@@ -528,8 +528,8 @@ def test_an_empty_split(data_dir):
 
 def test_features_that_are_not_there(data_dir):
     for name, reason in (
-        ("texts", "no picture of 8 bits among its features: a (Text), label (ClassLabel)"),
-        ("depth", "no picture of 8 bits among its features: image (Image), label (ClassLabel)"),
+        ("texts", "no image of 8 bits among its features: a (Text), label (ClassLabel)"),
+        ("depth", "no image of 8 bits among its features: image (Image), label (ClassLabel)"),
         ("single", "one class only ('label' is its label)"),
         ("plain", "no label that is a whole number among its features: b (Text), image (Image)"),
     ):
@@ -538,9 +538,9 @@ def test_features_that_are_not_there(data_dir):
 
 def test_labels_out_of_range(data_dir):
     """At once where all of them are, as in a split without labels; or else when one is read."""
-    message = refusal(open_source, "unlabelled", "test", data_dir=data_dir)
-    assert re.search(r"one label from 0 to 2 for unlabelled-test\S+__0\. Received: -1$", message)
-    assert open_source("unlabelled", "train", data_dir=data_dir).count == 6
+    message = refusal(open_source, "unlabeled", "test", data_dir=data_dir)
+    assert re.search(r"one label from 0 to 2 for unlabeled-test\S+__0\. Received: -1$", message)
+    assert open_source("unlabeled", "train", data_dir=data_dir).count == 6
     builder = prepared.prepare("negative", data_dir)
     columns = records.find_columns(builder)
     assert columns.classes == ("0", "1")
@@ -571,7 +571,7 @@ def test_imagenet_from_its_tars(imagenet, capsys):
     train, validation = open_sources("imagenet2012", data_dir=imagenet)
     said = capsys.readouterr().err
     assert f"Preparing imagenet2012/5.1.0 in {imagenet}" in said
-    assert "train: 24 pictures; 1,281,167 were published" in said
+    assert "train: 24 images; 1,281,167 were published" in said
     assert (train.count, validation.count) == (24, 8)
     assert train.classes == tuple(identifier for identifier, _ in class_names(1000))
     for element in elements(train, 0):
@@ -582,7 +582,7 @@ def test_imagenet_from_its_tars(imagenet, capsys):
     for number, synset in enumerate(synsets, 1):
         element = found[f"ILSVRC2012_val_{number:08d}.JPEG"]
         assert validation.classes[element["label"]] == synset
-        assert element["image"] == tars.picture(classes.index(synset), 1000 + number)
+        assert element["image"] == tars.image(classes.index(synset), 1000 + number)
     # Once prepared, it is opened without the tars.
     shutil.move(imagenet / "downloads", imagenet / "elsewhere")
     try:
@@ -629,7 +629,7 @@ def test_imagenet_s_tars_cut_short(imagenet, tmp_path, part):
     assert not prepared.is_prepared_folder(tmp_path / "imagenet2012" / "5.1.0")
 
 
-def test_imagenet_s_validation_tar_with_a_picture_missing(imagenet, tmp_path):
+def test_imagenet_s_validation_tar_with_an_image_missing(imagenet, tmp_path):
     manual = manual_with(tmp_path, imagenet, "ILSVRC2012_img_val.tar")
     with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as tar:
         for number in (1, 3):

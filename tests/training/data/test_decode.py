@@ -10,11 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_coatnet.inference import PictureSettings
-from keras_coatnet.training import Augmentation, BrokenPictures
+from keras_coatnet.inference import ImageSettings
+from keras_coatnet.training import Augmentation, UnreadableImages
 from keras_coatnet.training.data.decode import decode_for_evaluation, decode_for_training
-from tests import hostile_pictures
-from tests.hostile_pictures import EPS, ORIGINALS, encode, fake_ghostscript, huge_jpeg
+from tests import hostile_images
+from tests.hostile_images import EPS, ORIGINALS, encode, fake_ghostscript, huge_jpeg
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -26,7 +26,7 @@ class Reader:
 
     def __init__(self, decode) -> None:
         self.contents: tuple[bytes, ...] = ()
-        self.broken = BrokenPictures(BATCH)
+        self.broken = UnreadableImages(BATCH)
         spec = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.string))
         files = tf.data.Dataset.from_generator(self.files, output_signature=spec)
         self.dataset = decode(files, self)
@@ -40,7 +40,7 @@ class Reader:
 
     def __call__(self, *contents: bytes) -> dict[str, str]:
         """Why files cannot be read; the first is 0.jpg."""
-        self.contents, self.broken = contents, BrokenPictures(len(contents))
+        self.contents, self.broken = contents, UnreadableImages(len(contents))
         ((images, are_valid),) = self.dataset.as_numpy_iterator()
         assert images.shape == (len(contents), *SIZE, 3) and images.dtype == "uint8"
         reasons = self.broken.reasons
@@ -50,7 +50,7 @@ class Reader:
 
 @pytest.fixture(scope="module")
 def train() -> Reader:
-    def decode(files: tf.data.Dataset, broken: BrokenPictures) -> tf.data.Dataset:
+    def decode(files: tf.data.Dataset, broken: UnreadableImages) -> tf.data.Dataset:
         def decode_group(contents, names):
             seeds = tf.zeros([tf.shape(contents)[0], 2], tf.int64)
             return decode_for_training(contents, names, seeds, SIZE, Augmentation(), broken)
@@ -62,9 +62,9 @@ def train() -> Reader:
 
 @pytest.fixture(scope="module")
 def evaluate() -> Reader:
-    settings = PictureSettings(SIZE, crop_pct=0.875)
+    settings = ImageSettings(SIZE, crop_pct=0.875)
 
-    def decode(files: tf.data.Dataset, broken: BrokenPictures) -> tf.data.Dataset:
+    def decode(files: tf.data.Dataset, broken: UnreadableImages) -> tf.data.Dataset:
         return files.map(
             lambda content, name: decode_for_evaluation(content, name, settings, broken)
         ).batch(BATCH)
@@ -80,7 +80,7 @@ def readers(train, evaluate) -> tuple[Reader, Reader]:
 def test_postscript_starts_no_ghostscript(readers, tmp_path, monkeypatch):
     mark = fake_ghostscript(tmp_path / "bin", monkeypatch)
     for read in readers:
-        assert read(EPS) == {"0.jpg": "it is no picture"}
+        assert read(EPS) == {"0.jpg": "it is no image"}
     assert not mark.exists()
 
 
@@ -101,7 +101,7 @@ def test_the_guard_is_not_the_program_s_to_lift(readers, monkeypatch, limit):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_pictures_of_one_pixel_by_thousands(train, evaluate, kind):
+def test_images_of_one_pixel_by_thousands(train, evaluate, kind):
     high, wide = (encode(Image.new("RGB", size), kind) for size in ((1, 30000), (30000, 1)))
     assert train(high, wide) == {}  # cut before they are resized
     reasons = evaluate(high, wide)
@@ -110,7 +110,7 @@ def test_pictures_of_one_pixel_by_thousands(train, evaluate, kind):
 
 
 @settings(deadline=None, derandomize=True, max_examples=4)
-@given(contents=st.lists(hostile_pictures.damaged(), min_size=12, max_size=BATCH))
+@given(contents=st.lists(hostile_images.damaged(), min_size=12, max_size=BATCH))
 def test_damaged_files_are_read_or_named(readers, contents):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # Pillow's, of what it mended

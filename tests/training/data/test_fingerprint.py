@@ -21,7 +21,7 @@ def begun(tmp_path_factory) -> tuple[Recipe, pathlib.Path]:
     """A run as it is when it begins; tests/journeys/test_folder_layouts.py has a whole one."""
     place = tmp_path_factory.mktemp("begun")
     tars.write_classes(place / "pets", {"ant": 8, "bee": 8, "cat": 8})
-    options = {"data": str(place / "pets"), "batch": 8, "held_out": 6.0}
+    options = {"data": str(place / "pets"), "batch_size": 8, "held_out": 6.0}
     path = runs.write_recipe(place / "recipe", **options)
     (place / "run").mkdir()
     shutil.copy(path, place / "run" / "recipe.json")
@@ -42,7 +42,7 @@ def rename(pets: pathlib.Path) -> None:
 
 
 def add(pets: pathlib.Path) -> None:
-    (pets / "ant" / "new.jpg").write_bytes(tars.picture(0, 99))
+    (pets / "ant" / "new.jpg").write_bytes(tars.image(0, 99))
 
 
 def exchange(pets: pathlib.Path) -> None:
@@ -53,8 +53,8 @@ def exchange(pets: pathlib.Path) -> None:
     "change, reason",
     [
         (rename, "its 3 classes were with 'ant', and are with 'dog'"),
-        (add, "it had 18 training pictures, and there are 19"),
-        (exchange, "the names or labels of the training pictures are others"),
+        (add, "it had 18 training images, and there are 19"),
+        (exchange, "the names or labels of the training images are others"),
     ],
 )
 def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, monkeypatch, change, reason):
@@ -81,7 +81,7 @@ def test_data_that_moved_are_the_same(begun, tmp_path):
     note_data(place / "run", *sources)  # keeps what was noted first
     assert str(moved) not in (place / "run" / "data.json").read_text()
     others = open_sources(moved, **{**recipe.data_options(), "seed": recipe.seed + 1})
-    with pytest.raises(ValueError, match="the names or labels of the training pictures"):
+    with pytest.raises(ValueError, match="the names or labels of the training images"):
         check_same_data(place / "run", *others)
 
 
@@ -108,12 +108,12 @@ def test_data_sets_of_tensorflow_datasets_have_an_identity(tmp_path):
 
     label = tfds.features.ClassLabel(names=["ant", "bee"])
     features = {"image": tfds.features.Image(), "label": label}
-    examples = [{"image": tars.picture(n % 2, n), "label": n % 2} for n in range(20)]
+    examples = [{"image": tars.image(n % 2, n), "label": n % 2} for n in range(20)]
     tars.store(tmp_path, "pets", features, {"train": examples})
     sources = open_sources("pets", data_dir=tmp_path, held_out=4)
     assert [source.count for source in sources] == [16, 4]
     (tmp_path / "run").mkdir()
     note_data(tmp_path / "run", *sources)
     check_same_data(tmp_path / "run", *open_sources(tmp_path / "pets" / "1.0.0", held_out=4))
-    with pytest.raises(ValueError, match="it had 16 training pictures, and there are 15"):
+    with pytest.raises(ValueError, match="it had 16 training images, and there are 15"):
         check_same_data(tmp_path / "run", *open_sources("pets", data_dir=tmp_path, held_out=5))

@@ -1,4 +1,4 @@
-"""Folders of pictures as users have them: parts by any usual name, links, what cannot be read."""
+"""Folders of images as users have them: parts by any usual name, links, what cannot be read."""
 
 from __future__ import annotations
 
@@ -84,11 +84,11 @@ def test_one_part_is_not_both(tmp_path):
 
 
 def test_folders_inside_the_classes_are_no_classes(tmp_path):
-    """As in Tiny ImageNet, or where pictures lie beside folders."""
+    """As in Tiny ImageNet, or where images lie beside folders."""
     for name in ("cat", "dog"):
         tars.write_classes(tmp_path / "one" / name, {"images": 3})
         tars.write_classes(tmp_path / "beside" / name, {"front": 1, "side": 1})
-        (tmp_path / "beside" / name / "it.jpg").write_bytes(tars.picture(0, 0))
+        (tmp_path / "beside" / name / "it.jpg").write_bytes(tars.image(0, 0))
     for root in (tmp_path / "one", tmp_path / "beside"):
         assert open_source(root).classes == ("cat", "dog")
 
@@ -96,13 +96,13 @@ def test_folders_inside_the_classes_are_no_classes(tmp_path):
 # --- How many are held out --------------------------------------------------------------------
 
 
-def test_a_number_of_pictures_is_held_out(tmp_path):
+def test_a_number_of_images_is_held_out(tmp_path):
     tars.write_classes(tmp_path, {"a": 31, "b": 13, "c": 6})
     train, validation = open_sources(tmp_path, held_out=20)
     assert (train.count, validation.count) == (30, 20)
     labels = [int(element["label"]) for element in validation.examples(None, 0)]
     assert np.bincount(labels).tolist() == [13, 5, 2]  # 12.4, 5.2 and 2.4
-    assert "20 pictures held out" in validation.name
+    assert "20 images held out" in validation.name
     assert open_sources(tmp_path, held_out=25)[0].count == 25
 
 
@@ -215,7 +215,7 @@ def write_tree(folder: pathlib.Path, tree: dict | list, root: pathlib.Path) -> N
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(tree=TREES, held_out=st.sampled_from([0.2, 0.9, 2, 7]))
-@pytest.mark.filterwarnings("ignore:.*are no pictures:UserWarning")
+@pytest.mark.filterwarnings("ignore:.*are no images:UserWarning")
 def test_any_folder_is_opened_or_refused_in_a_line(tree, held_out):
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place, "root")

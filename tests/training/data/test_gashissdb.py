@@ -44,7 +44,7 @@ def test_a_fifth_of_each_class_is_for_validation(data_dir):
             label = int(element["label"])
             assert name.startswith(f"{train.classes[label]}/")
             number = int(name[-9:-4])
-            assert element["image"] == tars.picture(label, number, (160, 160), "PNG")
+            assert element["image"] == tars.image(label, number, (160, 160), "PNG")
             labels.append(label)
         assert np.bincount(labels).tolist() == expected
     assert names(train).isdisjoint(names(validation))
@@ -66,7 +66,7 @@ def test_the_split_depends_on_the_names_alone(data_dir, tmp_path):
 
 
 def test_the_split_stays(data_dir):
-    """Figures of different times are of the same pictures."""
+    """Figures of different times are of the same images."""
     validation = open_source("gashissdb/160", data_dir=data_dir)
     assert names(validation) == {
         *(f"Abnormal/Abnormal-{number:05d}.png" for number in (8, 9)),
@@ -76,7 +76,7 @@ def test_the_split_stays(data_dir):
 
 def test_counts_that_were_not_published_are_mentioned(tmp_path):
     tars.write_gashissdb(tmp_path, {"Abnormal": 5, "Normal": 5}, size="120")
-    with pytest.warns(UserWarning, match="5 pictures of the class Normal here; 40,460 were publi"):
+    with pytest.warns(UserWarning, match="5 images of the class Normal here; 40,460 were publi"):
         open_source("gashissdb/120", data_dir=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
@@ -98,7 +98,7 @@ def test_without_its_files(tmp_path):
 
 def test_without_one_of_the_classes(tmp_path):
     tars.write_gashissdb(tmp_path, {"Normal": 5})
-    with pytest.raises(ValueError, match=r"has no pictures 160/Abnormal/\*\.png"):
+    with pytest.raises(ValueError, match=r"has no images 160/Abnormal/\*\.png"):
         open_sources("gashissdb/160", data_dir=tmp_path)
 
 

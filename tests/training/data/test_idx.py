@@ -84,7 +84,7 @@ HUGE = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**31)
 @pytest.mark.parametrize(
     "changes, reason",
     [
-        ({"images": idx(IMAGES[:-1])}, "29 pictures, and"),
+        ({"images": idx(IMAGES[:-1])}, "29 images, and"),
         ({"images": idx(IMAGES)[:-1]}, "holds 1,889"),
         ({"images": idx(IMAGES) + b"0"}, "and holds more"),
         ({"images": HUGE}, "says that it holds 2147483648 x 2147483648 x 2147483648 bytes"),

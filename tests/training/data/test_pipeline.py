@@ -1,4 +1,4 @@
-"""The input pipeline: the same batches however it is cut, resumed or run; broken pictures named."""
+"""The input pipeline: the same batches however it is cut, resumed or run; unreadable images named."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import load_picture
+from keras_coatnet.inference import load_image
 from keras_coatnet.training.data import pipeline
 from keras_coatnet.training.data.datasets import Source, open_source
 from keras_coatnet.training.data.pipeline import (
     Augmentation,
-    BrokenPictures,
+    UnreadableImages,
     evaluation_dataset,
     padded_evaluation_dataset,
     training_dataset,
@@ -32,24 +32,24 @@ FULL = Augmentation(randaugment_layers=1, randaugment_magnitude=15, mixup=0.8, c
 PLAIN = Augmentation(crop="whole", flip=False)
 
 
-def _encode(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
+def _encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
 def _photograph(name: str = "coffee.png", size: tuple[int, int] = (120, 90)) -> Image.Image:
-    with Image.open(SKIMAGE / name) as picture:
-        return picture.convert("RGB").resize(size)
+    with Image.open(SKIMAGE / name) as image:
+        return image.convert("RGB").resize(size)
 
 
 def _contents(count: int = COUNT) -> list[bytes]:
     """Small photographs, each turned another way and of its own shade; every fourth is a PNG."""
     contents = []
     for index in range(count):
-        picture = _photograph(("chelsea.png", "coffee.png", "rocket.jpg")[index % 3])
-        picture = picture.rotate(15 * index).point(lambda v, index=index: max(v - 5 * index, 0))
-        contents.append(_encode(picture, "PNG" if index % 4 == 3 else "JPEG"))
+        image = _photograph(("chelsea.png", "coffee.png", "rocket.jpg")[index % 3])
+        image = image.rotate(15 * index).point(lambda v, index=index: max(v - 5 * index, 0))
+        contents.append(_encode(image, "PNG" if index % 4 == 3 else "JPEG"))
     return contents
 
 
@@ -83,9 +83,9 @@ def _training(source: Source | None = None, **changes) -> tf.data.Dataset:
         "size": (48, 40),
         "augmentation": FULL,
         "label_smoothing": 0.1,
-        "global_batch": BATCH,
+        "global_batch_size": BATCH,
         "seed": 7,
-        "broken": BrokenPictures(0),
+        "broken": UnreadableImages(0),
         **changes,
     }
     return training_dataset(_source() if source is None else source, **options)
@@ -162,7 +162,7 @@ def test_what_belongs_to_other_workers_is_not_decoded():
     natural = Source(
         source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
-    broken = BrokenPictures(0)
+    broken = UnreadableImages(0)
     options = {"augmentation": PLAIN, "replicas": 2, "broken": broken}
     dataset = _training(natural, first_replica=1, **options)
     assert len(_take(dataset, 3)) == 3 and broken.names == []
@@ -190,7 +190,7 @@ def folder(tmp_path) -> Source:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """Names of the picture files that are read, each time."""
+    """Names of the image files that are read, each time."""
     names, read = [], tf.io.read_file
 
     def note(path: tf.Tensor) -> tf.Tensor:
@@ -204,7 +204,7 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
-def test_a_worker_opens_the_files_of_its_own_pictures_alone(folder, opened):
+def test_a_worker_opens_the_files_of_its_own_images_alone(folder, opened):
     # In one order in all epochs, as it reads ahead into the next ones.
     natural = Source(
         folder.name, COUNT, folder.classes, lambda seed, *part: folder.examples(None, *part)
@@ -223,7 +223,7 @@ def test_a_worker_opens_the_files_of_its_own_pictures_alone(folder, opened):
     assert min(map(len, used)) >= BATCH and not used[0] & used[1]
 
 
-def test_a_worker_evaluates_the_files_of_its_own_pictures_alone(folder, opened):
+def test_a_worker_evaluates_the_files_of_its_own_images_alone(folder, opened):
     whole = _evaluation(folder)
     assert len(opened) == COUNT
     chunks, used = [], []
@@ -248,14 +248,14 @@ def test_a_source_that_cannot_be_shared_is_refused():
 
 
 def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
-    """Without crops and mixing, each epoch is the source's pictures in another order, each once."""
+    """Without crops and mixing, each epoch is the source's images in another order, each once."""
     calls = []
     dataset = _training(_source(calls=calls), augmentation=PLAIN, label_smoothing=0.0)
     batches = _take(dataset, 6)
     seeds = [seed for seed, start in calls]
     assert len(set(seeds)) == len(seeds) >= 3 and all(start == 0 for _, start in calls)
     originals = [
-        np.asarray(images[0]) for images, _ in _take(_natural(PLAIN, global_batch=1), COUNT)
+        np.asarray(images[0]) for images, _ in _take(_natural(PLAIN, global_batch_size=1), COUNT)
     ]
     orders = []
     for epoch in range(3):
@@ -297,7 +297,7 @@ def test_smoothing_is_the_published_formula():
         np.testing.assert_allclose(labels, expected, atol=1e-6)
 
 
-def test_mixing_is_of_neighbours_that_are_otherwise_as_without():
+def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
     apart = Augmentation(randaugment_layers=1, randaugment_magnitude=5)
     together = Augmentation(randaugment_layers=1, randaugment_magnitude=5, mixup=0.8)
     images, labels = _take(_training(augmentation=apart, label_smoothing=0.0), 1)[0]
@@ -314,7 +314,7 @@ def test_mixing_is_of_neighbours_that_are_otherwise_as_without():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"global_batch": 23}, "small, train has 22 examples, less than .* 23"),
+        ({"global_batch_size": 23}, "small, train has 22 examples, less than .* 23"),
         ({"replicas": 3}, "batch of 8 cannot be cut into 3 equal chunks"),
         ({"replicas": 8, "local_replicas": 8}, "must be even. It is 1"),
         ({"replicas": 2, "first_replica": 2}, "replicas, 0 to 1. Received: first_replica=2"),
@@ -322,7 +322,7 @@ def test_mixing_is_of_neighbours_that_are_otherwise_as_without():
         ({"label_smoothing": 1.0}, "label_smoothing"),
         ({"start_step": -1}, "start_step"),
         ({"size": 0}, "size"),
-        ({"global_batch": 0}, "global batch of 0"),
+        ({"global_batch_size": 0}, "global batch of 0"),
     ],
 )
 def test_wrong_arguments_are_refused(changes, message):
@@ -353,7 +353,7 @@ def _ramp(width: int = 400, height: int = 300) -> Image.Image:
 
 
 def _boxes(augmentation: Augmentation, kind: str, count: int) -> np.ndarray:
-    """(count, 4): left, right, top, bottom of the crops, as shares of the picture's sides."""
+    """(count, 4): left, right, top, bottom of the crops, as shares of the image's sides."""
     content = _encode(_ramp(), kind, **({"quality": 95} if kind == "JPEG" else {}))
     dataset = _natural(augmentation, [content] * 8, size=48)
     images = np.concatenate([images for images, _ in _take(dataset, count // 8)]) / 255
@@ -383,8 +383,8 @@ def test_both_decoders_crop_alike():
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_centre_and_whole(kind):
-    middle = _boxes(Augmentation(crop="centre", flip=False, centre_ratio=0.8), kind, 8)
+def test_center_and_whole(kind):
+    middle = _boxes(Augmentation(crop="center", flip=False, center_ratio=0.8), kind, 8)
     np.testing.assert_allclose(middle, [[0.2, 0.8, 0.1, 0.9]] * 8, atol=0.01)
     whole = _boxes(PLAIN, kind, 8)
     np.testing.assert_allclose(whole, [[0, 1, 0, 1]] * 8, atol=0.01)
@@ -396,7 +396,7 @@ def test_where_no_crop_fits_the_middle_is_taken():
     assert _take(dataset, 1)[0][0].shape == (8, 16, 16, 3)
 
 
-def test_flips_are_of_every_second_picture():
+def test_flips_are_of_every_second_image():
     content = _encode(_ramp())
     dataset = _natural(Augmentation(crop="whole"), [content] * 8, size=16)
     images = np.concatenate([images for images, _ in _take(dataset, 25)])
@@ -405,46 +405,46 @@ def test_flips_are_of_every_second_picture():
 
 def test_smaller_decoding_is_as_good_as_resizing_the_whole():
     """At a half and at an eighth, beside Pillow's mean over the same boxes of pixels."""
-    picture = _photograph("astronaut.png", (400, 304))
-    content = _encode(picture, quality=95)
+    image = _photograph("astronaut.png", (400, 304))
+    content = _encode(image, quality=95)
     with Image.open(io.BytesIO(content)) as decoded:
         for ratio, allowed in ((2, 1.0), (8, 0.7)):
             expected = np.array(decoded.reduce(ratio), "float64")
-            dataset = _natural(PLAIN, [content] * 2, size=expected.shape[:2], global_batch=2)
+            dataset = _natural(PLAIN, [content] * 2, size=expected.shape[:2], global_batch_size=2)
             images, _ = _take(dataset, 1)[0]
-            assert np.abs(images[0] - expected).mean() < allowed  # neighbours differ by 10 to 20
+            assert np.abs(images[0] - expected).mean() < allowed  # neighbors differ by 10 to 20
 
 
 # --- Kinds of files and broken ones ----------------------------------------------------------
 
 
 def _kinds() -> dict[str, bytes]:
-    picture = _photograph()
-    grey, ghost = picture.convert("L"), picture.convert("RGBA")
-    ghost.putalpha(grey)
-    deep = Image.fromarray(np.asarray(grey).astype("uint16") * 257)
+    image = _photograph()
+    gray, ghost = image.convert("L"), image.convert("RGBA")
+    ghost.putalpha(gray)
+    deep = Image.fromarray(np.asarray(gray).astype("uint16") * 257)
     return {
-        "grey.jpg": _encode(grey),
-        "cmyk.jpg": _encode(picture.convert("CMYK"), quality=95),
-        "progressive.jpg": _encode(picture, progressive=True),
-        "longer.jpg": _encode(picture) + b"more",
-        "palette.png": _encode(picture.convert("P"), "PNG"),
+        "gray.jpg": _encode(gray),
+        "cmyk.jpg": _encode(image.convert("CMYK"), quality=95),
+        "progressive.jpg": _encode(image, progressive=True),
+        "longer.jpg": _encode(image) + b"more",
+        "palette.png": _encode(image.convert("P"), "PNG"),
         "deep.png": _encode(deep, "PNG"),
         "ghost.png": _encode(ghost, "PNG"),
-        "palette.bmp": _encode(picture.convert("P"), "BMP"),
-        "moving.gif": _encode(picture, "GIF", save_all=True, append_images=[picture.rotate(90)]),
-        "new.webp": _encode(picture, "WEBP"),
-        "really a png.jpg": _encode(picture, "PNG"),
+        "palette.bmp": _encode(image.convert("P"), "BMP"),
+        "moving.gif": _encode(image, "GIF", save_all=True, append_images=[image.rotate(90)]),
+        "new.webp": _encode(image, "WEBP"),
+        "really a png.jpg": _encode(image, "PNG"),
     }
 
 
 def test_every_kind_of_file_becomes_the_rgb_that_prediction_sees(tmp_path):
     kinds = _kinds()
-    dataset = _natural(PLAIN, list(kinds.values()), size=(90, 120), global_batch=len(kinds))
+    dataset = _natural(PLAIN, list(kinds.values()), size=(90, 120), global_batch_size=len(kinds))
     images, _ = _take(dataset, 1)[0]
     for (name, content), found in zip(kinds.items(), images, strict=True):
         (tmp_path / name).write_bytes(content)
-        expected = load_picture(tmp_path / name, (90, 120), crop_pct=1.0)
+        expected = load_image(tmp_path / name, (90, 120), crop_pct=1.0)
         np.testing.assert_array_equal(found, expected, name)
 
 
@@ -455,14 +455,14 @@ def _broken_contents() -> dict[str, bytes]:
         "cut.jpg": large[: len(large) // 2],
         "nearly whole.jpg": large[:-40],
         "empty.jpg": b"",
-        "text.jpg": b"this is no picture",
+        "text.jpg": b"this is no image",
         "cut.png": png[: len(png) // 2],
         "head only.jpg": large[:2] + large[-2:],
     }
 
 
 @pytest.mark.parametrize("crop", ["whole", "random_resized"])
-def test_broken_pictures_are_named_and_neighbours_take_their_places(crop):
+def test_broken_images_are_named_and_neighbors_take_their_places(crop):
     kinds = _broken_contents()
     contents = WHOLE[: 2 * len(kinds)]
     for index, content in enumerate(kinds.values()):
@@ -470,16 +470,16 @@ def test_broken_pictures_are_named_and_neighbours_take_their_places(crop):
     options = {
         "augmentation": Augmentation(crop=crop, area=(0.08, 0.2)),
         "label_smoothing": 0.0,
-        "global_batch": len(contents),
+        "global_batch_size": len(contents),
     }
-    broken = BrokenPictures(len(kinds))
+    broken = UnreadableImages(len(kinds))
     found = _take(_natural(contents=contents, broken=broken, **options), 3)
     expected = _take(_natural(contents=WHOLE[: len(contents)], **options), 3)
     assert sorted(broken.names) == sorted(f"{2 * index}.jpg" for index in range(len(kinds)))
     assert broken.error is None
     reasons = [broken.reasons[f"{2 * index}.jpg"] for index in range(len(kinds))]
     for reason, word in zip(
-        reasons, ["truncated", "truncated", "empty", "no picture", "truncated", ""], strict=True
+        reasons, ["truncated", "truncated", "empty", "no image", "truncated", ""], strict=True
     ):
         assert word in reason and len(reason) > 5
     # Of the two nearest, the one it would be mixed with.
@@ -490,64 +490,64 @@ def test_broken_pictures_are_named_and_neighbours_take_their_places(crop):
         np.testing.assert_array_equal(labels, whole_labels[places])
 
 
-def test_the_nearest_readable_picture_stands_in():
+def test_the_nearest_readable_image_stands_in():
     contents = WHOLE[:8]
     for index in (2, 3, 4, 7):
         contents[index] = b"broken"
-    broken = BrokenPictures(4)
+    broken = UnreadableImages(4)
     images, _ = _take(_natural(PLAIN, contents, broken=broken), 1)[0]
     whole, _ = _take(_natural(PLAIN, WHOLE[:8]), 1)[0]
     np.testing.assert_array_equal(images, whole[[0, 1, 1, 1, 5, 5, 6, 6]])
 
 
-def test_replicas_and_resumed_runs_agree_about_broken_pictures():
+def test_replicas_and_resumed_runs_agree_about_broken_images():
     contents = list(WHOLE)
     contents[3], contents[8] = b"", contents[8][:500]
 
     def run(**changes):
-        return _training(_source(contents), broken=BrokenPictures(2), **changes)
+        return _training(_source(contents), broken=UnreadableImages(2), **changes)
 
     whole = _take(run(), 5)
     _assert_equal(_take(run(start_step=3), 2), whole[3:])
     _assert_equal(_joined(_take(run(replicas=2, local_replicas=2), 10), 2), whole)
 
 
-def test_too_many_broken_pictures_end_the_run_and_all_are_named():
+def test_too_many_broken_images_end_the_run_and_all_are_named():
     contents = list(WHOLE)
     for index in (1, 9, 15):
         contents[index] = contents[index][:300]
-    broken = BrokenPictures(2)
+    broken = UnreadableImages(2)
     with pytest.raises(tf.errors.OpError):
         _take(_training(_source(contents), augmentation=PLAIN, broken=broken), 10)
     assert isinstance(broken.error, ValueError)
-    assert "3 pictures cannot be read, more than the limit of 2" in str(broken.error)
+    assert "3 images cannot be read, more than the limit of 2" in str(broken.error)
     for name in ("1.jpg", "9.jpg", "15.jpg"):
         assert name in str(broken.error) and name in broken.names
 
 
-def test_a_batch_without_any_readable_picture_ends_the_run():
-    broken = BrokenPictures(100)
+def test_a_batch_without_any_readable_image_ends_the_run():
+    broken = UnreadableImages(100)
     with pytest.raises(tf.errors.OpError):
         _take(_training(_source([b""] * COUNT), augmentation=PLAIN, broken=broken), 1)
-    assert "Not one picture of a batch of 8 can be read" in str(broken.error)
+    assert "Not one image of a batch of 8 can be read" in str(broken.error)
 
 
-def test_broken_pictures_count_once_and_up_to_the_limit():
-    broken = BrokenPictures(limit=1)
+def test_broken_images_count_once_and_up_to_the_limit():
+    broken = UnreadableImages(limit=1)
     for _ in range(3):
         broken.add("a", "cut off")
     assert broken.names == ["a"] and broken.reasons == {"a": "cut off"} and broken.error is None
-    with pytest.raises(ValueError, match=r"2 pictures .* limit of 1: a \(cut off\), b \(empty\)"):
+    with pytest.raises(ValueError, match=r"2 images .* limit of 1: a \(cut off\), b \(empty\)"):
         broken.add("b", "empty")
-    with pytest.raises(ValueError, match="2 pictures"):
+    with pytest.raises(ValueError, match="2 images"):
         broken.add("a", "cut off")
     for wrong in (-1, 1.5, True):
         with pytest.raises(ValueError, match="limit"):
-            BrokenPictures(wrong)
+            UnreadableImages(wrong)
 
 
 def test_a_long_list_of_names_is_cut():
-    broken = BrokenPictures(limit=30)
+    broken = UnreadableImages(limit=30)
     with pytest.raises(ValueError, match="30.jpg .* and 21 more"):
         for index in range(31):
             broken.add(f"{index}.jpg", "empty")
@@ -559,10 +559,10 @@ def test_a_long_list_of_names_is_cut():
 def _evaluation(source: Source | None = None, **changes) -> list[tuple]:
     options = {
         "size": (48, 40),
-        "crop_ratio": 0.9,
+        "crop_pct": 0.9,
         "interpolation": "bicubic",
-        "global_batch": BATCH,
-        "broken": BrokenPictures(0),
+        "global_batch_size": BATCH,
+        "broken": UnreadableImages(0),
         **changes,
     }
     source = _source() if source is None else source
@@ -573,15 +573,15 @@ def _evaluation(source: Source | None = None, **changes) -> list[tuple]:
     "interpolation, ratio, mode", [("bicubic", 0.9, "center"), ("bilinear", 1.0, "squash")]
 )
 def test_evaluation_sees_the_pixels_of_prediction_in_order(tmp_path, interpolation, ratio, mode):
-    batches = _evaluation(interpolation=interpolation, crop_ratio=ratio, crop_mode=mode)
+    batches = _evaluation(interpolation=interpolation, crop_pct=ratio, crop_mode=mode)
     images, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     assert len(batches) == 3 and images.shape == (24, 48, 40, 3)
     assert (images.dtype, labels.dtype, weights.dtype) == (np.float32, np.int64, np.float32)
     np.testing.assert_array_equal(weights, [1] * COUNT + [0, 0])
     np.testing.assert_array_equal(labels[:COUNT], np.arange(COUNT) % 3)
     for index, content in enumerate(WHOLE):
-        (tmp_path / "picture").write_bytes(content)
-        expected = load_picture(tmp_path / "picture", (48, 40), interpolation, ratio, mode)
+        (tmp_path / "image").write_bytes(content)
+        expected = load_image(tmp_path / "image", (48, 40), interpolation, ratio, mode)
         np.testing.assert_array_equal(images[index], expected)
 
 
@@ -595,10 +595,10 @@ def test_evaluation_is_shared_by_replicas_and_workers():
     _assert_equal(_joined(chunks, 2), whole)
 
 
-def test_broken_pictures_have_no_weight_in_evaluation():
+def test_broken_images_have_no_weight_in_evaluation():
     contents = list(WHOLE)
     contents[2] = contents[2][:400]
-    broken = BrokenPictures(1)
+    broken = UnreadableImages(1)
     found, whole = _evaluation(_source(contents), broken=broken), _evaluation()
     assert broken.names == ["2.jpg"]
     np.testing.assert_array_equal(found[0][2], [1, 1, 0, 1, 1, 1, 1, 1])
@@ -606,22 +606,22 @@ def test_broken_pictures_have_no_weight_in_evaluation():
     keep = [0, 1, 3, 4, 5, 6, 7]
     np.testing.assert_array_equal(found[0][0][keep], whole[0][0][keep])
     _assert_equal(found[1:], whole[1:])
-    broken = BrokenPictures(0)
+    broken = UnreadableImages(0)
     with pytest.raises(tf.errors.OpError):
         _evaluation(_source(contents), broken=broken)
     assert "2.jpg" in str(broken.error)
 
 
-def test_the_public_data_set_has_each_readable_picture_once_and_one_hot_labels():
+def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
     contents = list(WHOLE)
     contents[2] = contents[2][:400]
-    options = {"size": (48, 40), "crop_ratio": 0.9, "interpolation": "bicubic"}
+    options = {"size": (48, 40), "crop_pct": 0.9, "interpolation": "bicubic"}
     dataset = evaluation_dataset(
-        _source(contents), **options, global_batch=BATCH, broken=BrokenPictures(1)
+        _source(contents), **options, global_batch_size=BATCH, broken=UnreadableImages(1)
     )
     padded = [
         np.concatenate(part)
-        for part in zip(*_evaluation(_source(contents), broken=BrokenPictures(1)), strict=True)
+        for part in zip(*_evaluation(_source(contents), broken=UnreadableImages(1)), strict=True)
     ]
     images, labels, weights = padded
     for _ in range(2):  # of which the second is another epoch's validation
@@ -642,10 +642,10 @@ def test_a_number_of_examples_that_fits_needs_no_filling():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"crop_ratio": 0.0}, "crop_pct"),
+        ({"crop_pct": 0.0}, "crop_pct"),
         ({"interpolation": "cubic"}, "interpolation"),
         ({"crop_mode": "border"}, "crop_mode"),
-        ({"global_batch": 9, "replicas": 2}, "equal chunks"),
+        ({"global_batch_size": 9, "replicas": 2}, "equal chunks"),
     ],
 )
 def test_wrong_settings_of_evaluation_are_refused(wrong, message):
@@ -660,10 +660,10 @@ def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
             make(
                 _source(),
                 size=32,
-                crop_ratio=1.0,
+                crop_pct=1.0,
                 interpolation="bilinear",
-                global_batch=4,
-                broken=BrokenPictures(0),
+                global_batch_size=4,
+                broken=UnreadableImages(0),
             )
             for make in (evaluation_dataset, padded_evaluation_dataset)
         ),
@@ -676,7 +676,7 @@ def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
 def test_names_that_the_trainer_uses_are_here():
     assert set(pipeline.__all__) == {
         "Augmentation",
-        "BrokenPictures",
+        "UnreadableImages",
         "evaluation_dataset",
         "padded_evaluation_dataset",
         "training_dataset",

@@ -32,7 +32,7 @@ engine = JaxEngine(
     None,
     lambda: keras_coatnet.CoAtNet(CONFIG, **options, stochastic_depth=0.2),
     lambda model: AdamW(1e-2, gradients_are_summed=True),
-    dataclasses.replace(RECIPE, accumulate=2),
+    dataclasses.replace(RECIPE, gradient_accumulation_steps=2),
 )
 images = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
 labels = np.eye(10, dtype="float32")[np.arange(8)]

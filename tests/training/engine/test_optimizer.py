@@ -1,4 +1,4 @@
-"""Schedule, optimiser and losses, against plain loops and PyTorch."""
+"""Schedule, optimizer and losses, against plain loops and PyTorch."""
 
 import json
 import math
@@ -282,7 +282,7 @@ def test_the_average_starts_quickly_and_ends_slowly():
 
 def test_parts_of_a_step_refuse_nonsense():
     model = keras_coatnet.CoAtNet(
-        keras_coatnet.CoAtNetConfig((8, 8), (1, 1), ("C", "T"), stem_width=8, head_size=8),
+        keras_coatnet.CoAtNetConfig((8, 8), (1, 1), ("C", "T"), stem_width=8, head_dim=8),
         input_shape=(32, 32, 3),
         classes=2,
     )

@@ -1,4 +1,4 @@
-"""A rematerialised model trains as the plain one does, in less memory."""
+"""A rematerialized model trains as the plain one does, in less memory."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.training.engine.remat import rematerialise
+from keras_coatnet.training.engine.remat import remat
 from tests.helpers import seedless, to_numpy
 
 # Both kinds of block, with and without stride and shortcut; samples are dropped half the time.
@@ -22,7 +22,7 @@ CONFIG = keras_coatnet.CoAtNetConfig(
     widths=(16, 24, 32, 32),
     depths=(1, 2, 2, 1),
     stem_width=8,
-    head_size=8,
+    head_dim=8,
     stochastic_depth=0.5,
     batch_norm_momentum=0.5,
 )
@@ -30,11 +30,11 @@ IMAGES = np.random.default_rng(0).uniform(0, 255, (8, 48, 48, 3)).astype("float3
 LABELS = np.arange(8) % 4
 
 
-def _build(rematerialised: bool, config=CONFIG) -> keras_coatnet.CoAtNetModel:
+def _build(rematerialized: bool, config=CONFIG) -> keras_coatnet.CoAtNetModel:
     keras.utils.set_random_seed(0)
     model = keras_coatnet.CoAtNet(config, input_shape=(48, 48, 3), classes=4)
-    if rematerialised:
-        assert rematerialise(model) == len(list(config.blocks()))
+    if rematerialized:
+        assert remat(model) == len(list(config.blocks()))
     return model
 
 
@@ -132,7 +132,7 @@ def test_inference_files_and_configuration_do_not_change(tmp_path):
 
 def test_telling_twice_is_telling_once():
     once, twice = _build(True), _build(True)
-    rematerialise(twice)
+    remat(twice)
     for one, other in zip(once.layers, twice.layers, strict=True):
         # The block's own function, not one that computes it twice, is what is computed twice.
         if isinstance(one.call, type(once.get_layer("stage2_block1").call)):
@@ -142,7 +142,7 @@ def test_telling_twice_is_telling_once():
 def test_a_model_without_blocks_is_refused():
     model = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="mine")
     with pytest.raises(ValueError, match="'mine' has no MBConv"):
-        rematerialise(model)
+        remat(model)
 
 
 @pytest.mark.parametrize(
@@ -150,7 +150,7 @@ def test_a_model_without_blocks_is_refused():
 )
 def test_what_is_no_model_is_refused(wrong):
     with pytest.raises(ValueError, match=f"must be a Keras model.*{type(wrong).__name__}"):
-        rematerialise(wrong)
+        remat(wrong)
 
 
 # --- What a step keeps -----------------------------------------------------------------------
@@ -221,14 +221,14 @@ import numpy as np
 """
 _MODEL = """
 import keras, keras_coatnet
-from keras_coatnet.training.engine.remat import rematerialise
-def build(rematerialised, size, classes=4, **changes):
+from keras_coatnet.training.engine.remat import remat
+def build(rematerialized, size, classes=4, **changes):
     keras.utils.set_random_seed(0)
-    fields = dict(widths=(16, 32), depths=(2, 2), layout=("C", "T"), stem_width=8, head_size=8)
+    fields = dict(widths=(16, 32), depths=(2, 2), layout=("C", "T"), stem_width=8, head_dim=8)
     config = keras_coatnet.CoAtNetConfig(**{**fields, **changes})
     model = keras_coatnet.CoAtNet(config, input_shape=(size, size, 3), classes=classes)
-    if rematerialised:
-        rematerialise(model)
+    if rematerialized:
+        remat(model)
     return model
 """
 

@@ -24,7 +24,7 @@ MIXED = dict(
     depths=(1, (1, 1), 1),
     layout=("C", "CT", "T"),
     stem_width=8,
-    head_size=8,
+    head_dim=8,
 )
 
 # Eight devices are made out of the CPU before JAX starts, hence a process of its own.
@@ -48,7 +48,7 @@ def train(start=None):
 def part(variable):
     return list(variable.value.addressable_shards[0].data.shape)
 _, start, alone = train()
-keras.distribution.set_distribution(sharding.model_parallel((2, 4), config, batch=8))
+keras.distribution.set_distribution(sharding.model_parallel((2, 4), config, batch_size=8))
 model, _, split = train(start)
 parts = {{v.path: part(v) for v in model.variables}}
 followers = [v for v in model.optimizer.variables if v.shape]
@@ -57,7 +57,7 @@ print(json.dumps({{
     "shapes": {{v.path: list(v.shape) for v in model.variables}},
     "followers": [int(np.prod(part(v))) for v in followers],
 }}))
-keras.distribution.set_distribution(sharding.data_parallel(batch=8))
+keras.distribution.set_distribution(sharding.data_parallel(batch_size=8))
 model = keras.Sequential([keras.Input((32, 32, 3)), keras.layers.Flatten(), keras.layers.Dense(42)])
 model.compile("sgd", "mse")
 model.fit(x / 255, np.zeros((8, 42)), verbose=0)
@@ -68,11 +68,11 @@ def refusal(function, *arguments, **options):
     except ValueError as error:
         return str(error)
 print(json.dumps([
-    refusal(sharding.data_parallel, batch=12),
+    refusal(sharding.data_parallel, batch_size=12),
     refusal(sharding.data_parallel, ["gpu:0"]),
     refusal(sharding.model_parallel, (3, 2), config),
     refusal(sharding.model_parallel, (4,), config),
-    refusal(sharding.model_parallel, (4, 2), config, batch=6),
+    refusal(sharding.model_parallel, (4, 2), config, batch_size=6),
     refusal(sharding.model_parallel, (1, 3), config, devices=["cpu:0", "cpu:1", "cpu:2"]),
 ]))
 """
@@ -175,7 +175,7 @@ _VARIANTS = {
     },
     "mixed": {},
     "batch_norm": {"transformer_norm": "batch", "layer_scale": 1e-6, "final_norm": "before_pool"},
-    "mlp": {"relative_position": "mlp", "attention_width": "input", "head_size": 16},
+    "mlp": {"relative_position": "mlp", "attention_from": "input", "head_dim": 16},
     "bare": {
         "stem_bias": False,
         "conv_bias": False,
@@ -223,8 +223,8 @@ def test_memory_of_the_largest_networks(name):
     for field in ("parameters", "gradients", "moments", "average", "copies"):
         assert 0.25 < getattr(split, field) / getattr(alone, field) < 0.26, field
     assert 0.25 < split.activations / alone.activations < 0.6
-    assert split.rematerialised < 0.3 * split.activations
-    assert split.total(rematerialise=True) - split.rematerialised == sum(
+    assert split.rematerialized < 0.3 * split.activations
+    assert split.total(remat=True) - split.rematerialized == sum(
         (split.parameters, split.gradients, split.moments, split.average, split.copies)
     )
 
@@ -235,10 +235,10 @@ def test_memory_follows_its_arguments():
     half = memory.memory_per_device("coatnet0", batch_per_device=4, optimizer="lion")
     assert half.moments == half.gradients
     assert 0.24 < half.activations / whole.activations < 0.3  # logits stay float32
-    # TensorFlow's step at batch 8 took 2,007 MB more than the model, rematerialised 711 MB, when a
+    # TensorFlow's step at batch 8 took 2,007 MB more than the model, rematerialized 711 MB, when a
     # GELU was several operations on CPUs as it still is on GPUs.
     assert whole.activations / 2**20 == pytest.approx(2007, rel=0.25)
-    assert whole.rematerialised / 2**20 == pytest.approx(711, rel=0.25)
+    assert whole.rematerialized / 2**20 == pytest.approx(711, rel=0.25)
 
 
 def test_the_table_has_a_row_for_each_network_and_mesh():
@@ -251,7 +251,7 @@ def test_the_table_has_a_row_for_each_network_and_mesh():
     ]
     assert all(row["average"] == 0 for row in rows)
     assert rows[1]["total"] == memory.memory_per_device("coatnet6", (2, 4), ema=False).total()
-    assert np.isfinite([row["total_rematerialised"] for row in rows]).all()
+    assert np.isfinite([row["total_rematerialized"] for row in rows]).all()
 
 
 @pytest.mark.parametrize(

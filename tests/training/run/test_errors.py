@@ -55,7 +55,7 @@ def alone(whole, tmp_path) -> pathlib.Path:
 def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path):
     # What does not decide the result may be another each time.
     command = runs.command(recipe, tmp_path)
-    other = runs.command(recipe, tmp_path, "--broken-limit", "50", "--keep-checkpoints", "4")
+    other = runs.command(recipe, tmp_path, "--unreadable-limit", "50", "--keep-checkpoints", "4")
     random = np.random.default_rng()
     steps, delay = int(random.integers(1, 9)), random.uniform(0, 0.1)
     first = faults.kill(command, tmp_path, steps, delay)
@@ -73,9 +73,9 @@ def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path)
     assert last_line == (
         f"keras-coatnet: stopped at step {step} of 30, which is saved; the same command goes on"
     )
-    assert Recipe.load(tmp_path / "recipe.json").broken_limit == 10
-    train(Recipe.load(recipe).replace(broken_limit=50), tmp_path)
-    assert Recipe.load(tmp_path / "recipe.json").broken_limit == 50
+    assert Recipe.load(tmp_path / "recipe.json").unreadable_limit == 10
+    train(Recipe.load(recipe).replace(unreadable_limit=50), tmp_path)
+    assert Recipe.load(tmp_path / "recipe.json").unreadable_limit == 50
     assert runs.outcome(tmp_path) == runs.outcome(whole)
 
 
@@ -181,19 +181,19 @@ def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, capfd, monkeyp
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
     assert error_line(capfd) == (
         "keras-coatnet: error: the device is out of memory. Start the same command with "
-        "--accumulate 2 (smaller parts) or --rematerialise (computes blocks twice) to go on. In "
-        "another output folder, --precision mixed_bfloat16 or a smaller --batch or --image-size "
+        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go on. In "
+        "another output folder, --precision mixed_bfloat16 or a smaller --batch-size or --image-size "
         "helps, too."
     )
 
 
 def test_only_what_can_still_help_is_named():
-    recipe = Recipe(batch=96, accumulate=4, mixup=0.8)
-    assert "--accumulate 6 " in memory_advice(recipe, replicas=1)
-    assert "--accumulate 8 " in memory_advice(recipe, replicas=6)
-    recipe = recipe.replace(rematerialise=True, precision="mixed_bfloat16")
+    recipe = Recipe(batch_size=96, gradient_accumulation_steps=4, mixup=0.8)
+    assert "--gradient-accumulation-steps 6 " in memory_advice(recipe, replicas=1)
+    assert "--gradient-accumulation-steps 8 " in memory_advice(recipe, replicas=6)
+    recipe = recipe.replace(remat=True, precision="mixed_bfloat16")
     assert memory_advice(recipe, replicas=12) == (
-        "In another output folder, a smaller --batch or --image-size helps, too."
+        "In another output folder, a smaller --batch-size or --image-size helps, too."
     )
 
 
@@ -407,31 +407,31 @@ def error_line(capfd) -> str:
     return line
 
 
-def break_pictures(data: pathlib.Path, count: int) -> list[str]:
-    """Makes pictures unreadable that are trained on with the seed 0."""
+def break_images(data: pathlib.Path, count: int) -> list[str]:
+    """Makes images unreadable that are trained on with the seed 0."""
     source, _ = train.open_sources(data)
     names = [
         item["name"].decode() for item in source.examples(None, 0).take(count).as_numpy_iterator()
     ]
     for name in names:
-        pathlib.Path(name).write_bytes(b"no picture")
+        pathlib.Path(name).write_bytes(b"no image")
     return names
 
 
-def test_too_many_broken_pictures_end_the_run(tmp_path, capfd):
-    recipe = runs.write_recipe(tmp_path, broken_limit=2)
-    names = break_pictures(tmp_path / "digits", 3)
+def test_too_many_broken_images_end_the_run(tmp_path, capfd):
+    recipe = runs.write_recipe(tmp_path, unreadable_limit=2)
+    names = break_images(tmp_path / "digits", 3)
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
     line = error_line(capfd)
-    assert "3 pictures cannot be read, more than the limit of 2" in line
+    assert "3 images cannot be read, more than the limit of 2" in line
     assert all(name in line for name in names)
 
 
-def test_a_few_broken_pictures_are_counted(tmp_path, capfd):
-    recipe = runs.write_recipe(tmp_path, broken_limit=2, epochs=1)
-    break_pictures(tmp_path / "digits", 2)
+def test_a_few_broken_images_are_counted(tmp_path, capfd):
+    recipe = runs.write_recipe(tmp_path, unreadable_limit=2, epochs=1)
+    break_images(tmp_path / "digits", 2)
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 0
-    assert "unreadable pictures      2\n" in capfd.readouterr().out
+    assert "unreadable images      2\n" in capfd.readouterr().out
 
 
 def with_sources(monkeypatch, change) -> None:
@@ -445,7 +445,7 @@ def with_sources(monkeypatch, change) -> None:
     monkeypatch.setattr(loop, "open_sources", open_and_change)
 
 
-def test_pictures_that_vanish_are_named(tmp_path, capfd, monkeypatch):
+def test_images_that_vanish_are_named(tmp_path, capfd, monkeypatch):
     recipe = runs.write_recipe(tmp_path)
 
     def remove(source):

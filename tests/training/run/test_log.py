@@ -1,4 +1,4 @@
-"""Rows of a run, its line of progress, its pictures and its summary."""
+"""Rows of a run, its line of progress, its images and its summary."""
 
 from __future__ import annotations
 
@@ -278,16 +278,16 @@ def test_a_pause_does_not_count():
     assert progress.images_per_second == pytest.approx(10.0)
 
 
-# --- Pictures --------------------------------------------------------------------------------
+# --- Images --------------------------------------------------------------------------------
 
 
 def _pixels(path: pathlib.Path) -> np.ndarray:
-    with Image.open(path) as picture:
-        return np.asarray(picture.convert("RGB"))
+    with Image.open(path) as image:
+        return np.asarray(image.convert("RGB"))
 
 
-def _share_of(pixels: np.ndarray, colour: str) -> float:
-    wanted = [int(colour[i : i + 2], 16) for i in (1, 3, 5)]
+def _share_of(pixels: np.ndarray, color: str) -> float:
+    wanted = [int(color[i : i + 2], 16) for i in (1, 3, 5)]
     return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 8).mean())
 
 
@@ -295,13 +295,13 @@ def test_the_learning_curve_shows_all_that_was_logged(tmp_path):
     _log(tmp_path, range(1, 301))
     assert plots.learning_curve(tmp_path) == tmp_path / "curves.png"
     full = _pixels(tmp_path / "curves.png")
-    for colour in plots._COLOURS[:2]:
-        assert _share_of(full, colour) > 1e-3
+    for color in plots._COLORS[:2]:
+        assert _share_of(full, color) > 1e-3
     assert not list(tmp_path.glob(".*"))
     _log(tmp_path, range(1, 4))  # no evaluation, no smoothing
     plots.learning_curve(tmp_path)
     short = _pixels(tmp_path / "curves.png")
-    assert short.shape[0] < full.shape[0] and _share_of(short, plots._COLOURS[1]) == 0
+    assert short.shape[0] < full.shape[0] and _share_of(short, plots._COLORS[1]) == 0
 
 
 def test_curves_with_nan_and_of_a_run_without_rows(tmp_path):
@@ -315,7 +315,7 @@ def test_curves_with_nan_and_of_a_run_without_rows(tmp_path):
 
 
 @pytest.mark.parametrize("number", [2, 12, 13, 40, 41, 300])
-def test_confusion_pictures_of_all_sizes(tmp_path, number):
+def test_confusion_images_of_all_sizes(tmp_path, number):
     rng = np.random.default_rng(0)
     matrix = np.diag(rng.integers(1, 50, number)) + rng.integers(0, 2, (number, number))
     path = plots.confusion(matrix, [f"class {i}" for i in range(number)], tmp_path / "c.png")
@@ -325,7 +325,7 @@ def test_confusion_pictures_of_all_sizes(tmp_path, number):
     assert (pixels[..., 2].astype(int) - pixels[..., 0] > 60).mean() > 1e-3
 
 
-def test_an_empty_class_has_a_colour_of_its_own(tmp_path):
+def test_an_empty_class_has_a_color_of_its_own(tmp_path):
     names = ["a", "b", "c"]
     full = plots.confusion(np.eye(3, dtype=int), names, tmp_path / "full.png")
     empty = plots.confusion(np.diag([1, 0, 1]), names, tmp_path / "empty.png")
@@ -338,7 +338,7 @@ def test_a_matrix_that_does_not_fit_is_refused(tmp_path):
         plots.confusion(np.ones((2, 3)), ["a", "b"], tmp_path / "c.png")
 
 
-def test_pictures_say_what_to_install(tmp_path, monkeypatch):
+def test_images_say_what_to_install(tmp_path, monkeypatch):
     _log(tmp_path, range(1, 3))
     real = builtins.__import__
 
@@ -375,7 +375,7 @@ def test_classes_whose_letters_the_font_lacks_are_drawn(tmp_path):
     assert (tmp_path / "c.png").stat().st_size > 1000
 
 
-def test_nothing_is_left_behind_where_a_picture_fails(tmp_path, monkeypatch):
+def test_nothing_is_left_behind_where_an_image_fails(tmp_path, monkeypatch):
     def full(*_, **__):
         raise OSError(28, "No space left on device")
 

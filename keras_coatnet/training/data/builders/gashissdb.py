@@ -15,7 +15,7 @@ import tensorflow_datasets as tfds
 
 CLASSES = ("Abnormal", "Normal")
 
-# Pictures of each class by their side in pixels: 245,196 in all.
+# Images of each class by their side in pixels: 245,196 in all.
 PUBLISHED = {
     "160": {"Abnormal": 13_124, "Normal": 20_160},
     "120": {"Abnormal": 24_801, "Normal": 40_460},
@@ -25,13 +25,13 @@ PUBLISHED = {
 HELD_OUT = 0.2
 
 _DESCRIPTION = """
-Parts of 600 microscope pictures of gastric tissue (H&E stain), 245,196 in all, cut to squares of
-160, 120 and 80 pixels and labelled by pathologists: "Abnormal" shows cancer, "Normal" does not.
+Parts of 600 microscope images of gastric tissue (H&E stain), 245,196 in all, cut to squares of
+160, 120 and 80 pixels and labeled by pathologists: "Abnormal" shows cancer, "Normal" does not.
 
 It is published without splits. Here a fifth of each class is for validation, chosen by the hash of
-each file's name: the same pictures on every machine. Published figures come from random splits of
-their authors' own: ours compare with them, but are not of the same pictures. In all of them, parts
-of one microscope picture fall on both sides.
+each file's name: the same images on every machine. Published figures come from random splits of
+their authors' own: ours compare with them, but are not of the same images. In all of them, parts
+of one microscope image fall on both sides.
 """
 
 _CITATION = """\
@@ -51,7 +51,7 @@ _CITATION = """\
 class Gashissdb(tfds.core.GeneratorBasedBuilder):
     """Builder of GasHisSDB from the folder, or the zip file, as it is published.
 
-    The configurations are `"160"` (the default), `"120"` and `"80"`: the side of the pictures in
+    The configurations are `"160"` (the default), `"120"` and `"80"`: the side of the images in
     pixels. The splits are `train` and `validation`.
 
     Example, with GasHisSDB.zip or GasHisSDB/160/Abnormal/... in D/downloads/manual:
@@ -65,7 +65,7 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
         "linked from https://gitee.com/neuhwm/GasHisSDB, with its terms."
     )
     BUILDER_CONFIGS: ClassVar = [
-        tfds.core.BuilderConfig(name=size, description=f"Pictures of {size} x {size} pixels.")
+        tfds.core.BuilderConfig(name=size, description=f"Images of {size} x {size} pixels.")
         for size in PUBLISHED
     ]
 
@@ -90,32 +90,30 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
         found = _find(pathlib.Path(dl_manager.manual_dir), size)
         parts = {"train": [], "validation": []}
         for label in CLASSES:
-            pictures = sorted(
-                (picture for picture in found if picture.label == label), key=_Picture.digest
-            )
-            count = round(HELD_OUT * len(pictures))
-            parts["validation"] += pictures[:count]
-            parts["train"] += pictures[count:]
+            images = sorted((image for image in found if image.label == label), key=_Image.digest)
+            count = round(HELD_OUT * len(images))
+            parts["validation"] += images[:count]
+            parts["train"] += images[count:]
             expected = PUBLISHED[size][label]
-            if len(pictures) != expected:
+            if len(images) != expected:
                 warnings.warn(
-                    f"GasHisSDB/{size} has {len(pictures):,} pictures of the class {label} here; "
+                    f"GasHisSDB/{size} has {len(images):,} images of the class {label} here; "
                     f"{expected:,} were published.",
                     stacklevel=2,
                 )
-        return {split: self._generate_examples(pictures) for split, pictures in parts.items()}
+        return {split: self._generate_examples(images) for split, images in parts.items()}
 
-    def _generate_examples(self, pictures: list[_Picture]) -> Iterator[tuple[str, dict]]:
-        for picture in pictures:
-            with picture.open() as file:
+    def _generate_examples(self, images: list[_Image]) -> Iterator[tuple[str, dict]]:
+        for image in images:
+            with image.open() as file:
                 yield (
-                    picture.name,
-                    {"image": file, "label": picture.label, "file_name": picture.name},
+                    image.name,
+                    {"image": file, "label": image.label, "file_name": image.name},
                 )
 
 
 @dataclasses.dataclass(frozen=True)
-class _Picture:
+class _Image:
     size: str
     label: str
     file: str
@@ -129,8 +127,8 @@ class _Picture:
         return hashlib.sha256(f"{self.size}/{self.name}".encode()).digest()
 
 
-def _find(manual: pathlib.Path, size: str) -> list[_Picture]:
-    """The pictures of one size, in the folder if there is one, or else in the zip file."""
+def _find(manual: pathlib.Path, size: str) -> list[_Image]:
+    """The images of one size, in the folder if there is one, or else in the zip file."""
     folder, archive = manual / "GasHisSDB", manual / "GasHisSDB.zip"
     if folder.is_dir():
         opener = {str(path): functools.partial(path.open, "rb") for path in folder.rglob("*.png")}
@@ -140,14 +138,14 @@ def _find(manual: pathlib.Path, size: str) -> list[_Picture]:
     found = []
     for name, open_it in opener.items():
         parts = pathlib.PurePath(name).parts[-3:]
-        # macOS leaves "._name.png" files beside the pictures.
+        # macOS leaves "._name.png" files beside the images.
         if len(parts) == 3 and parts[0] == size and parts[1] in CLASSES and parts[2][0] != ".":
             if parts[2].endswith(".png"):
-                found.append(_Picture(size, parts[1], parts[2], open_it))
-    missing = set(CLASSES) - {picture.label for picture in found}
+                found.append(_Image(size, parts[1], parts[2], open_it))
+    missing = set(CLASSES) - {image.label for image in found}
     if missing:
         raise ValueError(
             f"{folder if folder.is_dir() else archive} is not as it was published: it has no "
-            f"pictures {' and '.join(f'{size}/{label}/*.png' for label in sorted(missing))}."
+            f"images {' and '.join(f'{size}/{label}/*.png' for label in sorted(missing))}."
         )
     return found

@@ -8,7 +8,7 @@ import keras_coatnet
 
 SHAPE = (32, 32, 3)
 CONFIG = keras_coatnet.CoAtNetConfig(
-    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8, relative_position_width=16
+    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8, relative_position_hidden_dim=16
 )
 pytestmark = [
     pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method"),
@@ -41,7 +41,7 @@ def _modes(model: keras.Model) -> list[str | None]:
 
 @pytest.mark.parametrize("relative_position", ["table", "mlp"])
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8", "int4 of 16"])
-def test_a_quantised_model_reloads_and_clones(relative_position, mode, images, tmp_path):
+def test_a_quantized_model_reloads_and_clones(relative_position, mode, images, tmp_path):
     model = _build(relative_position)
     before = _outputs(model, images)
     if mode == "int4 of 16":
@@ -56,7 +56,7 @@ def test_a_quantised_model_reloads_and_clones(relative_position, mode, images, t
     np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-6)
     clone = keras.models.clone_model(loaded)
     assert _modes(clone) == _modes(model)
-    with pytest.raises(ValueError, match="quantised model cannot be fused"):
+    with pytest.raises(ValueError, match="quantized model cannot be fused"):
         keras_coatnet.fuse(loaded)
 
 
@@ -75,7 +75,7 @@ def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images
 
 
 @pytest.mark.parametrize("relative_position", ["table", "mlp"])
-def test_a_map_of_policies_quantises_and_reloads(relative_position, images, tmp_path):
+def test_a_map_of_policies_quantizes_and_reloads(relative_position, images, tmp_path):
     half = keras.DTypePolicy("mixed_bfloat16")
     policies = {"stage[34].*": half}
     keras.config.set_dtype_policy(keras.dtype_policies.DTypePolicyMap("float32", policies))

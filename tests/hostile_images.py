@@ -1,4 +1,4 @@
-"""Files that are made to do harm, or are damaged: for tests of all that opens pictures."""
+"""Files that are made to do harm, or are damaged: for tests of all that opens images."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ from PIL import EpsImagePlugin, Image
 EPS = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 64 64\n%%EndComments\nshowpage\n%%EOF\n"
 
 
-def encode(picture: Image.Image, kind: str = "JPEG", **options) -> bytes:
+def encode(image: Image.Image, kind: str = "JPEG", **options) -> bytes:
     file = io.BytesIO()
-    picture.save(file, kind, **options)
+    image.save(file, kind, **options)
     return file.getvalue()
 
 
