@@ -1,6 +1,6 @@
 """Where the time of a network goes, by kind of layer, on TensorFlow's CPU.
 
-    python benchmarks/breakdown.py --contenders ours "ours fused" --batch 8
+    python benchmarks/breakdown.py --contenders ours "ours fused" --batch-size 8
 
 TensorFlow's profiler records each operation of some runs; operations run one after the other, so
 that their times add up to the whole. An operation belongs to the kind of layer that its name or its
@@ -95,7 +95,7 @@ def main() -> None:
     add("--contenders", nargs="+", choices=ours, default=["ours", "ours fused"])
     add("--model", default="coatnet0")
     add("--size", type=int, default=224)
-    add("--batch", type=int, default=8)
+    add("--batch-size", type=int, default=8)
     add("--mode", choices=("infer", "train"), default="infer")
     add("--runs", type=int, default=5)
     add("--json", metavar="FILE")
@@ -105,10 +105,10 @@ def main() -> None:
     tf.config.threading.set_inter_op_parallelism_threads(1)
     found = {}
     for name in args.contenders:
-        run = contenders.CONTENDERS[name](args.model, args.size, args.batch, args.mode)
+        run = contenders.CONTENDERS[name](args.model, args.size, args.batch_size, args.mode)
         found[name] = breakdown(run, args.runs)
         whole = sum(found[name].values())
-        print(f"\n{name}: {args.model} {args.mode} batch {args.batch}, {whole:.1f} ms")
+        print(f"\n{name}: {args.model} {args.mode} batch {args.batch_size}, {whole:.1f} ms")
         for kind, milliseconds in found[name].items():
             print(f"  {kind:40} {milliseconds:8.1f} {milliseconds / whole:6.1%}", flush=True)
     if args.json:

@@ -42,7 +42,7 @@ LIKE = {
 }
 
 
-def pictures(batch: int, size: int) -> np.ndarray:
+def images(batch: int, size: int) -> np.ndarray:
     """(batch, size, size, 3), float32, raw pixels."""
     return np.random.default_rng(0).uniform(0, 255, (batch, size, size, 3)).astype("float32")
 
@@ -59,7 +59,7 @@ def _tensorflow_inference(model, size: int, batch: int) -> Callable[[], None]:
     import tensorflow as tf
 
     function = tf.function(lambda x: model(x, training=False), autograph=False)
-    x = tf.constant(pictures(batch, size))
+    x = tf.constant(images(batch, size))
     return lambda: function(x).numpy()
 
 
@@ -70,13 +70,13 @@ def ours(
     mode: str,
     policy: str,
     fused: bool = False,
-    rematerialised: bool = False,
+    rematerialized: bool = False,
 ) -> Callable[[], None]:
     """Ours as it is built, or fused; or its training step, as it is or with less kept."""
     import keras
 
     import keras_coatnet
-    from keras_coatnet.training import rematerialise
+    from keras_coatnet.training import remat
 
     keras.config.set_dtype_policy(policy)
 
@@ -84,8 +84,8 @@ def ours(
         network = keras_coatnet.CoAtNet(
             model, input_shape=(size, size, 3), classifier_activation=None
         )
-        if rematerialised:
-            rematerialise(network)
+        if rematerialized:
+            remat(network)
         return network
 
     if mode == "train":
@@ -106,7 +106,7 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
     if backend == "torch":
         import torch
 
-        x = torch.from_numpy(pictures(batch, size))
+        x = torch.from_numpy(images(batch, size))
 
         def run() -> None:
             with torch.inference_mode():
@@ -115,7 +115,7 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
         return run
     import jax
 
-    x = jax.numpy.asarray(pictures(batch, size))
+    x = jax.numpy.asarray(images(batch, size))
     groups = network.trainable_variables, network.non_trainable_variables
     weights = [[variable.value for variable in group] for group in groups]
     function = jax.jit(lambda weights, x: network.stateless_call(*weights, x, training=False)[0])
@@ -125,17 +125,17 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
 def _ours_training(make: Callable, size: int, batch: int) -> Callable[[], None]:
     import tensorflow as tf
 
-    from keras_coatnet.training.optimization import AdamW
+    from keras_coatnet.training.engine.optimizer import AdamW
+    from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
     from keras_coatnet.training.recipe import Recipe
-    from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
 
     engine = TensorFlowEngine(
         tf.distribute.get_strategy(),
         make,
         lambda network: AdamW(1e-4, weight_decay=0.05, gradients_are_summed=True),
-        Recipe(batch=batch),
+        Recipe(batch_size=batch),
     )
-    data = tf.data.Dataset.from_tensors((pictures(batch, size), labels(batch))).cache().repeat()
+    data = tf.data.Dataset.from_tensors((images(batch, size), labels(batch))).cache().repeat()
     batches = engine.iterate(1, lambda first, own: data)
     return lambda: float(engine.train_step(batches)[0])
 
@@ -172,7 +172,7 @@ def _keras_training(keras, model, size: int, batch: int) -> Callable[[], None]:
         keras.optimizers.AdamW(1e-4, weight_decay=0.05, global_clipnorm=1.0),
         keras.losses.CategoricalCrossentropy(from_logits=True),
     )
-    x, y = tf.constant(pictures(batch, size)), tf.constant(labels(batch))
+    x, y = tf.constant(images(batch, size)), tf.constant(labels(batch))
     return lambda: model.train_on_batch(x, y)
 
 
@@ -190,7 +190,7 @@ def timm(
     network = import_timm().create_model(TIMM[model], img_size=size)
     form = torch.channels_last if last else torch.contiguous_format
     network = network.to(memory_format=form)
-    x = torch.from_numpy(pictures(batch, size).transpose(0, 3, 1, 2) / 127.5 - 1).float()
+    x = torch.from_numpy(images(batch, size).transpose(0, 3, 1, 2) / 127.5 - 1).float()
     x = x.contiguous(memory_format=form)
     precision = torch.autocast("cpu", torch.bfloat16, enabled=half)
     if mode == "train":
@@ -241,11 +241,11 @@ CONTENDERS: dict[str, Callable[[str, int, int, str], Callable[[], None]]] = {
     "ours fused": lambda m, s, b, mode: ours(m, s, b, mode, "float32", fused=True),
     "ours bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16"),
     "ours fused bf16": lambda m, s, b, mode: ours(m, s, b, mode, "mixed_bfloat16", fused=True),
-    "ours rematerialised": lambda m, s, b, mode: ours(
-        m, s, b, mode, "float32", rematerialised=True
+    "ours rematerialized": lambda m, s, b, mode: ours(
+        m, s, b, mode, "float32", rematerialized=True
     ),
-    "ours bf16 rematerialised": lambda m, s, b, mode: ours(
-        m, s, b, mode, "mixed_bfloat16", rematerialised=True
+    "ours bf16 rematerialized": lambda m, s, b, mode: ours(
+        m, s, b, mode, "mixed_bfloat16", rematerialized=True
     ),
     "ours fused torch": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "torch"),
     "ours fused jax": lambda m, s, b, mode: ours_elsewhere(m, s, b, mode, "jax"),

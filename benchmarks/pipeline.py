@@ -1,8 +1,8 @@
-"""How many pictures a second the input pipeline gives, beside JPEG decoding alone, the floor.
+"""How many images a second the input pipeline gives, beside JPEG decoding alone, the floor.
 
     python benchmarks/pipeline.py [--json FILE] [--rounds 3]
 
-The pictures are photographs of scikit-image, cut to about ImageNet's usual 500 x 375 in several
+The images are photographs of scikit-image, cut to about ImageNet's usual 500 x 375 in several
 places and encoded at several qualities; they lie in memory. Rows are timed in turns, each round all
 of them, and shown as median, lowest and highest; on a busy machine the CPU time tells more.
 Magnitude 15 is outside the scales of keras-cv's and Keras's RandAugment: only their speed counts.
@@ -31,13 +31,13 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.training.pipeline import Augmentation, BrokenPictures, training_dataset
-from keras_coatnet.training.randaugment import DRAWS, randaugment
-from keras_coatnet.training.sources import Source
+from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
+from keras_coatnet.training.data.randaugment import DRAWS, randaugment
 
 SIZE, BATCH, LAYERS, MAGNITUDE = 224, 64, 2, 15
-SLOW_BATCH = 8  # where few pictures are timed: a batch or two are always ready at the start
-MEASURED = 256  # pictures in one timing of a fast row, after the first batch; fewer of slow ones
+SLOW_BATCH = 8  # where few images are timed: a batch or two are always ready at the start
+MEASURED = 256  # images in one timing of a fast row, after the first batch; fewer of slow ones
 PHOTOGRAPHS = ("astronaut.png", "coffee.png", "chelsea.png", "rocket.jpg", "motorcycle_left.png")
 
 
@@ -50,15 +50,15 @@ def _photographs(kind: str) -> list[bytes]:
         path = pathlib.Path(skimage.data.data_dir) / name
         if not path.is_file():  # some versions bring it, some download it
             continue
-        picture = Image.open(path).convert("RGB")
-        scale = max(600 / picture.width, 450 / picture.height)
-        picture = picture.resize((round(picture.width * scale), round(picture.height * scale)))
+        image = Image.open(path).convert("RGB")
+        scale = max(600 / image.width, 450 / image.height)
+        image = image.resize((round(image.width * scale), round(image.height * scale)))
         for quality in (75, 85, 92, 96):
-            left = int(rng.integers(0, picture.width - 500 + 1))
-            top = int(rng.integers(0, picture.height - 375 + 1))
+            left = int(rng.integers(0, image.width - 500 + 1))
+            top = int(rng.integers(0, image.height - 375 + 1))
             file = io.BytesIO()
             options = {"quality": quality} if kind == "JPEG" else {}
-            picture.crop((left, top, left + 500, top + 375)).save(file, kind, **options)
+            image.crop((left, top, left + 500, top + 375)).save(file, kind, **options)
             contents.append(file.getvalue())
     return contents
 
@@ -82,35 +82,35 @@ def _pipeline(contents: list[bytes], **augmentation) -> tf.data.Dataset:
         size=SIZE,
         augmentation=Augmentation(**augmentation),
         label_smoothing=0.1,
-        global_batch=BATCH,
+        global_batch_size=BATCH,
         seed=1,
-        broken=BrokenPictures(0),
+        broken=UnreadableImages(0),
     ).map(lambda images, labels: images)
 
 
 def _decoded(contents: list[bytes]) -> tf.data.Dataset:
-    """Batches of decoded pictures, uint8, which are there already."""
-    pictures = [
+    """Batches of decoded images, uint8, which are there already."""
+    images = [
         np.array(Image.open(io.BytesIO(content)).resize((SIZE, SIZE))) for content in contents
     ]
-    return tf.data.Dataset.from_tensor_slices(np.stack(pictures)).repeat()
+    return tf.data.Dataset.from_tensor_slices(np.stack(images)).repeat()
 
 
-def _ours(pictures: tf.data.Dataset) -> tf.data.Dataset:
+def _ours(images: tf.data.Dataset) -> tf.data.Dataset:
     def augment(index: tf.Tensor, image: tf.Tensor) -> tf.Tensor:
         draws = tf.random.stateless_uniform(
             [LAYERS, DRAWS], tf.stack([tf.cast(1, tf.int64), index])
         )
         return randaugment(image, draws, MAGNITUDE)
 
-    return pictures.enumerate().map(augment, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
+    return images.enumerate().map(augment, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
 
 
-def _layer(pictures: tf.data.Dataset, layer: Callable) -> tf.data.Dataset:
+def _layer(images: tf.data.Dataset, layer: Callable) -> tf.data.Dataset:
     def augment(images: tf.Tensor) -> tf.Tensor:
         return layer(tf.cast(images, tf.float32), training=True)
 
-    return pictures.batch(SLOW_BATCH).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    return images.batch(SLOW_BATCH).map(augment, num_parallel_calls=tf.data.AUTOTUNE)
 
 
 def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
@@ -123,7 +123,7 @@ def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
     floor = _repeated(jpegs).map(decode, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
     decoded = _decoded(jpegs)
     rows = {
-        "JPEG decoding alone, all of each picture": (floor, MEASURED),
+        "JPEG decoding alone, all of each image": (floor, MEASURED),
         "decoding and random crop": (_pipeline(jpegs, flip=False), MEASURED),
         "  + flip": (_pipeline(jpegs), MEASURED),
         "  + RandAugment(2, 15)": (_pipeline(jpegs, **strong), MEASURED),
@@ -145,15 +145,15 @@ def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
 
 
 def measure(rounds: int) -> dict[str, list[tuple[float, float]]]:
-    """(Pictures a second, CPU milliseconds a picture) of each row, one pair a round."""
+    """(Images a second, CPU milliseconds an image) of each row, one pair a round."""
     found: dict[str, list[tuple[float, float]]] = {}
     rows = _rows()
     for _ in range(rounds):
-        for name, (dataset, pictures) in rows.items():
+        for name, (dataset, images) in rows.items():
             iterator = iter(dataset)
             next(iterator)  # tracing, and filling of buffers
             start, cpu, count = time.perf_counter(), time.process_time(), 0
-            while count < pictures:
+            while count < images:
                 count += int(next(iterator).shape[0])
             seconds, cpu = time.perf_counter() - start, time.process_time() - cpu
             found.setdefault(name, []).append((count / seconds, 1000 * cpu / count))

@@ -4,7 +4,7 @@
 
 Each is a process of its own, several times in turns (CoAtNet7, which takes its while, once); shown
 are medians and spread, in seconds.
-The first batch is one picture at 224 through `model.predict`, compiling included; the second is
+The first batch is one image at 224 through `model.predict`, compiling included; the second is
 what it costs from then on. Keras's import is what a program pays that imports Keras alone.
 """
 
@@ -43,10 +43,10 @@ if fuses:
     begin = time.perf_counter()
     model = keras_coatnet.fuse(model)
     found[f"{{name}}: fuse"] = time.perf_counter() - begin
-pictures = np.zeros((1, 224, 224, 3), "float32")
+images = np.zeros((1, 224, 224, 3), "float32")
 for run in ("first batch", "second batch")[:runs]:
     begin = time.perf_counter()
-    model.predict(pictures, verbose=0)
+    model.predict(images, verbose=0)
     found[f"{{name}}{{' fused' * fuses}}: {{run}}"] = time.perf_counter() - begin
 print(json.dumps(found))
 """

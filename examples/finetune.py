@@ -62,14 +62,14 @@ import keras_coatnet
 from keras_coatnet.training import (
     AdamW,
     Augmentation,
-    BrokenPictures,
+    UnreadableImages,
     WarmUpSchedule,
     evaluation_dataset,
     open_sources,
     training_dataset,
 )
 
-UNREADABLE = BrokenPictures(limit=10)  # images that are left out; more of them end the run
+UNREADABLE = UnreadableImages(limit=10)  # images that are left out; more of them end the run
 
 
 def main(args):
@@ -105,13 +105,13 @@ def main(args):
 def load_data(args):
     """Returns batches to train with and held-out ones, the classes, and the steps of an epoch."""
     train, held_out = open_sources(args.images)
-    options = {"size": args.image_size, "global_batch": args.batch_size, "broken": UNREADABLE}
+    options = {"size": args.image_size, "global_batch_size": args.batch_size, "broken": UNREADABLE}
     augmentation = Augmentation(area=(0.35, 1.0), randaugment_layers=2, randaugment_magnitude=9)
     batches = training_dataset(
         train, augmentation=augmentation, label_smoothing=0.1, seed=0, **options
     )
     held_out_batches = evaluation_dataset(
-        held_out, crop_ratio=0.95, interpolation="bicubic", **options
+        held_out, crop_pct=0.95, interpolation="bicubic", **options
     )
     return batches, held_out_batches, train.classes, train.count // args.batch_size
 

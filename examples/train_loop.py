@@ -58,14 +58,14 @@ import keras_coatnet
 from keras_coatnet.training import (
     AdamW,
     Augmentation,
-    BrokenPictures,
+    UnreadableImages,
     WarmUpSchedule,
     evaluation_dataset,
     open_sources,
     training_dataset,
 )
 
-UNREADABLE = BrokenPictures(limit=10)  # images that are left out; more of them end the run
+UNREADABLE = UnreadableImages(limit=10)  # images that are left out; more of them end the run
 
 
 def train(args, strategy):
@@ -76,7 +76,7 @@ def train(args, strategy):
     train_source, test_source = open_sources(args.data)
     steps_per_epoch = train_source.count // args.batch_size
     last_step = args.epochs * steps_per_epoch
-    common = {"size": args.image_size, "global_batch": args.batch_size, "broken": UNREADABLE}
+    common = {"size": args.image_size, "global_batch_size": args.batch_size, "broken": UNREADABLE}
 
     def train_batches(step):
         """All batches from a step on: shuffled, augmented, without an end."""
@@ -94,7 +94,7 @@ def train(args, strategy):
         )
 
     test_batches = strategy.experimental_distribute_dataset(
-        evaluation_dataset(test_source, crop_ratio=0.95, interpolation="bicubic", **common)
+        evaluation_dataset(test_source, crop_pct=0.95, interpolation="bicubic", **common)
     )
 
     def make_model():

@@ -14,9 +14,9 @@ from keras_coatnet.applications import (
     CoAtNetNano,
     preprocess_input,
 )
+from keras_coatnet.architectures import architectures
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import architectures
-from keras_coatnet.figures import count_flops, count_params
+from keras_coatnet.counting.operations import count_flops, count_params
 from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel

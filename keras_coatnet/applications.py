@@ -8,9 +8,9 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.construction import Arguments, Candidates, build, of_size
-from keras_coatnet.families import find_architecture
 from keras_coatnet.model import CoAtNetModel
 
 
@@ -32,12 +32,12 @@ def CoAtNet(
     Args:
         architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         include_top: whether the head and its classifier are included.
-        weights: None (random initialisation of the paper's network); `"imagenet"`,
+        weights: None (random initialization of the paper's network); `"imagenet"`,
             `"imagenet12k"` or `"imagenet12k_ft"` where the size has one; the name of one of
             `keras_coatnet.checkpoints()`; or the path of a `.weights.h5` or `.keras` file, of
             timm's `.safetensors` or of keras_cv_attention_models' `.h5`. Nobody has published
             weights of the paper's exact networks: a checkpoint brings its own architecture and
-            its own pixel normalisation, and so does a file saved from a model of this package.
+            its own pixel normalization, and so does a file saved from a model of this package.
         input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
         input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
             and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
@@ -46,8 +46,8 @@ def CoAtNet(
         classes: outputs of the classifier. Default: as many as the weights bring, else 1000.
         classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
             It is no part of a file of weights.
-        include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalises them
-            itself (to -1 .. 1 for the paper's networks); else it takes normalised ones. Default:
+        include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalizes them
+            itself (to -1 .. 1 for the paper's networks); else it takes normalized ones. Default:
             as the model whose weights are loaded, if it was one of this package, else True.
         name: name of the model; nothing else hangs on it.
         **overrides: fields of `CoAtNetConfig` to change, such as `stochastic_depth=0.2`, or
@@ -455,7 +455,7 @@ def CoAtNetNano(
 
 
 def preprocess_input(x: Any, data_format: str | None = None) -> Any:
-    """Returns its argument: the models normalise raw pixels themselves.
+    """Returns its argument: the models normalize raw pixels themselves.
 
     It is here so that a CoAtNet can stand where another of `keras.applications` stood.
 

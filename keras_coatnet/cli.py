@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import keras_coatnet
 from keras_coatnet import cli_training
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import registry
 
@@ -34,8 +34,8 @@ DEFAULT_MODEL = "coatnet_0_rw_224.sw_in1k"
 
 _LOG_SECONDS = 10  # between two lines of progress where the error stream is no terminal
 
-# What is taken for a picture inside a folder. A file that is named itself may have any suffix.
-PICTURE_SUFFIXES = tuple(
+# What is taken for an image inside a folder. A file that is named itself may have any suffix.
+IMAGE_SUFFIXES = tuple(
     ".avif .bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
 )
 
@@ -49,7 +49,7 @@ examples:
 
 `keras-coatnet COMMAND --help` explains a command and its options.
 
-exit status: 0 all fine; 1 some pictures were skipped; 2 a mistake in the call
+exit status: 0 all fine; 1 some images were skipped; 2 a mistake in the call
 """
 
 _PREDICT_EXAMPLES = """\
@@ -57,10 +57,10 @@ examples:
   The five likeliest of ImageNet's 1000 classes, by the default model:
     keras-coatnet predict cat.jpg
 
-  All pictures in a folder and below, by the most accurate checkpoint (384 pixels, 296 MB):
+  All images in a folder and below, by the most accurate checkpoint (384 pixels, 296 MB):
     keras-coatnet predict holiday/ --model coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k
 
-  A model of your own, with the names of your classes, one on each line of a file, and pictures
+  A model of your own, with the names of your classes, one on each line of a file, and images
   made square as keras.utils.image_dataset_from_directory does:
     keras-coatnet predict leaf.jpg --model leaves.keras --labels leaves.txt \\
         --crop-mode squash --crop-pct 1
@@ -76,20 +76,20 @@ examples:
 
 --json prints one document:
   {"model": NAME,
-   "pictures": [{"picture": PATH,
+   "images": [{"image": PATH,
                  "top": [{"class": NUMBER, "wordnet_id": ID, "name": NAME, "score": SHARE}, ...]},
                 ...],
-   "skipped": [{"picture": PATH, "error": WHY}, ...]}
+   "skipped": [{"image": PATH, "error": WHY}, ...]}
 wordnet_id is null where the classes are not ImageNet's.
 
 Hidden files and folders are passed over. Links to folders are followed, each folder once.
 
-Checkpoints are downloaded at their first use, into the Hugging Face hub's cache (HF_HOME). Pictures
+Checkpoints are downloaded at their first use, into the Hugging Face hub's cache (HF_HOME). Images
 are resized and cropped as in the measurement of the checkpoint's accuracy; for files of your own to
 the size of the model's input, of which --crop-pct 0.95 of the middle is kept. A camera's note of
 which way up it was held (EXIF) is ignored, as it was there.
 
-exit status: 0 all fine; 1 some pictures, or all, could not be read and were skipped; 2 a mistake in
+exit status: 0 all fine; 1 some images, or all, could not be read and were skipped; 2 a mistake in
 the call: no such file, folder, model or option
 """
 
@@ -99,7 +99,7 @@ examples:
   keras-coatnet models --architectures
   keras-coatnet models --json | jq '.[] | select(.top1 > 86) | .name'
 
-GMACs are billions of multiply-adds of convolutions and matrix products, for one picture of that
+GMACs are billions of multiply-adds of convolutions and matrix products, for one image of that
 size. top-1 and top-5 are percent on ImageNet-1k's validation set; checkpoints of 11,821 classes
 have none. Of architectures, parameters are counted with 1000 classes.
 """
@@ -112,13 +112,13 @@ def main(arguments: Sequence[str] | None = None) -> int:
         arguments: what follows the command's name; None: those of this process.
 
     Returns:
-        The exit status: 0 fine, 1 some pictures were skipped, 2 a user's mistake.
+        The exit status: 0 fine, 1 some images were skipped, 2 a user's mistake.
 
     Raises:
         SystemExit: after `--help` and `--version`, and for arguments that cannot be parsed.
 
     Example:
-        >>> main(["predict", "no_such_picture.jpg"])
+        >>> main(["predict", "no_such_image.jpg"])
         2
     """
     # The name of a file may hold what the terminal's encoding does not.
@@ -166,7 +166,7 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="keras-coatnet",
-        description="CoAtNet for Keras 3: classify pictures, train and evaluate networks.",
+        description="CoAtNet for Keras 3: classify images, train and evaluate networks.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
@@ -192,11 +192,9 @@ def _add_command(commands: Any, name: str, run: Any, help: str, epilog: str) -> 
 
 
 def _add_predict(commands: Any) -> None:
-    parser = _add_command(
-        commands, "predict", _predict, "say what is on pictures", _PREDICT_EXAMPLES
-    )
+    parser = _add_command(commands, "predict", _predict, "say what is on images", _PREDICT_EXAMPLES)
     add = parser.add_argument
-    add("pictures", nargs="+", metavar="PICTURE", help="a picture, or a folder of them")
+    add("images", nargs="+", metavar="IMAGE", help="an image, or a folder of them")
     add(
         "--model",
         "--weights",
@@ -222,14 +220,14 @@ def _add_predict(commands: Any) -> None:
         type=_count,
         default=5,
         metavar="N",
-        help="how many classes to name for a picture (default: %(default)s)",
+        help="how many classes to name for an image (default: %(default)s)",
     )
     add(
-        "--batch",
+        "--batch-size",
         type=_count,
         default=32,
         metavar="N",
-        help="pictures to compute at once (default: %(default)s)",
+        help="images to compute at once (default: %(default)s)",
     )
     add(
         "--crop-pct",
@@ -274,7 +272,7 @@ def _count(text: str) -> int:
 
 def _predict(args: argparse.Namespace) -> int:
     # What costs nothing is checked first: a model may have to be downloaded.
-    paths, unreadable = _find_pictures(args.pictures)
+    paths, unreadable = _find_images(args.images)
     labels = None if args.labels is None else _read_labels(args.labels)
     from keras_coatnet import inference
 
@@ -290,52 +288,52 @@ def _predict(args: argparse.Namespace) -> int:
     found, skipped = [], []
     for error in unreadable:
         text = f"{error.filename} cannot be read: {error.strerror}"
-        skipped.append({"picture": str(error.filename), "error": text})
+        skipped.append({"image": str(error.filename), "error": text})
         _say(f"skipped: {text}")
-    predictions = inference.predict_pictures(model, paths, settings, args.batch)
+    predictions = inference.predict_images(model, paths, settings, args.batch_size)
     for prediction in _with_progress(predictions, len(paths)):
         if prediction.error is not None:
-            skipped.append({"picture": str(prediction.path), "error": prediction.error})
+            skipped.append({"image": str(prediction.path), "error": prediction.error})
             continue
-        found.append({"picture": str(prediction.path), "top": _top(prediction, names, args.top)})
+        found.append({"image": str(prediction.path), "top": _top(prediction, names, args.top)})
         if not args.json:
             _print_above_bar(_as_text(found[-1]) + "\n")
     if args.json:
-        print(json.dumps({"model": args.model, "pictures": found, "skipped": skipped}, indent=2))
+        print(json.dumps({"model": args.model, "images": found, "skipped": skipped}, indent=2))
     if skipped:
-        _say(f"{len(skipped)} of {len(paths) + len(unreadable)} pictures skipped")
+        _say(f"{len(skipped)} of {len(paths) + len(unreadable)} images skipped")
     return SOME_SKIPPED if skipped else FINE
 
 
-def _find_pictures(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
-    """Files as they are named; of folders all pictures, also in the folders below.
+def _find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
+    """Files as they are named; of folders all images, also in the folders below.
 
     The errors are those of folders and links that cannot be read.
     """
     paths: list[pathlib.Path] = []
     unreadable: list[OSError] = []
     for argument in arguments:
-        check_local(argument, "picture")
+        check_local(argument, "image")
         path = pathlib.Path(argument)
         if not path.exists():
             raise ValueError(f"There is no file or folder {path}.")
         before = len(unreadable)
-        found = list(_pictures_below(path, unreadable)) if path.is_dir() else [path]
+        found = list(_images_below(path, unreadable)) if path.is_dir() else [path]
         if not found and len(unreadable) == before:
             raise ValueError(
-                f"There is no picture in the folder {path}: no file ends in "
-                f"{', '.join(PICTURE_SUFFIXES)}."
+                f"There is no image in the folder {path}: no file ends in "
+                f"{', '.join(IMAGE_SUFFIXES)}."
             )
         paths += found
     return paths, unreadable
 
 
-def _pictures_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    from keras_coatnet.training.folders import files_below
+def _images_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
+    from keras_coatnet.training.data.folders import files_below
 
-    # Hidden files are notes of file managers, some with a picture's suffix.
+    # Hidden files are notes of file managers, some with an image's suffix.
     for path in files_below(folder, unreadable.append):
-        if path.lower().endswith(PICTURE_SUFFIXES):
+        if path.lower().endswith(IMAGE_SUFFIXES):
             yield pathlib.Path(path)
 
 
@@ -402,7 +400,7 @@ def _as_text(found: dict[str, Any]) -> str:
         (f"{entry['score']:.2%}", *filter(None, [entry["wordnet_id"]]), entry["name"])
         for entry in found["top"]
     ]
-    return "\n".join([found["picture"], *_aligned(rows, right=(0,), indent="  ")])
+    return "\n".join([found["image"], *_aligned(rows, right=(0,), indent="  ")])
 
 
 def _with_progress(predictions: Iterator[Prediction], total: int) -> Iterator[Prediction]:
@@ -410,13 +408,13 @@ def _with_progress(predictions: Iterator[Prediction], total: int) -> Iterator[Pr
     from huggingface_hub.utils import tqdm  # the bar, and the switch, of the downloads
 
     told = time.monotonic()
-    bar = tqdm(predictions, total=total, unit="picture", disable=None)
+    bar = tqdm(predictions, total=total, unit="image", disable=None)
     for done, prediction in enumerate(bar, start=1):
         if prediction.error is not None:
             with bar.external_write_mode(file=sys.stderr):
                 _say(f"skipped: {prediction.error}")
         if not sys.stderr.isatty() and time.monotonic() - told > _LOG_SECONDS:
-            _say(f"{done} of {total} pictures done")
+            _say(f"{done} of {total} images done")
             told = time.monotonic()
         yield prediction
 
@@ -471,7 +469,7 @@ def _checkpoint_facts() -> list[dict[str, Any]]:
 def _checkpoint_rows(facts: list[dict[str, Any]]) -> list[tuple[str, ...]]:
     titles = ("checkpoint", "architecture", "params", "GMACs", "pixels", "classes")
     return [
-        (*titles, "top-1", "top-5", "file", "licence", "measured by"),
+        (*titles, "top-1", "top-5", "file", "license", "measured by"),
         *(
             (
                 entry["name"],
@@ -483,7 +481,7 @@ def _checkpoint_rows(facts: list[dict[str, Any]]) -> list[tuple[str, ...]]:
                 _or_dash(entry["top1"], "{:.2f}"),
                 _or_dash(entry["top5"], "{:.2f}"),
                 _or_dash(entry["size"] and entry["size"] / 1e6, "{:.0f} MB"),
-                entry["licence"],
+                entry["license"],
                 _or_dash(entry["measured_by"], "{}"),
             )
             for entry in facts

@@ -17,7 +17,7 @@ from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.weights import registry
 
 if TYPE_CHECKING:
-    from keras_coatnet.inference import PictureSettings
+    from keras_coatnet.inference import ImageSettings
 
 FINE, CANNOT_GO_ON = 0, 1
 
@@ -29,11 +29,11 @@ examples:
   What recipes there are, with the command, the hardware and the accuracy of each:
     keras-coatnet train --list
 
-  A checkpoint learns your own pictures, a sub-folder for each class:
+  A checkpoint learns your own images, a sub-folder for each class:
     keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data flowers/ \\
         --output runs/flowers
 
-  Parts with names of their own, or a part for validation that holds 500 of the pictures:
+  Parts with names of their own, or a part for validation that holds 500 of the images:
     keras-coatnet train transfer --data birds/ --train-split 2023 --validation-split 2024
     keras-coatnet train transfer --data flowers/ --held-out 500
 
@@ -41,38 +41,38 @@ examples:
     keras-coatnet train in1k_pretrain --model coatnet0 --data-dir DIR --output runs/c0
 
   The same with a smaller batch; both learning rates become an eighth:
-    keras-coatnet train in1k_pretrain --batch 512 --data-dir DIR --output runs/c0
+    keras-coatnet train in1k_pretrain --batch-size 512 --data-dir DIR --output runs/c0
 
   What that would do, without doing it:
-    keras-coatnet train in1k_pretrain --batch 512 --dry-run
+    keras-coatnet train in1k_pretrain --batch-size 512 --dry-run
 
 The same command goes on with a run that was interrupted. Every field of a recipe is an option;
 those that decide the result must stay the same then, the others may change. With another
---accumulate, BatchNorm takes its statistics from parts of another size.
+--gradient-accumulation-steps, BatchNorm takes its statistics from parts of another size.
 
 The run's folder gets recipe.json, data.json, classes.txt, history.csv, evaluations.csv,
 tensorboard/, curves.png, confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5
 and final.weights.h5.
 
---data is a folder of pictures, one sub-folder a class, with parts such as train/ and val/ or
+--data is a folder of images, one sub-folder a class, with parts such as train/ and val/ or
 without; a name that tensorflow-datasets knows; a folder that it prepared; or a folder of MNIST's
-IDX files. Of a folder without parts some pictures are held out.
+IDX files. Of a folder without parts some images are held out.
 
-Another --batch changes both learning rates in proportion, unless --learning-rate names one. Another
-number of --epochs does not; schedule and warm-up are shares of the run.
+Another --batch-size changes both learning rates in proportion, unless --learning-rate names one.
+Another number of --epochs does not; schedule and warm-up are shares of the run.
 
 Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. On
 several machines the run ends at the next step that is logged; during an evaluation, after that and
 one step more. One run at a time writes to a folder.
 
-exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many pictures are
+exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many images are
 unreadable, a device is out of memory, another machine is gone); 2 a mistake in the call, or a full
 disk; 130 stopped by Ctrl-C, 143 by SIGTERM, and saved
 """
 
 _EVALUATE_EXAMPLES = """\
 examples:
-  A public checkpoint on ImageNet's validation pictures, one folder for each WordNet id:
+  A public checkpoint on ImageNet's validation images, one folder for each WordNet id:
     keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet/val
 
   The same through tensorflow-datasets:
@@ -81,10 +81,10 @@ examples:
   MNIST and its like, as IDX files (t10k-images-idx3-ubyte.gz and so on) in a folder:
     keras-coatnet evaluate --weights digits.keras --data mnist/
 
-  What came of a run, on its own held-out pictures and with its own settings:
+  What came of a run, on its own held-out images and with its own settings:
     keras-coatnet evaluate --run runs/flowers
 
-Pictures are resized and cropped as in the measurement of the checkpoint's accuracy, or as in the
+Images are resized and cropped as in the measurement of the checkpoint's accuracy, or as in the
 run; for other files to the size of the model's input.
 
 exit status: 0 all fine; 2 a mistake in the call
@@ -165,17 +165,17 @@ def _add_evaluate(parser: argparse.ArgumentParser) -> None:
     what.add_argument("--weights", metavar="WEIGHTS", help="a checkpoint's name, or a file")
     what.add_argument("--run", metavar="DIR", dest="run_folder", help="the folder of `train`")
     add("--architecture", metavar="NAME", help="the network of a file that does not say it")
-    add("--data", metavar="DATA", help="a folder of pictures, or a tensorflow-datasets name")
+    add("--data", metavar="DATA", help="a folder of images, or a tensorflow-datasets name")
     add("--split", help="a sub-folder, or a split (default: the one for validation)")
     add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
-    add("--batch", type=int, default=64, metavar="N", help="pictures at once (default: 64)")
+    add("--batch-size", type=int, default=64, metavar="N", help="images at once (default: 64)")
     add("--positive", metavar="CLASS", help="of two classes, the one that precision is about")
     add(
-        "--broken-limit",
+        "--unreadable-limit",
         type=int,
         default=10,
         metavar="N",
-        help="pictures that may be unreadable (default: 10)",
+        help="images that may be unreadable (default: 10)",
     )
     add(
         "--crop-pct",
@@ -230,18 +230,19 @@ def _train(args: argparse.Namespace) -> int:
         return FINE
     output = args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}"
 
-    from keras_coatnet.training import devices, trainer
+    from keras_coatnet.training.engine import devices
+    from keras_coatnet.training.run import loop
 
     if args.strategy in ("auto", "mirrored") and (args.devices or 1) > 1:
         devices.divide_cpu(args.devices)
     try:
-        result = trainer.train(
+        result = loop.train(
             recipe, output, data_dir=args.data_dir, strategy=args.strategy, devices=args.devices
         )
-    except trainer.TrainingError as error:
+    except loop.TrainingError as error:
         print(f"keras-coatnet: error: {error}", file=sys.stderr)
         return CANNOT_GO_ON
-    except trainer.Stopped as stopped:
+    except loop.Stopped as stopped:
         print(f"keras-coatnet: {stopped}", file=sys.stderr)
         return stopped.exit_status
     print(result.summary())
@@ -280,20 +281,20 @@ def _evaluate(args: argparse.Namespace) -> int:
     check_local(args.data, "data")
     check_local(args.weights, "weights", names="hf://")
     from keras_coatnet.inference import check_classifier, open_model
-    from keras_coatnet.training import charts
-    from keras_coatnet.training.data_identity import check_classes
-    from keras_coatnet.training.evaluation import evaluate
-    from keras_coatnet.training.folders import imagenet_of
-    from keras_coatnet.training.scores import EvaluationCounter
-    from keras_coatnet.training.sources import open_source, open_sources
+    from keras_coatnet.training.data.datasets import open_source, open_sources
+    from keras_coatnet.training.data.fingerprint import check_classes
+    from keras_coatnet.training.data.folders import imagenet_of
+    from keras_coatnet.training.evaluation import plots
+    from keras_coatnet.training.evaluation.evaluate import evaluate
+    from keras_coatnet.training.evaluation.metrics import EvaluationCounter
 
     # What costs nothing is checked first: an evaluation, or a download, may take hours.
     if args.output:
-        charts.check_matplotlib()
+        plots.check_matplotlib()
         pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)
     if args.run_folder is None:
         if args.data is None:
-            raise ValueError("Which pictures? Give --data: a folder, or a data set's name.")
+            raise ValueError("Which images? Give --data: a folder, or a data set's name.")
         source = open_source(args.data, args.split, data_dir=args.data_dir)
         is_imagenet = imagenet_of(source.classes) is not None
         if not is_imagenet:
@@ -318,15 +319,15 @@ def _evaluate(args: argparse.Namespace) -> int:
         args.positive = args.positive or recipe.positive
         EvaluationCounter(source.classes, args.positive)
         model, _ = open_model(weights)
-        settings = recipe.picture_settings()
+        settings = recipe.image_settings()
     settings = _asked_for(settings, args)
     found = evaluate(
         model,
         source,
         settings,
-        batch=args.batch,
+        batch_size=args.batch_size,
         positive=args.positive,
-        broken_limit=args.broken_limit,
+        unreadable_limit=args.unreadable_limit,
     )
     if args.output:
         found.save(args.output)
@@ -347,7 +348,7 @@ def _run_of(folder: pathlib.Path) -> tuple[Recipe, pathlib.Path]:
     return Recipe.load(folder / "recipe.json"), folder / "final.weights.h5"
 
 
-def _asked_for(settings: PictureSettings, args: argparse.Namespace) -> PictureSettings:
+def _asked_for(settings: ImageSettings, args: argparse.Namespace) -> ImageSettings:
     asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
     given = {field: value for field, value in asked.items() if value is not None}
     return dataclasses.replace(settings, **given)

@@ -29,7 +29,7 @@ CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
         "squeeze_place": ("after_norm", "before_norm"),
         "transformer_pool": ("max2", "avg2", "max3"),
         "transformer_norm": ("layer", "batch"),
-        "attention_width": ("output", "input"),
+        "attention_from": ("output", "input"),
         "relative_position": ("table", "mlp"),
         "final_norm": ("after_pool", "before_pool", None),
         "conv_activation": ("gelu_tanh", "gelu", "silu", "relu"),
@@ -118,12 +118,12 @@ class CoAtNetConfig:
         batch_norm_epsilon: added to the variance in the norms of the stem and the convolutional
             blocks, which are BatchNorms, or LayerNorms with ConvNeXt blocks.
         batch_norm_momentum: of BatchNorm's moving statistics, everywhere.
-        head_size: channels of one attention head.
-        attention_width: channels of q, k and v together: the block's `"output"` or `"input"` width.
+        head_dim: channels of one attention head.
+        attention_from: channels of q, k and v together: the block's `"output"` or `"input"` width.
         attention_bias: whether q, k, v and the output projection have a bias.
         relative_position: the bias per head comes from a `"table"` (equation 3) or from an `"mlp"`
             over log-spaced offsets.
-        relative_position_width: hidden width of that MLP.
+        relative_position_hidden_dim: hidden width of that MLP.
         transformer_pool: pooling of a Transformer block of stride 2, in both branches.
         transformer_norm: `"layer"` or `"batch"`, in Transformer blocks and at the end.
         transformer_norm_epsilon: added to the variance in that norm.
@@ -176,11 +176,11 @@ class CoAtNetConfig:
     batch_norm_epsilon: float = 1e-3
     batch_norm_momentum: float = 0.99
 
-    head_size: int = 32
-    attention_width: str = "output"
+    head_dim: int = 32
+    attention_from: str = "output"
     attention_bias: bool = True
     relative_position: str = "table"
-    relative_position_width: int = 512
+    relative_position_hidden_dim: int = 512
     transformer_pool: str = "max2"
     transformer_norm: str = "layer"
     transformer_norm_epsilon: float = 1e-5
@@ -226,7 +226,7 @@ class CoAtNetConfig:
         for field in dataclasses.fields(self):
             if field.type == "bool":
                 boolean(field.name, getattr(self, field.name))
-        positive_ints = ("expansion", "ffn_expansion", "head_size", "relative_position_width")
+        positive_ints = ("expansion", "ffn_expansion", "head_dim", "relative_position_hidden_dim")
         for field in positive_ints:
             whole_number(field, getattr(self, field), most=MOST_CHANNELS)
         if len(self.stem_width) != 2:
@@ -304,11 +304,11 @@ class CoAtNetConfig:
         for block in self.blocks():
             if block.kind != "T":
                 continue
-            width = block.width if self.attention_width == "output" else block.width_in
-            if width % self.head_size:
+            width = block.width if self.attention_from == "output" else block.width_in
+            if width % self.head_dim:
                 raise ValueError(
                     f"The attention of {block.name} is {width} channels wide, which "
-                    f"head_size={self.head_size} does not divide. Change `widths` or `head_size`."
+                    f"head_dim={self.head_dim} does not divide. Change `widths` or `head_dim`."
                 )
 
     def _check_parameters(self) -> None:
@@ -316,10 +316,10 @@ class CoAtNetConfig:
         total = 9 * self.stem_width[0] * self.stem_width[1]
         for block in self.blocks():
             if block.kind == "C":
-                expanded, squeezed = self.expanded_width(block), self.squeezed_width(block)
+                expanded, squeezed = self.expanded_filters(block), self.squeezed_filters(block)
                 total += expanded * (block.width_in + 9 + block.width + 2 * squeezed)
             else:
-                attention = block.width if self.attention_width == "output" else block.width_in
+                attention = block.width if self.attention_from == "output" else block.width_in
                 total += attention * (3 * block.width_in + block.width)
                 total += 2 * self.ffn_expansion * block.width**2
         if total > MOST_PARAMETERS:
@@ -396,16 +396,16 @@ class CoAtNetConfig:
         """The norm of the stem and the convolutional blocks: `"batch"` or `"layer"`."""
         return "batch" if self.conv_block == "mbconv" else "layer"
 
-    def expanded_width(self, block: Block) -> int:
+    def expanded_filters(self, block: Block) -> int:
         """Channels between the two pointwise layers of a convolutional block."""
         return self.expansion * (block.width if self.expansion_from == "output" else block.width_in)
 
-    def squeezed_width(self, block: Block) -> int:
+    def squeezed_filters(self, block: Block) -> int:
         """Channels between the two layers of an MBConv block's squeeze-and-excitation."""
         base = {
             "output": block.width,
             "input": block.width_in,
-            "expanded": self.expanded_width(block),
+            "expanded": self.expanded_filters(block),
         }[self.squeeze_from]
         return max(1, int(self.squeeze_ratio * base))
 

@@ -10,9 +10,9 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.architectures import ARCHITECTURES, size_of
 from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES, size_of
 from keras_coatnet.model import CoAtNetModel, build_model
 from keras_coatnet.weights.registry import WORDS
 from keras_coatnet.weights.source import Source, find_source
@@ -139,9 +139,9 @@ def _make_inputs(
         inputs, source_inputs = keras.Input(arguments.input_shape or (*sides, channels or 3)), None
     if channels not in (None, inputs.shape[-1]):
         raise ValueError(
-            f"The weights {source.name} are made for pictures of {channels} channels. "
+            f"The weights {source.name} are made for images of {channels} channels. "
             f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
-            "pictures."
+            "images."
         )
     return inputs, source_inputs
 

@@ -36,7 +36,7 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     kernels are kept in half precision, instead of being cast at each call.
 
     The result has copies of the weights: training the model further does not change it. It saves,
-    exports and quantises like any Keras model. It takes the input size that `model` was built for;
+    exports and quantizes like any Keras model. It takes the input size that `model` was built for;
     expanded biases grow with its fourth power: 10 MB for CoAtNet0 at 224, 4.2 GB at 1024.
 
     Args:
@@ -52,15 +52,15 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
 
     Raises:
         ValueError: the model is none of this package's, its input size is unknown, it is
-            quantised or fused already, or it has layers of its own; or `jit_compile` is no bool.
+            quantized or fused already, or it has layers of its own; or `jit_compile` is no bool.
 
     Example:
         >>> import numpy as np
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
-        >>> pictures = np.full((1, 64, 64, 3), 99.0, "float32")
-        >>> bool(np.allclose(fuse(model)(pictures), model(pictures), atol=1e-5))
+        >>> images = np.full((1, 64, 64, 3), 99.0, "float32")
+        >>> bool(np.allclose(fuse(model)(images), model(images), atol=1e-5))
         True
     """
     _check(model)
@@ -144,7 +144,7 @@ def _check(model: Any) -> None:
             "CoAtNet alone, and put them around the result."
         )
     if any(layer.quantization_mode for layer in model._flatten_layers()):
-        raise ValueError("A quantised model cannot be fused. Fuse first, then quantise.")
+        raise ValueError("A quantized model cannot be fused. Fuse first, then quantize.")
 
 
 # --- Values ------------------------------------------------------------------------------------
@@ -351,7 +351,7 @@ def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
 def _squeeze_excite(block: MBConv, x: Any) -> Any:
     found = block.squeeze_excite
     name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block)
-    new = FusedSqueezeExcite(found.squeezed_width, found.activation, name=name, dtype=dtype)
+    new = FusedSqueezeExcite(found.squeezed_filters, found.activation, name=name, dtype=dtype)
     return _filled(new, x, *_dense(found.squeeze), *_dense(found.excite))
 
 
@@ -370,13 +370,13 @@ def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
     if block.shortcut is not None:
         x = _pointwise(x, _dense(block.shortcut), block, f"{name}_shortcut")
 
-    scaling = np.full(attention.attention_width, attention.head_size**-0.5)
+    scaling = np.full(attention.attention_dim, attention.head_dim**-0.5)
     products = [_after(affine, _dense(part)) for part in (attention.query, attention.key)]
     products[0] = _before(products[0], (scaling, 0.0))
     products.append(_after(affine, _dense(attention.value)))
     kernels, biases = zip(*products, strict=True)
     new = FusedAttention(
-        block.width, attention.heads, attention.head_size, dtype=dtype, name=f"{name}_attention"
+        block.width, attention.heads, attention.head_dim, dtype=dtype, name=f"{name}_attention"
     )
     height, width = branch.shape[1:3]
     projection = _scaled(block, "attention", _dense(attention.projection))

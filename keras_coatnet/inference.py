@@ -1,10 +1,10 @@
-"""Pictures in, predictions out, on a finished model.
+"""Images in, predictions out, on a finished model.
 
-A picture is made ready as timm does for its evaluations, so that a public checkpoint meets the
+An image is made ready as timm does for its evaluations, so that a public checkpoint meets the
 pixels that its published accuracy was measured on. Pillow does the resizing, as it does there: the
 pixels are equal, which no resize of a deep-learning library is (TensorFlow's antialiased bicubic
 one differs by 0.3 of 255 on average), and every common file format is read. As in timm, the
-orientation that a camera wrote into a picture's EXIF tags is ignored.
+orientation that a camera wrote into an image's EXIF tags is ignored.
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
+from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import architectures, find_architecture
-from keras_coatnet.model_graph import gives_logits, normalisation_before
+from keras_coatnet.model_graph import gives_logits, normalization_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
 from keras_coatnet.weights.source import find_file, find_source
 
@@ -44,14 +44,14 @@ _READERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class PictureSettings:
-    """How pictures are made ready for a model.
+class ImageSettings:
+    """How images are made ready for a model.
 
     Args:
         size: height and width that the model takes, in pixels; one number for a square.
-        interpolation: how pictures are resized: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...; always
+        interpolation: how images are resized: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...; always
             antialiased.
-        crop_pct: share of the resized picture's side that is kept, above 0 and at most 1. The
+        crop_pct: share of the resized image's side that is kept, above 0 and at most 1. The
             default is that of most public checkpoints.
         crop_mode: `"center"`: the shorter side is resized to size / crop_pct and the middle cut
             out; `"squash"`: both sides are resized to it, which changes the proportions.
@@ -60,7 +60,7 @@ class PictureSettings:
         ValueError: an argument has no such value.
 
     Example:
-        >>> PictureSettings(224).size
+        >>> ImageSettings(224).size
         (224, 224)
     """
 
@@ -91,11 +91,11 @@ class PictureSettings:
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of one picture.
+    """What a model says of one image.
 
     Attributes:
-        path: the picture's file.
-        scores: (classes,), a score for each class; None if the picture cannot be read.
+        path: the image's file.
+        scores: (classes,), a score for each class; None if the image cannot be read.
         error: why it cannot be read; None if it can.
     """
 
@@ -104,19 +104,19 @@ class Prediction:
     error: str | None = None
 
 
-# --- Pictures --------------------------------------------------------------------------------
+# --- Images --------------------------------------------------------------------------------
 
 
-def load_picture(
+def load_image(
     path: str | os.PathLike,
     size: int | tuple[int, int],
     interpolation: str = "bicubic",
     crop_pct: float = 0.95,
     crop_mode: str = "center",
 ) -> np.ndarray:
-    """Reads a picture and makes it ready for a model, as timm's evaluation transform does.
+    """Reads an image and makes it ready for a model, as timm's evaluation transform does.
 
-    Grey, palette and CMYK pictures become RGB. Transparent parts become white, and 16-bit values
+    Gray, palette and CMYK images become RGB. Transparent parts become white, and 16-bit values
     are scaled to 8 bits, where timm would show what lies beneath and cut values off at 255. Of an
     animation the first frame is taken.
 
@@ -124,45 +124,45 @@ def load_picture(
         path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP;
             its name may be any.
         size: height and width to return, in pixels; one number for a square.
-        interpolation: how to resize, see `PictureSettings`.
-        crop_pct: share of the resized picture's side to keep.
+        interpolation: how to resize, see `ImageSettings`.
+        crop_pct: share of the resized image's side to keep.
         crop_mode: `"center"` or `"squash"`.
 
     Returns:
         (height, width, 3), uint8: raw pixels, 0 to 255.
 
     Raises:
-        ValueError: the file is missing, damaged or no picture (the message names it), or an
+        ValueError: the file is missing, damaged or no image (the message names it), or an
             argument makes no sense.
 
     Example:
         >>> from skimage import data
-        >>> load_picture(os.path.join(data.data_dir, "coffee.png"), 224).shape
+        >>> load_image(os.path.join(data.data_dir, "coffee.png"), 224).shape
         (224, 224, 3)
     """
-    settings = PictureSettings(size, interpolation, crop_pct, crop_mode)
+    settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
     path = pathlib.Path(path)
     if not path.is_file():
         raise ValueError(f"There is no file {path}.")
     try:
-        picture = read_rgb(path)
+        image = read_rgb(path)
     except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"{path} is no picture, or damaged: {error}") from error
+        raise ValueError(f"{path} is no image, or damaged: {error}") from error
     try:
-        return resize_and_crop(picture, settings)
+        return resize_and_crop(image, settings)
     except ValueError as error:
         raise ValueError(f"{path} cannot be used: {error}") from error
 
 
 def read_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Reads a picture as one of three channels of 8 bits, as `load_picture` says.
+    """Reads an image as one of three channels of 8 bits, as `load_image` says.
 
     Args:
         file: a path, or a file that is open: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or
             WebP.
 
     Returns:
-        A picture of mode RGB.
+        An image of mode RGB.
 
     Raises:
         ValueError: it has more than 178,956,970 pixels, or floating-point ones.
@@ -173,14 +173,14 @@ def read_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
         >>> read_rgb(os.path.join(data.data_dir, "coffee.png")).size
         (600, 400)
     """
-    with Image.open(file, formats=_formats()) as picture:
+    with Image.open(file, formats=_formats()) as image:
         # The header alone is read yet.
-        if picture.width * picture.height > MOST_PIXELS:
+        if image.width * image.height > MOST_PIXELS:
             raise ValueError(
-                f"it has {picture.width} x {picture.height} pixels; at most {MOST_PIXELS:,} in "
+                f"it has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in "
                 "all are read. Make it smaller."
             )
-        return as_rgb(picture)
+        return as_rgb(image)
 
 
 @functools.cache
@@ -190,71 +190,71 @@ def _formats() -> tuple[str, ...]:
     return tuple(name for name in _FORMATS if name in Image.OPEN)
 
 
-def resize_and_crop(picture: Image.Image, settings: PictureSettings) -> np.ndarray:
-    """Resizes a picture and cuts it to size, as timm's evaluation transform does.
+def resize_and_crop(image: Image.Image, settings: ImageSettings) -> np.ndarray:
+    """Resizes an image and cuts it to size, as timm's evaluation transform does.
 
     Args:
-        picture: of mode RGB.
+        image: of mode RGB.
         settings: size, interpolation and crop.
 
     Returns:
         (height, width, 3), uint8.
 
     Raises:
-        ValueError: the picture is so narrow that it would become huge before it is cut.
+        ValueError: the image is so narrow that it would become huge before it is cut.
 
     Example:
-        >>> resize_and_crop(Image.new("RGB", (500, 375)), PictureSettings(224)).shape
+        >>> resize_and_crop(Image.new("RGB", (500, 375)), ImageSettings(224)).shape
         (224, 224, 3)
     """
-    width, height = resized_size(*picture.size, settings)
+    width, height = resized_size(*image.size, settings)
     if width * height > MOST_PIXELS // 2:  # one pixel high and thousands wide, say
         raise ValueError(
-            f"it is too narrow for crop_mode='center': {picture.width} x {picture.height} pixels "
+            f"it is too narrow for crop_mode='center': {image.width} x {image.height} pixels "
             f"would become {width} x {height}. Use crop_mode='squash', or cut it."
         )
-    resized = picture.resize((width, height), Image.Resampling[settings.interpolation.upper()])
+    resized = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
     top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
     return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
 
 
-def as_rgb(picture: Image.Image) -> Image.Image:
-    """Any picture as one of three channels of 8 bits, as `load_picture` says.
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Any image as one of three channels of 8 bits, as `load_image` says.
 
     Args:
-        picture: of any of Pillow's modes.
+        image: of any of Pillow's modes.
 
     Returns:
-        A picture of mode RGB.
+        An image of mode RGB.
 
     Raises:
         ValueError: its pixels are floating-point numbers.
     """
-    if picture.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-        values = np.asarray(picture).clip(0, 65535)
-        picture = Image.fromarray((values / 257).round().astype("uint8"))
-    elif picture.mode == "F":
+    if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
+        values = np.asarray(image).clip(0, 65535)
+        image = Image.fromarray((values / 257).round().astype("uint8"))
+    elif image.mode == "F":
         raise ValueError("it holds floating-point pixels, of unknown range. Save it with 8 bits.")
-    elif picture.has_transparency_data:
-        picture = picture.convert("RGBA")
-        white = Image.new("RGBA", picture.size, "white")
-        picture = Image.alpha_composite(white, picture)
-    return picture.convert("RGB")
+    elif image.has_transparency_data:
+        image = image.convert("RGBA")
+        white = Image.new("RGBA", image.size, "white")
+        image = Image.alpha_composite(white, image)
+    return image.convert("RGB")
 
 
-def resized_size(width: int, height: int, settings: PictureSettings) -> tuple[int, int]:
+def resized_size(width: int, height: int, settings: ImageSettings) -> tuple[int, int]:
     """Width and height to resize to before the crop, rounded as torchvision and timm round.
 
     Args:
-        width: of the picture, in pixels.
-        height: of the picture, in pixels.
+        width: of the image, in pixels.
+        height: of the image, in pixels.
         settings: how it is made ready.
 
     Returns:
         (width, height), in pixels.
 
     Example:
-        >>> resized_size(500, 375, PictureSettings(224, crop_pct=0.875))
+        >>> resized_size(500, 375, ImageSettings(224, crop_pct=0.875))
         (341, 256)
     """
     target_height, target_width = (math.floor(side / settings.crop_pct) for side in settings.size)
@@ -272,8 +272,8 @@ def resized_size(width: int, height: int, settings: PictureSettings) -> tuple[in
 
 def open_model(
     weights: str | os.PathLike, architecture: str | CoAtNetConfig | None = None
-) -> tuple[keras.Model, PictureSettings]:
-    """Opens a classifier by name or from a file, and says how its pictures are made ready.
+) -> tuple[keras.Model, ImageSettings]:
+    """Opens a classifier by name or from a file, and says how its images are made ready.
 
     Args:
         weights: the name of one of `keras_coatnet.checkpoints()`, which is fetched first if need
@@ -284,9 +284,9 @@ def open_model(
             it: weights saved from a model of this package know theirs.
 
     Returns:
-        The model, and the `PictureSettings` that its accuracy was measured with; of a file, its
+        The model, and the `ImageSettings` that its accuracy was measured with; of a file, its
         input's size and the defaults. It takes raw pixels, unless it was saved from a CoAtNet with
-        include_preprocessing=False; `class_scores` and `predict_pictures` know.
+        include_preprocessing=False; `class_scores` and `predict_images` know.
 
     Raises:
         ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
@@ -318,7 +318,7 @@ def _load_whole_model(path: pathlib.Path) -> keras.Model:
 
 def _open_checkpoint(
     name: str, architecture: str | CoAtNetConfig | None
-) -> tuple[keras.Model, PictureSettings]:
+) -> tuple[keras.Model, ImageSettings]:
     found = registry.find(name, None)
     if architecture not in (None, found.architecture):
         raise ValueError(
@@ -326,7 +326,7 @@ def _open_checkpoint(
             f"Received: architecture={architecture!r}. Leave it out."
         )
     model = CoAtNet(found.architecture, weights=found.name)
-    return model, PictureSettings(
+    return model, ImageSettings(
         found.input_size, found.interpolation, found.crop_pct, found.crop_mode
     )
 
@@ -346,14 +346,14 @@ def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
     return identity.architecture
 
 
-def default_settings(model: keras.Model) -> PictureSettings:
-    """How pictures are made ready for a model of which nothing else is known.
+def default_settings(model: keras.Model) -> ImageSettings:
+    """How images are made ready for a model of which nothing else is known.
 
     Args:
         model: a model that takes (batch, height, width, 3).
 
     Returns:
-        `PictureSettings` of the model's size, or of the size that a CoAtNet of unknown height and
+        `ImageSettings` of the model's size, or of the size that a CoAtNet of unknown height and
         width is for, with `crop_pct=0.95` of the middle.
 
     Raises:
@@ -366,61 +366,61 @@ def default_settings(model: keras.Model) -> PictureSettings:
     shape = getattr(model, "input_shape", None)  # a subclassed model has none
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
         raise ValueError(
-            "The model must take one batch of RGB pictures, (batch, height, width, 3). It takes: "
+            "The model must take one batch of RGB images, (batch, height, width, 3). It takes: "
             f"{shape}"
         )
     config = getattr(model, "architecture", None)
     sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
     known = zip(shape[1:3], sides, strict=True)
-    return PictureSettings(tuple(side or default for side, default in known))
+    return ImageSettings(tuple(side or default for side, default in known))
 
 
 # --- Predictions -----------------------------------------------------------------------------
 
 
-def predict_pictures(
+def predict_images(
     model: keras.Model,
     paths: Sequence[str | os.PathLike],
-    settings: PictureSettings | None = None,
-    batch: int = 32,
+    settings: ImageSettings | None = None,
+    batch_size: int = 32,
 ) -> Iterator[Prediction]:
-    """Classifies pictures, a batch at a time; the next is read while one is computed.
+    """Classifies images, a batch at a time; the next is read while one is computed.
 
     Args:
         model: a classifier: (batch, height, width, 3) to (batch, classes). Where its last layer
             gives logits, the scores are their softmax. It takes raw pixels, or has a
             CoAtNet inside that knows what it takes, as for `class_scores`.
-        paths: the pictures' files.
+        paths: the images' files.
         settings: how they are made ready; None: `default_settings(model)`.
-        batch: pictures that the model sees at once, at least 1.
+        batch_size: images that the model sees at once, at least 1.
 
     Yields:
         A `Prediction` for each path, in their order, also for those that cannot be read.
 
     Raises:
-        ValueError: the model is no classifier of pictures, or `batch` is below 1.
+        ValueError: the model is no classifier of images, or `batch_size` is below 1.
 
     Example:
         >>> from skimage import data
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
-        >>> (found,) = predict_pictures(model, [os.path.join(data.data_dir, "coffee.png")])
+        >>> (found,) = predict_images(model, [os.path.join(data.data_dir, "coffee.png")])
         >>> found.scores.shape
         (10,)
     """
     settings = settings or default_settings(model)
     check_classifier(model)
-    if batch < 1:
-        raise ValueError(f"`batch` must be at least 1. Received: batch={batch!r}")
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
     options = dataclasses.asdict(settings)
 
     def read(path: str | os.PathLike) -> np.ndarray | str:
         try:
-            return load_picture(path, **options)
+            return load_image(path, **options)
         except ValueError as error:
             return str(error)
 
-    groups = [paths[start : start + batch] for start in range(0, len(paths), batch)]
+    groups = [paths[start : start + batch_size] for start in range(0, len(paths), batch_size)]
     with concurrent.futures.ThreadPoolExecutor(_READERS) as pool:
         ahead = [pool.map(read, group) for group in groups[:1]]
         for number, group in enumerate(groups):
@@ -440,7 +440,7 @@ def check_classifier(model: keras.Model) -> int:
 
     Raises:
         ValueError: its output is not (batch, classes), or a CoAtNet without preprocessing stands
-            in it behind layers that may or may not normalise.
+            in it behind layers that may or may not normalize.
 
     Example:
         >>> check_classifier(CoAtNet("coatnet0"))
@@ -452,30 +452,30 @@ def check_classifier(model: keras.Model) -> int:
             "The model must be a classifier, with an output of shape (batch, classes). Its output "
             f"is {shape}: it was probably built with include_top=False."
         )
-    normalisation_before(model)
+    normalization_before(model)
     return shape[-1]
 
 
 def _predict_group(
     model: keras.Model, paths: Sequence[str | os.PathLike], read_ones: list[np.ndarray | str]
 ) -> Iterator[Prediction]:
-    pictures = [picture for picture in read_ones if not isinstance(picture, str)]
-    scores = iter(class_scores(model, np.stack(pictures)) if pictures else ())
-    for path, picture in zip(map(pathlib.Path, paths), read_ones, strict=True):
-        if isinstance(picture, str):
-            yield Prediction(path, error=picture)
+    images = [image for image in read_ones if not isinstance(image, str)]
+    scores = iter(class_scores(model, np.stack(images)) if images else ())
+    for path, image in zip(map(pathlib.Path, paths), read_ones, strict=True):
+        if isinstance(image, str):
+            yield Prediction(path, error=image)
         else:
             yield Prediction(path, next(scores))
 
 
-def class_scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
-    """What a classifier says of pictures.
+def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What a classifier says of images.
 
     Args:
         model: a classifier: a CoAtNet, also fused, or a model with one inside. Where that was built
-            without preprocessing, the pixels are normalised for it, unless a layer before it does
+            without preprocessing, the pixels are normalized for it, unless a layer before it does
             so. Any other model takes raw pixels.
-        pictures: (batch, height, width, 3), raw pixels, 0 to 255.
+        images: (batch, height, width, 3), raw pixels, 0 to 255.
 
     Returns:
         (batch, classes), float32: the model's output, or the softmax of its logits, wherever in the
@@ -490,8 +490,8 @@ def class_scores(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
         >>> class_scores(model, np.zeros((1, 64, 64, 3), "uint8")).shape
         (1, 10)
     """
-    pixels = pictures.astype("float32")
-    config = normalisation_before(model)
+    pixels = images.astype("float32")
+    config = normalization_before(model)
     if config is not None:
         mean, std = np.float32(config.pixel_mean), np.float32(config.pixel_std)
         if len(mean) != pixels.shape[-1]:

@@ -41,7 +41,7 @@ class Identity:
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
-        channels: channels of the pictures that it takes.
+        channels: channels of the images that it takes.
         fused: whether `fuse` made it, so that its weights are others.
     """
 
@@ -126,7 +126,7 @@ class CoAtNetModel(keras.Model):
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
-        channels: channels of the pictures that it takes.
+        channels: channels of the images that it takes.
         fused: whether `fuse` made it.
 
     Example:
@@ -332,7 +332,7 @@ def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int
     if block.kind == "C" and config.conv_block == "convnext":
         return ConvNeXtBlock(
             block.width,
-            expanded_width=config.expanded_width(block),
+            expanded_filters=config.expanded_filters(block),
             strides=block.stride,
             stride_on=config.stride_on,
             pool=config.conv_pool,
@@ -348,8 +348,8 @@ def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int
     if block.kind == "C":
         return MBConv(
             block.width,
-            expanded_width=config.expanded_width(block),
-            squeezed_width=config.squeezed_width(block),
+            expanded_filters=config.expanded_filters(block),
+            squeezed_filters=config.squeezed_filters(block),
             strides=block.stride,
             stride_on=config.stride_on,
             pool=config.conv_pool,
@@ -368,11 +368,11 @@ def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int
     return TransformerBlock(
         block.width,
         strides=block.stride,
-        head_size=config.head_size,
-        attention_width=block.width_in if config.attention_width == "input" else block.width,
+        head_dim=config.head_dim,
+        attention_dim=block.width_in if config.attention_from == "input" else block.width,
         attention_bias=config.attention_bias,
         relative_position=config.relative_position,
-        relative_position_width=config.relative_position_width,
+        relative_position_hidden_dim=config.relative_position_hidden_dim,
         table_size=table_size,
         pool=config.transformer_pool,
         norm=config.transformer_norm,

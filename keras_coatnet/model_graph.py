@@ -43,31 +43,31 @@ _KEEPS_KIND = (
     "GlobalMaxPooling2D",
 )
 
-# Normalised pixels are of this size at most: those of every public checkpoint are below 3.
-_LARGEST_NORMALISED = 10.0
+# Normalized pixels are of this size at most: those of every public checkpoint are below 3.
+_LARGEST_NORMALIZED = 10.0
 
 
-def normalisation_before(model: keras.Model) -> CoAtNetConfig | None:
-    """Says how raw pixels are to be normalised before a model gets them.
+def normalization_before(model: keras.Model) -> CoAtNetConfig | None:
+    """Says how raw pixels are to be normalized before a model gets them.
 
     Args:
         model: a model of one input, with any number of CoAtNets inside, at any depth.
 
     Returns:
         None if the model takes raw pixels: it has no CoAtNet inside, or one with preprocessing, or
-        layers that normalise before it. Else the configuration whose `pixel_mean` and `pixel_std`
+        layers that normalize before it. Else the configuration whose `pixel_mean` and `pixel_std`
         the pixels need.
 
     Raises:
         ValueError: a CoAtNet without preprocessing stands behind layers of which nobody knows
-            whether they normalise, or several CoAtNets need different pixels.
+            whether they normalize, or several CoAtNets need different pixels.
 
     Example:
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
         >>> coatnet = CoAtNet(config, input_shape=(64, 64, 3), include_preprocessing=False)
         >>> model = keras.Sequential([keras.layers.RandomFlip(), coatnet])
-        >>> normalisation_before(model).pixel_mean
+        >>> normalization_before(model).pixel_mean
         (0.5, 0.5, 0.5)
     """
     needed = [_needed(identity, ahead) for identity, ahead in _networks(model)]
@@ -154,7 +154,7 @@ def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]
 
 
 def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None:
-    if (identity is not None and identity.include_preprocessing) or any(map(_normalises, ahead)):
+    if (identity is not None and identity.include_preprocessing) or any(map(_normalizes, ahead)):
         return None
     if identity is None:
         raise ValueError(
@@ -164,9 +164,9 @@ def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None
     unknown = [each.name for each in ahead if not _keeps_range(each)]
     if unknown:
         raise ValueError(
-            "The CoAtNet inside the model takes normalised pixels, and nobody can know whether the "
-            f"layers before it normalise them: {', '.join(map(repr, unknown))}. Build it with "
-            "include_preprocessing=True, or normalise with keras.layers.Rescaling or Normalization "
+            "The CoAtNet inside the model takes normalized pixels, and nobody can know whether the "
+            f"layers before it normalize them: {', '.join(map(repr, unknown))}. Build it with "
+            "include_preprocessing=True, or normalize with keras.layers.Rescaling or Normalization "
             "in the model."
         )
     return identity.architecture
@@ -179,11 +179,11 @@ def _keeps_range(operation: Any) -> bool:
     )
 
 
-def _normalises(operation: Any) -> bool:
+def _normalizes(operation: Any) -> bool:
     """Whether a layer makes raw pixels small, as networks take them."""
     if isinstance(operation, keras.layers.Rescaling):
         white = 255.0 * np.asarray(operation.scale) + np.asarray(operation.offset)
-        return bool(np.abs(white).max() <= _LARGEST_NORMALISED)
+        return bool(np.abs(white).max() <= _LARGEST_NORMALIZED)
     return isinstance(operation, keras.layers.Normalization)
 
 

@@ -19,7 +19,7 @@ import keras_coatnet
 gc.freeze()
 
 TINY = keras_coatnet.CoAtNetConfig(
-    widths=(16, 24, 32, 64), depths=(1, 2, 2, 1), stem_width=8, head_size=8
+    widths=(16, 24, 32, 64), depths=(1, 2, 2, 1), stem_width=8, head_dim=8
 )
 
 
@@ -30,8 +30,8 @@ def tiny() -> keras_coatnet.CoAtNetConfig:
 
 
 @pytest.fixture
-def pictures() -> np.ndarray:
-    """Two raw pictures of 64 x 64 pixels."""
+def images() -> np.ndarray:
+    """Two raw images of 64 x 64 pixels."""
     return np.random.default_rng(0).uniform(0, 255, (2, 64, 64, 3)).astype("float32")
 
 

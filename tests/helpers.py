@@ -63,7 +63,7 @@ def path_within(layer: keras.layers.Layer, variable: Any) -> str:
     return variable.path.removeprefix(f"{layer.name}/")
 
 
-def randomise(layer: keras.layers.Layer, seed: int = 0) -> dict[str, Array]:
+def randomize(layer: keras.layers.Layer, seed: int = 0) -> dict[str, Array]:
     """Gives every variable random values, and returns them in float64, by path.
 
     Kernels keep the size of what passes through them. Scales (gamma, LayerScale) have both signs:
@@ -134,7 +134,7 @@ def with_unknown_size(layer: keras.layers.Layer) -> Callable[[Array], Any]:
 
 
 def cotangent_of(shape: Sequence[int]) -> Array:
-    """The weights of the loss: random, since a plain sum of normalised values is constant."""
+    """The weights of the loss: random, since a plain sum of normalized values is constant."""
     return np.random.default_rng(99).normal(size=tuple(shape))
 
 
@@ -273,10 +273,10 @@ def assert_gradients_reach(
     return by_path
 
 
-def assert_same_after_serialisation(
+def assert_same_after_serialization(
     layer: keras.layers.Layer, *inputs: Any, **kwargs: Any
 ) -> keras.layers.Layer:
-    """Asserts that a layer made from the serialised one computes the same; returns it."""
+    """Asserts that a layer made from the serialized one computes the same; returns it."""
     expected = layer(*inputs, **kwargs)
     config = keras.saving.serialize_keras_object(layer)
     restored = keras.saving.deserialize_keras_object(config)
@@ -333,7 +333,7 @@ def assert_initial_values(layer: keras.layers.Layer) -> None:
         else:
             expected = {"gamma": 1.0, "moving_variance": 1.0}.get(kind, 0.0)
             np.testing.assert_array_equal(values, np.full(values.shape, expected), kind)
-    # No two start alike, as they would if they shared an initialiser with a seed.
+    # No two start alike, as they would if they shared an initializer with a seed.
     for one, other in itertools.combinations(drawn, 2):
         count = min(len(one), len(other))
         assert not np.array_equal(one[:count], other[:count])

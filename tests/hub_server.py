@@ -172,14 +172,14 @@ class _Handler(http.server.BaseHTTPRequestHandler):
             self.close_connection = True
         elif faults.status is not None:
             self._send_error(faults.status)
-        elif faults.token and self.host == "hub" and not self._is_authorised(faults.token):
+        elif faults.token and self.host == "hub" and not self._is_authorized(faults.token):
             self._send_error(401, "GatedRepo")
         elif path.startswith("api/models/"):
             self._send(200, {}, json.dumps({"sha": COMMIT}).encode())
         else:
             self._answer_file(path)
 
-    def _is_authorised(self, token: str) -> bool:
+    def _is_authorized(self, token: str) -> bool:
         return self.headers.get("Authorization") == f"Bearer {token}"
 
     def _answer_file(self, path: str) -> None:

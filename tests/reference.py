@@ -141,7 +141,7 @@ def avg_pool(x: Array) -> Array:
 
 
 def max_pool_3x3(x: Array) -> Array:
-    """Maximum of the 3x3 windows centred on every other position, whatever of them is inside."""
+    """Maximum of the 3x3 windows centerd on every other position, whatever of them is inside."""
     return _pool(x, 3, "symmetric", lambda values: values.max(axis=0))
 
 
@@ -157,7 +157,7 @@ def dense(x: Array, weights: Weights, name: str) -> Array:
     return x @ weights[f"{name}/kernel"] + weights.get(f"{name}/bias", 0.0)
 
 
-# --- normalisation ---------------------------------------------------------------------------
+# --- normalization ---------------------------------------------------------------------------
 
 
 def batch_norm(
@@ -198,7 +198,7 @@ class BatchNorms:
         self.moved: dict[str, Array] = {}
 
     def __call__(self, x: Array, name: str) -> Array:
-        """Normalises by the BatchNorm of that name."""
+        """Normalizes by the BatchNorm of that name."""
         moving = {key: self.weights[f"{name}/moving_{key}"] for key in ("mean", "variance")}
         mean, variance = moving["mean"], moving["variance"]
         if self.training:
@@ -215,19 +215,19 @@ class BatchNorms:
 
 
 def resize_bilinear(image: Array, rows: int, columns: int) -> Array:
-    """Bilinear resize of (..., rows, columns) with half-pixel centres, without antialiasing."""
+    """Bilinear resize of (..., rows, columns) with half-pixel centers, without antialiasing."""
 
-    def neighbours(position: int, source: int, target: int) -> tuple[int, int, float]:
-        centre = (position + 0.5) * source / target - 0.5
-        centre = min(max(centre, 0.0), source - 1.0)
-        first = math.floor(centre)
-        return first, min(first + 1, source - 1), centre - first
+    def neighbors(position: int, source: int, target: int) -> tuple[int, int, float]:
+        center = (position + 0.5) * source / target - 0.5
+        center = min(max(center, 0.0), source - 1.0)
+        first = math.floor(center)
+        return first, min(first + 1, source - 1), center - first
 
     out = np.zeros((*image.shape[:-2], rows, columns))
     for i in range(rows):
-        top, bottom, down = neighbours(i, image.shape[-2], rows)
+        top, bottom, down = neighbors(i, image.shape[-2], rows)
         for j in range(columns):
-            left, right, across = neighbours(j, image.shape[-1], columns)
+            left, right, across = neighbors(j, image.shape[-1], columns)
             out[..., i, j] = (
                 (1 - down) * (1 - across) * image[..., top, left]
                 + (1 - down) * across * image[..., top, right]
@@ -287,7 +287,7 @@ def squeeze_excite(x: Array, weights: Weights, activation: str = "silu") -> Arra
     return x * gate[:, None, None, :]
 
 
-def attention(x: Array, weights: Weights, head_size: int, offsets: Array | None = None) -> Array:
+def attention(x: Array, weights: Weights, head_dim: int, offsets: Array | None = None) -> Array:
     """Relative self-attention: each query on each key, one pair of positions at a time.
 
     `offsets` is (heads, 2 * height - 1, 2 * width - 1); None: what the weights make for the map.
@@ -296,22 +296,22 @@ def attention(x: Array, weights: Weights, head_size: int, offsets: Array | None 
     offsets = offsets_of(weights, height, width) if offsets is None else offsets
     heads = len(offsets)
     query, key, value = (
-        dense(x, weights, name).reshape(batch, height, width, heads, head_size)
+        dense(x, weights, name).reshape(batch, height, width, heads, head_dim)
         for name in ("query", "key", "value")
     )
-    mixed = np.zeros((batch, height, width, heads, head_size))
+    mixed = np.zeros((batch, height, width, heads, head_dim))
     for head in range(heads):
         for i, j in itertools.product(range(height), range(width)):
             logits = np.zeros((batch, height, width))
             for k, m in itertools.product(range(height), range(width)):
-                scaled = query[:, i, j, head] * head_size**-0.5
+                scaled = query[:, i, j, head] * head_dim**-0.5
                 logits[:, k, m] = (scaled * key[:, k, m, head]).sum(axis=-1)
                 logits[:, k, m] += offsets[head, k - i + height - 1, m - j + width - 1]
             share = np.exp(logits - logits.max(axis=(1, 2), keepdims=True))
             share /= share.sum(axis=(1, 2), keepdims=True)
             for k, m in itertools.product(range(height), range(width)):
                 mixed[:, i, j, head] += share[:, k, m, None] * value[:, k, m, head]
-    return dense(mixed.reshape(batch, height, width, heads * head_size), weights, "projection")
+    return dense(mixed.reshape(batch, height, width, heads * head_dim), weights, "projection")
 
 
 def within(weights: Weights, name: str) -> dict[str, Array]:
@@ -421,7 +421,7 @@ def transformer_attention_branches(
     x: Array,
     weights: Weights,
     *,
-    head_size: int,
+    head_dim: int,
     strides: int = 1,
     pool: str = "max2",
     norm_epsilon: float = 1e-5,
@@ -431,7 +431,7 @@ def transformer_attention_branches(
     y = _transformer_norm(x, weights, "attention_norm", norm_epsilon, norms)
     if strides == 2:
         x, y = POOLS[pool](x), POOLS[pool](y)
-    y = attention(y, within(weights, "attention"), head_size)
+    y = attention(y, within(weights, "attention"), head_dim)
     y = y * weights.get("attention_scale/scale", 1.0)
     return (dense(x, weights, "shortcut") if "shortcut/kernel" in weights else x), y
 
@@ -454,7 +454,7 @@ def transformer_block(
     x: Array,
     weights: Weights,
     *,
-    head_size: int,
+    head_dim: int,
     strides: int = 1,
     pool: str = "max2",
     norm_epsilon: float = 1e-5,
@@ -464,7 +464,7 @@ def transformer_block(
     """A Transformer block with LayerNorm, or with the BatchNorms given."""
     shared = {"norm_epsilon": norm_epsilon, "norms": norms}
     shortcut, branch = transformer_attention_branches(
-        x, weights, head_size=head_size, strides=strides, pool=pool, **shared
+        x, weights, head_dim=head_dim, strides=strides, pool=pool, **shared
     )
     x = shortcut + branch
     return x + transformer_ffn_branch(x, weights, ffn_activation=ffn_activation, **shared)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.families import find_architecture
+from keras_coatnet.architectures import find_architecture
 from tests.conftest import TINY
 
 SIGNATURE = {
@@ -156,12 +156,12 @@ def test_unknown_sizes_without_top(channels):
 
 
 @pytest.mark.parametrize(("pooling", "rank"), [(None, 4), ("avg", 2), ("max", 2)])
-def test_pooling_is_of_the_feature_map(pooling, rank, pictures):
+def test_pooling_is_of_the_feature_map(pooling, rank, images):
     model = tiny_app(include_top=False, input_shape=(64, 64, 3), pooling=pooling)
-    output = model.predict(pictures, verbose=0)
+    output = model.predict(images, verbose=0)
     assert output.ndim == rank
     plain = keras.Model(model.input, model.get_layer("stage4_block1").output)
-    features = plain.predict(pictures, verbose=0)
+    features = plain.predict(images, verbose=0)
     reduced = {None: features, "avg": features.mean((1, 2)), "max": features.max((1, 2))}[pooling]
     np.testing.assert_allclose(output, reduced, rtol=1e-4, atol=1e-5)
 
@@ -173,28 +173,28 @@ def test_any_activation_without_weights(activation):
     assert model.layers[-1].name == "predictions"
 
 
-def test_nothing_hangs_on_the_name(tmp_path, pictures):
+def test_nothing_hangs_on_the_name(tmp_path, images):
     model = tiny_app(input_shape=(64, 64, 3), classes=5, name="something_else")
     model.save_weights(tmp_path / "a.weights.h5")
     other = tiny_app(weights=tmp_path / "a.weights.h5", name="mine")
     assert (model.name, other.name) == ("something_else", "mine")
     np.testing.assert_array_equal(
-        model.predict(pictures, verbose=0), other.predict(pictures, verbose=0)
+        model.predict(images, verbose=0), other.predict(images, verbose=0)
     )
 
 
-def test_preprocessing_is_in_the_model(pictures):
+def test_preprocessing_is_in_the_model(images):
     raw = tiny_app(input_shape=(64, 64, 3), classes=5)
-    normalised = tiny_app(input_shape=(64, 64, 3), classes=5, include_preprocessing=False)
-    normalised.set_weights(raw.get_weights())
+    normalized = tiny_app(input_shape=(64, 64, 3), classes=5, include_preprocessing=False)
+    normalized.set_weights(raw.get_weights())
     np.testing.assert_allclose(
-        raw.predict(pictures, verbose=0),
-        normalised.predict(pictures / 127.5 - 1, verbose=0),
+        raw.predict(images, verbose=0),
+        normalized.predict(images / 127.5 - 1, verbose=0),
         rtol=1e-4,
         atol=1e-6,
     )
-    assert keras_coatnet.preprocess_input(pictures) is pictures
-    assert keras_coatnet.preprocess_input(pictures, data_format="channels_last") is pictures
+    assert keras_coatnet.preprocess_input(images) is images
+    assert keras_coatnet.preprocess_input(images, data_format="channels_last") is images
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -211,24 +211,24 @@ def test_preprocessing_by_another_mean_and_std(channels):
 
 
 @pytest.mark.parametrize("name", ["coatnet0", "coatnet_bn_0_rw_224", "coatnet_rmlp_nano_rw_224"])
-def test_channels_first_setting_changes_nothing(name, tmp_path, pictures):
+def test_channels_first_setting_changes_nothing(name, tmp_path, images):
     """Build, predict, fuse, save and reload, by one mean and standard deviation and by three."""
     config = find_architecture(name).replace(
-        widths=TINY.widths, depths=(1, 1, 1, 1), stem_width=TINY.stem_width, head_size=8
+        widths=TINY.widths, depths=(1, 1, 1, 1), stem_width=TINY.stem_width, head_dim=8
     )
     model = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
-    expected = model.predict(pictures, verbose=0)
+    expected = model.predict(images, verbose=0)
     keras.config.set_image_data_format("channels_first")
     other = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
     other.set_weights(model.get_weights())
     for kind, network in (("plain", other), ("fused", keras_coatnet.fuse(other))):
-        np.testing.assert_allclose(network.predict(pictures, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(network.predict(images, verbose=0), expected, atol=1e-5)
         network.save(tmp_path / f"{kind}.keras")
         again = keras.saving.load_model(tmp_path / f"{kind}.keras")
-        np.testing.assert_allclose(again.predict(pictures, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
 
 
-def test_input_tensor_with_a_path(tmp_path, pictures):
+def test_input_tensor_with_a_path(tmp_path, images):
     saved = tiny_app(include_top=False, input_shape=(64, 64, 3))
     saved.save_weights(tmp_path / "a.weights.h5")
     inputs = keras.Input((64, 64, 3))
@@ -236,24 +236,24 @@ def test_input_tensor_with_a_path(tmp_path, pictures):
     model = tiny_app(include_top=False, input_tensor=x, weights=tmp_path / "a.weights.h5")
     model.get_layer("ahead").set_weights([np.eye(3)[None, None], np.zeros(3)])
     np.testing.assert_allclose(
-        model.predict(pictures, verbose=0), saved.predict(pictures, verbose=0), atol=1e-5
+        model.predict(images, verbose=0), saved.predict(images, verbose=0), atol=1e-5
     )
 
 
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 @pytest.mark.parametrize("classes", [3, 1000, 1500])
-def test_paths_and_any_number_of_classes(tmp_path, suffix, classes, pictures):
+def test_paths_and_any_number_of_classes(tmp_path, suffix, classes, images):
     model = tiny_app(input_shape=(64, 64, 3), classes=classes)
     path = tmp_path / f"model{suffix}"
     (model.save if suffix == ".keras" else model.save_weights)(path)
     path = str(path) if classes == 3 else path
-    expected = model.predict(pictures, verbose=0)
+    expected = model.predict(images, verbose=0)
     for arguments in ({}, {"classes": classes}):
         other = tiny_app(weights=path, input_shape=(64, 64, 3), **arguments)
-        np.testing.assert_array_equal(other.predict(pictures, verbose=0), expected)
+        np.testing.assert_array_equal(other.predict(images, verbose=0), expected)
 
 
-def test_a_new_number_of_classes_is_a_new_head_and_says_so(tmp_path, pictures):
+def test_a_new_number_of_classes_is_a_new_head_and_says_so(tmp_path, images):
     model = tiny_app(input_shape=(64, 64, 3), classes=5)
     model.save_weights(tmp_path / "a.weights.h5")
     with pytest.warns(UserWarning, match="classifier for 7 classes starts from random.*one of 5"):
@@ -343,7 +343,7 @@ def test_weights_of_another_network(tmp_path):
         tiny_app(weights=path)
     model = keras_coatnet.CoAtNetNano(weights=path)
     assert model.architecture.same_network(
-        keras_coatnet.families.ARCHITECTURES["coatnet_nano_rw_224"]
+        keras_coatnet.architectures.ARCHITECTURES["coatnet_nano_rw_224"]
     )
 
 
@@ -356,14 +356,14 @@ def test_weights_and_changes_of_their_network_are_refused(tmp_path):
     assert model.architecture.stochastic_depth == 0.1
 
 
-def test_own_architecture_loads_without_being_named(tmp_path, pictures):
+def test_own_architecture_loads_without_being_named(tmp_path, images):
     """What is fine-tuned from a public network and saved loads through the size's constructor."""
     tuned = keras_coatnet.CoAtNet("coatnet_0_rw_224", input_shape=(64, 64, 3), classes=2)
     tuned.save_weights(tmp_path / "tuned.weights.h5")
     model = keras_coatnet.CoAtNet0(weights=tmp_path / "tuned.weights.h5")
     assert model.architecture == tuned.architecture
     np.testing.assert_array_equal(
-        model.predict(pictures, verbose=0), tuned.predict(pictures, verbose=0)
+        model.predict(images, verbose=0), tuned.predict(images, verbose=0)
     )
 
 

@@ -8,11 +8,11 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNet, CoAtNetConfig, count_flops, count_params, layers
-from keras_coatnet.inference import PictureSettings
+from keras_coatnet.inference import ImageSettings
 from keras_coatnet.training import Recipe
 from tests.helpers import random_map
 
-TINY = CoAtNetConfig((8, 8), (1, 1), ("C", "T"), stem_width=8, head_size=8, input_size=32)
+TINY = CoAtNetConfig((8, 8), (1, 1), ("C", "T"), stem_width=8, head_dim=8, input_size=32)
 MAP = random_map(1, 4, 4, 8, dtype="float32")
 
 
@@ -32,7 +32,7 @@ def test_numpy_numbers_of_a_configuration_are_pythons():
         squeeze_ratio=np.float32(0.25),
         layer_scale=np.float16(0.5),
         stochastic_depth=np.float64(0.0),
-        head_size=np.uint8(8),
+        head_dim=np.uint8(8),
         input_size=(np.int64(32), np.int64(64)),
         pixel_mean=tuple(np.full(3, 0.5)),
         conv_pool=np.str_("max2"),
@@ -45,7 +45,7 @@ def test_numpy_numbers_of_a_configuration_are_pythons():
 
 def test_numpy_numbers_of_a_mixed_stage():
     pairs = {"widths": ((np.int64(8), np.int64(16)),), "depths": ((np.int64(1), np.int64(2)),)}
-    config = CoAtNetConfig(**pairs, layout=("CT",), stem_width=8, head_size=8)
+    config = CoAtNetConfig(**pairs, layout=("CT",), stem_width=8, head_dim=8)
     assert json.loads(json.dumps(config.to_dict()))["widths"] == [[8, 16]]
 
 
@@ -79,34 +79,34 @@ def test_numpy_numbers_of_the_counts_and_the_class_names():
     assert len(named) == 2
 
 
-def test_numpy_numbers_of_picture_settings():
-    settings = PictureSettings(np.int64(64), crop_pct=np.float32(0.5))
-    assert settings == PictureSettings(64, crop_pct=0.5)
-    pair = PictureSettings(tuple(np.array([64, 32])))
-    assert repr(pair) == repr(PictureSettings((64, 32)))
+def test_numpy_numbers_of_image_settings():
+    settings = ImageSettings(np.int64(64), crop_pct=np.float32(0.5))
+    assert settings == ImageSettings(64, crop_pct=0.5)
+    pair = ImageSettings(tuple(np.array([64, 32])))
+    assert repr(pair) == repr(ImageSettings((64, 32)))
 
 
 @pytest.mark.parametrize("wrong", [{"size": True}, {"size": 64.0}, {"size": None}, {"size": (64,)}])
-def test_what_are_no_picture_settings(wrong):
+def test_what_are_no_image_settings(wrong):
     with pytest.raises(ValueError, match="`size` must be a number of pixels, or"):
-        PictureSettings(**wrong)
+        ImageSettings(**wrong)
 
 
-def test_no_number_of_picture_settings_and_recipes():
+def test_no_number_of_image_settings_and_recipes():
     with pytest.raises(ValueError, match="`crop_pct` must be a number above 0 and at most 1"):
-        PictureSettings(64, crop_pct="a")
+        ImageSettings(64, crop_pct="a")
     with pytest.raises(ValueError, match="`mixup` must be a number below"):
         Recipe(mixup=10**400)
 
 
 def test_numpy_numbers_of_a_recipe(tmp_path):
-    recipe = Recipe(batch=np.int64(8), warmup=np.float32(0.25), flip=np.bool_(False), mixup=1)
-    plain = Recipe(batch=8, warmup=0.25, flip=False, mixup=1.0)
+    recipe = Recipe(batch_size=np.int64(8), warmup=np.float32(0.25), flip=np.bool_(False), mixup=1)
+    plain = Recipe(batch_size=8, warmup=0.25, flip=False, mixup=1.0)
     assert recipe == plain and recipe.to_dict() == plain.to_dict()
     recipe.save(tmp_path / "recipe.json")
     assert Recipe.load(tmp_path / "recipe.json") == plain
-    assert json.dumps(plain.replace(batch=np.int32(16)).to_dict()) == json.dumps(
-        plain.replace(batch=16).to_dict()
+    assert json.dumps(plain.replace(batch_size=np.int32(16)).to_dict()) == json.dumps(
+        plain.replace(batch_size=16).to_dict()
     )
 
 
@@ -115,8 +115,8 @@ LAYERS = [
         layers.MBConv,
         {
             "width": np.int64(8),
-            "expanded_width": np.int64(16),
-            "squeezed_width": np.int64(2),
+            "expanded_filters": np.int64(16),
+            "squeezed_filters": np.int64(2),
             "strides": np.int64(2),
             "use_bias": np.bool_(False),
             "batch_norm_epsilon": np.float32(0.5),
@@ -128,7 +128,7 @@ LAYERS = [
         layers.ConvNeXtBlock,
         {
             "width": np.int64(8),
-            "expanded_width": np.int64(16),
+            "expanded_filters": np.int64(16),
             "strides": np.int64(2),
             "use_bias": np.bool_(False),
             "norm_epsilon": np.float32(0.5),
@@ -141,9 +141,9 @@ LAYERS = [
         {
             "width": np.int64(8),
             "strides": np.int64(2),
-            "head_size": np.int64(4),
-            "attention_width": np.int64(8),
-            "relative_position_width": np.int64(4),
+            "head_dim": np.int64(4),
+            "attention_dim": np.int64(8),
+            "relative_position_hidden_dim": np.int64(4),
             "table_size": tuple(np.array([2, 2])),
             "norm_epsilon": np.float32(0.5),
             "ffn_expansion": np.int64(2),
@@ -153,9 +153,13 @@ LAYERS = [
     ),
     (
         layers.RelativeSelfAttention,
-        {"width": np.int64(8), "head_size": np.int64(4), "relative_position_width": np.int64(4)},
+        {
+            "width": np.int64(8),
+            "head_dim": np.int64(4),
+            "relative_position_hidden_dim": np.int64(4),
+        },
     ),
-    (layers.SqueezeExcite, {"squeezed_width": np.int64(2)}),
+    (layers.SqueezeExcite, {"squeezed_filters": np.int64(2)}),
     (layers.StochasticDepth, {"rate": np.float32(0.5), "seed": np.int64(3)}),
     (layers.LayerScale, {"initial_scale": np.float32(0.5)}),
 ]
@@ -193,8 +197,8 @@ def test_what_is_no_whole_number(wrong):
         count_params(TINY, (64, wrong, 3))
     with pytest.raises(ValueError, match="`top` must be a whole number of at least 1"):
         keras_coatnet.decode_predictions(np.eye(1000)[:1], top=wrong)
-    with pytest.raises(ValueError, match="`batch` must be int"):
-        Recipe(batch=wrong)
+    with pytest.raises(ValueError, match="`batch_size` must be int"):
+        Recipe(batch_size=wrong)
 
 
 @pytest.mark.parametrize("wrong", [True, np.bool_(True), 8.0, np.float32(8), "8"])
@@ -251,8 +255,8 @@ def test_a_dictionary_is_told_how_to_become_a_configuration():
 WRONG_LAYERS = [
     (layers.MBConv, {"width": "8"}, "`width` must be a whole number.*width='8'"),
     (layers.MBConv, {"width": 0}, "`width`"),
-    (layers.MBConv, {"width": 8, "expanded_width": 2.5}, "`expanded_width`"),
-    (layers.MBConv, {"width": 8, "squeezed_width": "a"}, "`squeezed_width`"),
+    (layers.MBConv, {"width": 8, "expanded_filters": 2.5}, "`expanded_filters`"),
+    (layers.MBConv, {"width": 8, "squeezed_filters": "a"}, "`squeezed_filters`"),
     (layers.MBConv, {"width": 8, "strides": True}, "`strides` must be one of 1, 2.*strides=True"),
     (layers.MBConv, {"width": 8, "batch_norm_epsilon": -1}, "`batch_norm_epsilon`.*=-1"),
     (layers.MBConv, {"width": 8, "batch_norm_momentum": 2}, "`batch_norm_momentum`"),
@@ -265,10 +269,10 @@ WRONG_LAYERS = [
     (layers.ConvNeXtBlock, {"width": 8, "norm_epsilon": None}, "`norm_epsilon`"),
     (layers.ConvNeXtBlock, {"width": 8, "layer_scale": "a"}, "`layer_scale`"),
     (layers.TransformerBlock, {"width": None}, "`width`"),
-    (layers.TransformerBlock, {"width": 32, "head_size": "a"}, "`head_size`"),
-    (layers.TransformerBlock, {"width": 32, "head_size": 5}, "attention_width=32, head_size=5"),
+    (layers.TransformerBlock, {"width": 32, "head_dim": "a"}, "`head_dim`"),
+    (layers.TransformerBlock, {"width": 32, "head_dim": 5}, "attention_dim=32, head_dim=5"),
     (layers.TransformerBlock, {"width": 32, "relative_position": "x"}, "`relative_position`"),
-    (layers.TransformerBlock, {"width": 32, "relative_position_width": 0}, "position_width`"),
+    (layers.TransformerBlock, {"width": 32, "relative_position_hidden_dim": 0}, "position_hidden_dim`"),
     (layers.TransformerBlock, {"width": 32, "table_size": 8}, "`table_size`.*two.*table_size=8"),
     (layers.TransformerBlock, {"width": 32, "table_size": (0, 0)}, r"`table_size`.*\(0, 0\)"),
     (layers.TransformerBlock, {"width": 32, "table_size": (7, 7, 7)}, "`table_size`.*two"),
@@ -277,13 +281,13 @@ WRONG_LAYERS = [
     (layers.TransformerBlock, {"width": 32, "layer_scale": "a"}, "`layer_scale`.*'a'"),
     (layers.TransformerBlock, {"width": 32, "strides": True}, "`strides`"),
     (layers.RelativeSelfAttention, {"width": "a"}, "`width`"),
-    (layers.RelativeSelfAttention, {"width": 32, "head_size": 0}, "`head_size`"),
+    (layers.RelativeSelfAttention, {"width": 32, "head_dim": 0}, "`head_dim`"),
     (layers.RelativeSelfAttention, {"width": 32, "table_size": 8}, "`table_size`"),
     (layers.RelativePositionTable, {"heads": 2, "table_size": 7}, "`table_size`.*table_size=7"),
     (layers.RelativePositionTable, {"heads": 0, "table_size": (7, 7)}, "`heads`.*heads=0"),
     (layers.RelativePositionMLP, {"heads": 0}, "`heads`"),
-    (layers.RelativePositionMLP, {"heads": 2, "hidden_width": "a"}, "`hidden_width`"),
-    (layers.SqueezeExcite, {"squeezed_width": None}, "`squeezed_width`.*squeezed_width=None"),
+    (layers.RelativePositionMLP, {"heads": 2, "hidden_dim": "a"}, "`hidden_dim`"),
+    (layers.SqueezeExcite, {"squeezed_filters": None}, "`squeezed_filters`.*squeezed_filters=None"),
     (layers.StochasticDepth, {"rate": "a"}, "`rate` must be a number.*rate='a'"),
     (layers.StochasticDepth, {"rate": True}, "`rate`"),
     (layers.StochasticDepth, {"rate": 0.0, "seed": "a"}, "`seed`"),

@@ -60,7 +60,7 @@ def test_speed_measures_saves_and_compares(tmp_path):
 @pytest.mark.parametrize("mode", ["infer", "train"])
 def test_breakdown_knows_where_the_time_goes(mode, tmp_path):
     results = tmp_path / "results.json"
-    size = ["--size", "64", "--batch", "2", "--runs", "1", "--mode", mode]
+    size = ["--size", "64", "--batch-size", "2", "--runs", "1", "--mode", mode]
     names = ["ours"] if mode == "train" else ["ours", "ours fused"]
     run(BENCHMARKS / "breakdown.py", *size, "--contenders", *names, "--json", results)
     times = json.loads(results.read_text())["found"]

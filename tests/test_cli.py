@@ -48,7 +48,7 @@ def said(error_stream: str) -> list[str]:
 
 @dataclasses.dataclass
 class Published:
-    """A randomised checkpoint on a hub, and what timm makes of photographs with it."""
+    """A randomized checkpoint on a hub, and what timm makes of photographs with it."""
 
     hub: HubServer
     home: pathlib.Path
@@ -72,8 +72,8 @@ def _timms_best(model, path: pathlib.Path) -> list[tuple[int, float]]:
     timm = timm_models.import_timm()
     config = timm.data.resolve_model_data_config(model)
     transform = timm.data.create_transform(**config, is_training=False)
-    with Image.open(path) as picture:
-        pixels = transform(picture.convert("RGB")).numpy().transpose(1, 2, 0)
+    with Image.open(path) as image:
+        pixels = transform(image.convert("RGB")).numpy().transpose(1, 2, 0)
     scores = np.asarray(keras.ops.softmax(timm_models.logits(model, pixels[None])))[0]
     best = np.argsort(-scores)[:5]
     return [(int(index), float(scores[index])) for index in best]
@@ -93,33 +93,33 @@ def test_one_photograph_has_timms_predictions_in_a_table(published):
 
 
 @pytest.mark.slow
-def test_pictures_a_folder_and_a_damaged_file_as_json(published, tmp_path):
+def test_images_a_folder_and_a_damaged_file_as_json(published, tmp_path):
     (tmp_path / "more" / "below").mkdir(parents=True)
     shutil.copy(COFFEE, tmp_path / "more" / "1.PNG")
     shutil.copy(CAT, tmp_path / "more" / "below" / "2.png")
-    (tmp_path / "more" / "notes.txt").write_text("not a picture, and not called one")
+    (tmp_path / "more" / "notes.txt").write_text("not an image, and not called one")
     damaged = tmp_path / "more" / "damaged.jpg"
-    damaged.write_bytes(b"no picture, though it is called one")
+    damaged.write_bytes(b"no image, though it is called one")
     done = run(
-        *("predict", ASTRONAUT, tmp_path / "more", "--json", "--batch", 2),
+        *("predict", ASTRONAUT, tmp_path / "more", "--json", "--batch-size", 2),
         env=published.hub.environment(published.home),
     )
     assert done.returncode == 1, done.stderr
     answer = json.loads(done.stdout)
     assert answer["model"] == CHECKPOINT
     expected = [ASTRONAUT, tmp_path / "more" / "1.PNG", tmp_path / "more" / "below" / "2.png"]
-    assert [entry["picture"] for entry in answer["pictures"]] == list(map(str, expected))
-    for entry, original in zip(answer["pictures"], (ASTRONAUT, COFFEE, CAT), strict=True):
+    assert [entry["image"] for entry in answer["images"]] == list(map(str, expected))
+    for entry, original in zip(answer["images"], (ASTRONAUT, COFFEE, CAT), strict=True):
         indices, scores = zip(*published.best[original], strict=True)
         assert [one["class"] for one in entry["top"]] == list(indices)
         named = [(one["wordnet_id"], one["name"]) for one in entry["top"]]
         assert named == [class_names(1000)[index] for index in indices]
         np.testing.assert_allclose([one["score"] for one in entry["top"]], scores, atol=1e-4)
     (skipped,) = answer["skipped"]
-    assert skipped["picture"] == str(damaged)
+    assert skipped["image"] == str(damaged)
     first, last = said(done.stderr)
     assert "skipped" in first and str(damaged) in first
-    assert last == "keras-coatnet: 1 of 4 pictures skipped"
+    assert last == "keras-coatnet: 1 of 4 images skipped"
 
 
 @pytest.mark.slow
@@ -188,8 +188,8 @@ def test_unnamed_classes_go_by_their_numbers(call, saved):
 def test_labels_name_the_classes(call, saved, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"leaf of kind {number}" for number in range(10)) + "\n")
-    plain = _document(call, COFFEE, "--model", saved)["pictures"][0]["top"]
-    named = _document(call, COFFEE, "--model", saved, "--labels", labels)["pictures"][0]["top"]
+    plain = _document(call, COFFEE, "--model", saved)["images"][0]["top"]
+    named = _document(call, COFFEE, "--model", saved, "--labels", labels)["images"][0]["top"]
     assert [one["class"] for one in named] == [one["class"] for one in plain]
     assert [one["name"] for one in named] == [f"leaf of kind {one['class']}" for one in named]
     assert {one["wordnet_id"] for one in named} == {None}
@@ -200,14 +200,14 @@ def test_labels_as_windows_editors_write_them(call, saved, tmp_path):
     lines = "".join(f"leaf {number}\r\n" for number in range(10))
     labels.write_text(f"{lines}\r\n", "utf-8-sig", newline="")
     named = _document(call, COFFEE, "--model", saved, "--labels", labels, "--top", 10)
-    assert {one["name"] for one in named["pictures"][0]["top"]} == {f"leaf {n}" for n in range(10)}
+    assert {one["name"] for one in named["images"][0]["top"]} == {f"leaf {n}" for n in range(10)}
     labels.write_text("a\nb\n\n" + "c\n" * 7)
     status, _, error_stream = call("predict", COFFEE, "--model", saved, "--labels", labels)
     assert status == 2 and f"Line 3 of the labels in {labels} is empty" in error_stream
 
 
 def test_more_classes_than_there_are(call, saved):
-    top = _document(call, COFFEE, "--model", saved, "--top", 99)["pictures"][0]["top"]
+    top = _document(call, COFFEE, "--model", saved, "--top", 99)["images"][0]["top"]
     assert sorted(one["class"] for one in top) == list(range(10))
     scores = [one["score"] for one in top]
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
@@ -216,11 +216,11 @@ def test_more_classes_than_there_are(call, saved):
 def test_crop_options_change_what_the_model_sees(call, saved):
     model, settings = inference.open_model(saved)
     settings = dataclasses.replace(settings, crop_pct=1.0, crop_mode="squash")
-    (expected,) = inference.predict_pictures(model, [CAT], settings)
+    (expected,) = inference.predict_images(model, [CAT], settings)
     squash = ("--crop-mode", "squash", "--crop-pct", 1)
-    (found,) = _document(call, CAT, "--model", saved, *squash)["pictures"]
+    (found,) = _document(call, CAT, "--model", saved, *squash)["images"]
     assert found["top"][0]["score"] == pytest.approx(expected.scores.max().item(), abs=1e-6)
-    (default,) = _document(call, CAT, "--weights", saved)["pictures"]
+    (default,) = _document(call, CAT, "--weights", saved)["images"]
     assert found["top"] != default["top"]
 
 
@@ -229,8 +229,8 @@ def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tm
     shutil.copy(COFFEE, tmp_path / "a.png")
     (tmp_path / "._a.png").write_bytes(b"a note of a file manager")
     (tmp_path / "a.csv").write_text("1,2")
-    found = _document(call, tmp_path, "--model", saved)["pictures"]
-    assert [entry["picture"] for entry in found] == [
+    found = _document(call, tmp_path, "--model", saved)["images"]
+    assert [entry["image"] for entry in found] == [
         str(tmp_path / "a.png"),
         str(tmp_path / "b.png"),
     ]
@@ -239,7 +239,7 @@ def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tm
 def test_links_in_folders_are_followed_and_what_cannot_be_read_is_named(
     call, saved, tmp_path, monkeypatch
 ):
-    place = tmp_path / "pictures"
+    place = tmp_path / "images"
     for folder in (place / "below", tmp_path / "elsewhere", place / "locked"):
         folder.mkdir(parents=True)
         shutil.copy(COFFEE, folder / "a.png")
@@ -257,13 +257,13 @@ def test_links_in_folders_are_followed_and_what_cannot_be_read_is_named(
     status, output, error_stream = call("predict", place, "--model", saved, "--json")
     answer = json.loads(output)
     assert status == 1
-    found = [entry["picture"] for entry in answer["pictures"]]
+    found = [entry["image"] for entry in answer["images"]]
     assert found == [str(place / "below" / "a.png"), str(place / "linked" / "a.png")]
-    reasons = {entry["picture"]: entry["error"] for entry in answer["skipped"]}
+    reasons = {entry["image"]: entry["error"] for entry in answer["skipped"]}
     assert "it is a link to nothing" in reasons[str(place / "lost.png")]
     assert "Permission denied" in reasons[str(place / "locked")]
     assert error_stream.count("skipped: ") == 2
-    assert "2 of 4 pictures skipped" in error_stream
+    assert "2 of 4 images skipped" in error_stream
 
 
 def test_a_folder_of_which_nothing_can_be_read(call, saved, tmp_path):
@@ -275,14 +275,14 @@ def test_a_folder_of_which_nothing_can_be_read(call, saved, tmp_path):
 def test_names_that_are_no_text(call, saved, tmp_path):
     path = tmp_path / "caf\udce9.png"  # a byte that is not UTF-8, as Python shows it
     shutil.copy(COFFEE, path)
-    (found,) = _document(call, path, "--model", saved)["pictures"]
-    assert found["picture"] == str(path)
+    (found,) = _document(call, path, "--model", saved)["images"]
+    assert found["image"] == str(path)
     status, output, _ = call("predict", path, "--model", saved)
     assert status == 0 and "caf" in output
 
 
-def test_all_pictures_unreadable_is_status_1(call, saved, tmp_path):
-    (tmp_path / "two\nlines.jpg").write_bytes(b"no picture")
+def test_all_images_unreadable_is_status_1(call, saved, tmp_path):
+    (tmp_path / "two\nlines.jpg").write_bytes(b"no image")
     status, output, error_stream = call("predict", tmp_path, "--model", saved)
     assert status == 1 and output == ""
     assert len(error_stream.splitlines()) == len(said(error_stream)) == 2
@@ -292,11 +292,11 @@ def test_a_terminal_shows_a_bar_and_a_log_gets_lines(call, saved, monkeypatch):
     arguments = ("predict", COFFEE, CAT, "--model", saved, "--json")
     monkeypatch.setattr(cli, "_LOG_SECONDS", 0)
     status, output, error_stream = call(*arguments)
-    assert status == 0 and len(json.loads(output)["pictures"]) == 2
-    assert said(error_stream)[-1] == "keras-coatnet: 2 of 2 pictures done"
+    assert status == 0 and len(json.loads(output)["images"]) == 2
+    assert said(error_stream)[-1] == "keras-coatnet: 2 of 2 images done"
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True)
     status, output, error_stream = call(*arguments)
-    assert status == 0 and len(json.loads(output)["pictures"]) == 2
+    assert status == 0 and len(json.loads(output)["images"]) == 2
     assert "100%" in error_stream and "2/2" in error_stream and not said(error_stream)
 
 
@@ -304,7 +304,7 @@ def test_an_interruption_is_one_line(call, saved, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(inference, "predict_pictures", interrupt)
+    monkeypatch.setattr(inference, "predict_images", interrupt)
     status, _, error_stream = call("predict", COFFEE, "--model", saved)
     assert status == 130 and error_stream == "keras-coatnet: interrupted\n"
 
@@ -314,13 +314,13 @@ def test_an_interruption_is_one_line(call, saved, monkeypatch):
 MISTAKES = {
     "no command": ([], "COMMAND"),
     "unknown command": (["predcit"], "predcit"),
-    "no picture": (["predict"], "PICTURE"),
-    "missing picture": (["predict", "nothing.png"], "nothing.png"),
-    "empty folder": (["predict", "FOLDER"], "no picture in the folder"),
+    "no image": (["predict"], "IMAGE"),
+    "missing image": (["predict", "nothing.png"], "nothing.png"),
+    "empty folder": (["predict", "FOLDER"], "no image in the folder"),
     "unknown option": (["predict", COFFEE, "--size", "3"], "--size"),
     "top 0": (["predict", COFFEE, "--top", "0"], "--top.*not '0'"),
     "top x": (["predict", COFFEE, "--top", "x"], "--top.*not 'x'"),
-    "batch -1": (["predict", COFFEE, "--batch=-1"], "--batch.*not '-1'"),
+    "batch -1": (["predict", COFFEE, "--batch-size=-1"], "--batch.*not '-1'"),
     "crop share": (["predict", COFFEE, "--model", "SAVED", "--crop-pct", "2"], "crop_pct"),
     "crop mode": (["predict", COFFEE, "--crop-mode", "border"], "border"),
     "unknown model": (["predict", COFFEE, "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
@@ -383,7 +383,7 @@ def test_the_table_of_checkpoints_is_the_registry(call):
         assert cells[6:8] == ["-" if a is None else f"{a:.2f}" for a in accuracies]
         size = checkpoint.size
         assert cells[8] == ("-" if size is None else f"{size / 1e6:.0f} MB")
-        assert cells[9:] == [checkpoint.licence, checkpoint.measured_by or "-"]
+        assert cells[9:] == [checkpoint.license, checkpoint.measured_by or "-"]
 
 
 def test_the_list_of_checkpoints_is_the_registry(call):

@@ -5,8 +5,8 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNetConfig, architectures
+from keras_coatnet.architectures import ARCHITECTURES, find_architecture, size_of
 from keras_coatnet.config import CHOICES, FREE_FIELDS
-from keras_coatnet.families import ARCHITECTURES, find_architecture, size_of
 
 SMALL = {"widths": (32, 64, 128, 256), "depths": (1, 1, 2, 1)}
 MIXED = {"widths": (32, (64, 64), 128, 256), "depths": (1, (1, 1), 2, 1)}
@@ -24,11 +24,11 @@ def test_family_is_the_papers_table_3():
         "coatnet6": ((192, 384, (768, 1536), 3072), (2, 4, (8, 42), 2), 192, 128),
         "coatnet7": ((256, 512, (1024, 2048), 3072), (2, 4, (8, 42), 2), 192, 128),
     }
-    for name, (widths, depths, stem, head_size) in rows.items():
+    for name, (widths, depths, stem, head_dim) in rows.items():
         for suffix, stride_on in (("", "expansion"), ("_dw", "depthwise")):
             config = ARCHITECTURES[name + suffix]
             assert (config.widths, config.depths) == (widths, depths)
-            assert (config.stem_width, config.head_size) == ((stem, stem), head_size)
+            assert (config.stem_width, config.head_dim) == ((stem, stem), head_dim)
             assert config.stride_on == stride_on
 
 
@@ -72,7 +72,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"widths": (32, 64, 100, 256)}, "head_size=32 does not divide"),
+        ({"widths": (32, 64, 100, 256)}, "head_dim=32 does not divide"),
         ({"widths": (32, 64, 128)}, "one entry a stage"),
         ({"widths": 32}, "must be a tuple"),
         ({"depths": (1, 1, -2, 1)}, r"at least 1. Received: depths\[2\]=-2"),
@@ -85,7 +85,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"stride_on": "3x3"}, "'expansion', 'depthwise', 'pool'"),
         ({"stem_width": (16, 16, 16)}, "one width or a pair"),
         ({"stem_width": 0}, "`stem_width`"),
-        ({"head_size": 0}, "`head_size`"),
+        ({"head_dim": 0}, "`head_dim`"),
         ({"expansion": 0}, "`expansion`"),
         ({"squeeze_ratio": 0.0}, "`squeeze_ratio` must be a number above 0"),
         ({"batch_norm_epsilon": 0}, "`batch_norm_epsilon`"),
@@ -125,7 +125,7 @@ def test_json_round_trip(name):
 
 
 def test_from_dict_refuses_what_is_no_config():
-    for wrong in ({}, {"widths": (1,)}, {**SMALL, "colour": 1}, None):
+    for wrong in ({}, {"widths": (1,)}, {**SMALL, "color": 1}, None):
         with pytest.raises(ValueError, match="no configuration of a CoAtNet"):
             CoAtNetConfig.from_dict(wrong)
 

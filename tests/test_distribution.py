@@ -17,7 +17,7 @@ cpu = tf.config.list_physical_devices("CPU")[0]
 tf.config.set_logical_device_configuration(cpu, [tf.config.LogicalDeviceConfiguration()] * 2)
 import keras, keras_coatnet
 config = keras_coatnet.CoAtNetConfig(
-    widths=(16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8
+    widths=(16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8
 )
 norms = lambda m: [l for l in m._flatten_layers() if isinstance(l, keras.layers.BatchNormalization)]
 build = lambda: keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=4)
@@ -58,7 +58,7 @@ print(json.dumps(results))
 
 
 @pytest.mark.slow
-def test_batch_norm_is_synchronised_over_replicas(tmp_path):
+def test_batch_norm_is_synchronized_over_replicas(tmp_path):
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT, str(tmp_path)], capture_output=True, text=True
     )

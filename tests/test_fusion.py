@@ -8,13 +8,13 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import find_architecture
 from keras_coatnet.layers.activations import in_one_pass
 from keras_coatnet.layers.fused import FusedAttention, Pointwise
 
 SHAPE = (72, 64, 3)  # not square, and odd from the third stage on
-SMALL = {"widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "head_size": 8}
+SMALL = {"widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "head_dim": 8}
 CONVNEXT = {"conv_block": "convnext", "stride_on": "depthwise", "widths": (16, 32, 32, 64)}
 # Of the paper's networks one for each place of the stride; the others differ in size only.
 NETWORKS = [
@@ -55,8 +55,8 @@ def build(config: CoAtNetConfig, **options) -> keras_coatnet.CoAtNetModel:
     return model
 
 
-def outputs(model: keras.Model, pictures: np.ndarray) -> np.ndarray:
-    return keras.ops.convert_to_numpy(model(pictures, training=False))
+def outputs(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(images, training=False))
 
 
 @pytest.fixture(scope="module")
@@ -163,10 +163,8 @@ def test_it_exports_with_any_batch(jit_compile, tmp_path, photographs):
     fused = keras_coatnet.fuse(build(CoAtNetConfig(**SMALL)), jit_compile)
     fused.export(tmp_path / "served", verbose=False)
     served = tf.saved_model.load(tmp_path / "served")
-    for pictures in (photographs, photographs[:1]):
-        np.testing.assert_allclose(
-            served.serve(pictures).numpy(), outputs(fused, pictures), atol=1e-6
-        )
+    for images in (photographs, photographs[:1]):
+        np.testing.assert_allclose(served.serve(images).numpy(), outputs(fused, images), atol=1e-6)
     functions = served.serve.concrete_functions[0].graph.as_graph_def().library.function
     assert any(each.attr["_XlaMustCompile"].b for each in functions) == jit_compile
 
@@ -201,8 +199,8 @@ def test_it_converts_to_litert(tmp_path, photographs):
 
 
 @pytest.mark.usefixtures("small_heap")
-def test_it_quantises(tmp_path, photographs):
-    # Keras quantises a layer at a time, each for a second: one block a stage is enough.
+def test_it_quantizes(tmp_path, photographs):
+    # Keras quantizes a layer at a time, each for a second: one block a stage is enough.
     config = CoAtNetConfig(**SMALL).replace(depths=(1, 1, 1, 1))
     model = build(config, classifier_activation=None, classes=7)
     fused = keras_coatnet.fuse(model)
@@ -211,8 +209,8 @@ def test_it_quantises(tmp_path, photographs):
     found = outputs(fused, photographs)
     assert any("int8" in variable.dtype for variable in fused.variables)
     assert 0 < np.abs(found - expected).max() < 0.15 * np.abs(expected).max()
-    fused.save(tmp_path / "quantised.keras")
-    again = keras.saving.load_model(tmp_path / "quantised.keras")
+    fused.save(tmp_path / "quantized.keras")
+    again = keras.saving.load_model(tmp_path / "quantized.keras")
     np.testing.assert_allclose(outputs(again, photographs), found, atol=1e-5)
 
 
@@ -271,7 +269,7 @@ def test_what_cannot_be_fused_is_refused(tiny):
     with pytest.raises(ValueError, match="layers of its own.*mine"):
         keras_coatnet.fuse(own)
     shallow = tiny.replace(depths=(1, 1, 1, 1))
-    quantised = keras_coatnet.CoAtNet(shallow, input_shape=SHAPE, classes=7)
-    quantised.quantize("int8")
-    with pytest.raises(ValueError, match="quantised"):
-        keras_coatnet.fuse(quantised)
+    quantized = keras_coatnet.CoAtNet(shallow, input_shape=SHAPE, classes=7)
+    quantized.quantize("int8")
+    with pytest.raises(ValueError, match="quantized"):
+        keras_coatnet.fuse(quantized)

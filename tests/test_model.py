@@ -61,9 +61,7 @@ def _reference_output(config, model, x):
             norms = reference.BatchNorms(own, epsilon)
             x = reference.mbconv(x, own, norms, strides=block.stride)
         else:
-            x = reference.transformer_block(
-                x, own, strides=block.stride, head_size=config.head_size
-            )
+            x = reference.transformer_block(x, own, strides=block.stride, head_dim=config.head_dim)
     return reference.head(x, weights)
 
 
@@ -73,7 +71,7 @@ def test_forward_pass_is_the_specification(tiny, changes):
     model = keras_coatnet.CoAtNet(
         config, input_shape=(37, 64, 3), classes=5, classifier_activation=None
     )
-    helpers.randomise(model)
+    helpers.randomize(model)
     x = np.random.default_rng(0).uniform(0, 255, (2, 37, 64, 3)).astype("float32")
     helpers.assert_matches(model(x, training=False), _reference_output(config, model, x), 2e-5)
 
@@ -85,7 +83,7 @@ def test_gradients_reach_every_weight(tiny, changes, unknown_size):
     size = None if unknown_size else 96
     config = tiny.replace(**changes)
     model = keras_coatnet.CoAtNet(config, include_top=False, input_shape=(size, size, 3))
-    helpers.randomise(model)
+    helpers.randomize(model)
     x = np.random.default_rng(0).uniform(0, 255, (2, 96, 64, 3)).astype("float32")
     x = x if unknown_size else np.concatenate([x, x[:, :, :32]], 2)
     # How large they must be, tests/layers says for every layer; here none may be cut off.
@@ -111,11 +109,11 @@ def test_stochastic_depth_is_in_every_block(tiny):
     assert rates == pytest.approx(expected) and max(rates) == 0.3
 
 
-def test_training_and_inference_differ_only_by_norms_and_drops(tiny, pictures):
+def test_training_and_inference_differ_only_by_norms_and_drops(tiny, images):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), stochastic_depth=0.5, classes=5)
-    first, second = (helpers.to_numpy(model(pictures, training=False)) for _ in range(2))
+    first, second = (helpers.to_numpy(model(images, training=False)) for _ in range(2))
     np.testing.assert_array_equal(first, second)
-    first, second = (helpers.to_numpy(model(pictures, training=True)) for _ in range(2))
+    first, second = (helpers.to_numpy(model(images, training=True)) for _ in range(2))
     assert np.abs(first - second).max() > 0
 
 
@@ -126,7 +124,7 @@ SIZES = [(64, 64), (123, 123), (200, 240), (32, 97)]
 def test_unknown_size_equals_static_size(tiny, size):
     """A model of unknown size computes what a static one with resized tables does."""
     unknown = keras_coatnet.CoAtNet(tiny, include_top=False)
-    helpers.randomise(unknown)
+    helpers.randomize(unknown)
     static = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(*size, 3))
     for theirs, ours in zip(unknown.variables, static.variables, strict=True):
         value = np.asarray(keras.ops.convert_to_numpy(theirs))
@@ -142,7 +140,7 @@ def test_unknown_size_equals_static_size(tiny, size):
 @pytest.mark.parametrize("size", SIZES)
 def test_weights_of_one_size_load_at_any_other(tiny, size, tmp_path):
     saved = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(96, 64, 3))
-    helpers.randomise(saved)
+    helpers.randomize(saved)
     saved.save_weights(tmp_path / "a.weights.h5")
     loaded = keras_coatnet.CoAtNet(
         tiny, include_top=False, input_shape=(*size, 3), weights=tmp_path / "a.weights.h5"
@@ -155,12 +153,12 @@ def test_weights_of_one_size_load_at_any_other(tiny, size, tmp_path):
         np.testing.assert_allclose(helpers.to_numpy(ours), expected, atol=1e-5)
 
 
-def test_unknown_size_keeps_the_tables_of_the_file(tiny, tmp_path, pictures):
+def test_unknown_size_keeps_the_tables_of_the_file(tiny, tmp_path, images):
     """Saved at 64 and loaded at unknown size, a model computes exactly the same at 64."""
     saved = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(64, 64, 3))
     saved.save_weights(tmp_path / "a.weights.h5")
     loaded = keras_coatnet.CoAtNet(tiny, include_top=False, weights=tmp_path / "a.weights.h5")
-    helpers.assert_matches(loaded(pictures), helpers.to_numpy(saved(pictures)), 1e-6)
+    helpers.assert_matches(loaded(images), helpers.to_numpy(saved(images)), 1e-6)
 
 
 def test_every_block_can_be_reached_by_name(tiny):
@@ -179,18 +177,18 @@ def test_every_block_can_be_reached_by_name(tiny):
     assert not any("." in variable.path for variable in model.variables)
 
 
-def test_clone_and_recall(tiny, pictures):
+def test_clone_and_recall(tiny, images):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
-    helpers.assert_matches(clone(pictures), helpers.to_numpy(model(pictures)), 1e-6)
+    helpers.assert_matches(clone(images), helpers.to_numpy(model(images)), 1e-6)
     inputs = keras.Input((64, 64, 3))
     nested = keras.Model(inputs, model(inputs))
-    helpers.assert_matches(nested(pictures), helpers.to_numpy(model(pictures)), 1e-6)
+    helpers.assert_matches(nested(images), helpers.to_numpy(model(images)), 1e-6)
 
 
 def test_fit_learns(tiny):
-    """Two kinds of pictures that a few steps tell apart."""
+    """Two kinds of images that a few steps tell apart."""
     keras.utils.set_random_seed(0)
     rng = np.random.default_rng(0)
     labels = rng.integers(0, 2, 32)

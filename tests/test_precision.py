@@ -16,11 +16,11 @@ def _model(tiny, **arguments):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_classifier_and_variables_stay_float32(tiny, policy, pictures):
+def test_classifier_and_variables_stay_float32(tiny, policy, images):
     keras.config.set_dtype_policy(policy)
     model = _model(tiny)
     half = policy.removeprefix("mixed_")
-    assert keras.backend.standardize_dtype(model(pictures).dtype) == "float32"
+    assert keras.backend.standardize_dtype(model(images).dtype) == "float32"
     assert model.layers[-1].compute_dtype == "float32"
     for block in tiny.blocks():
         assert model.get_layer(block.name).compute_dtype == half
@@ -32,38 +32,38 @@ def test_classifier_and_variables_stay_float32(tiny, policy, pictures):
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_close_to_float32(tiny, policy, pictures):
+def test_close_to_float32(tiny, policy, images):
     keras.config.set_dtype_policy("float32")
     exact = _model(tiny, classifier_activation=None)
     keras.config.set_dtype_policy(policy)
     rounded = _model(tiny, classifier_activation=None)
-    helpers.randomise(exact)
+    helpers.randomize(exact)
     rounded.set_weights(exact.get_weights())
     tolerance = 0.02 if policy == "mixed_float16" else 0.1
-    helpers.assert_matches(rounded(pictures), helpers.to_numpy(exact(pictures)), tolerance)
+    helpers.assert_matches(rounded(images), helpers.to_numpy(exact(images)), tolerance)
 
 
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("training", [False, True])
-def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, pictures):
+def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, images):
     """Inputs, kernels and tables ten times as large as at the start."""
     keras.config.set_dtype_policy(policy)
     model = _model(tiny, include_preprocessing=False)
     for variable in model.trainable_variables:
         if len(variable.shape) > 1:
             variable.assign(10 * variable)
-    x = 10 * (pictures / 127.5 - 1)
+    x = 10 * (images / 127.5 - 1)
     assert np.isfinite(helpers.to_numpy(model(x, training=training))).all()
 
 
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_training_step_keeps_finite_gradients(tiny, policy, pictures):
+def test_a_training_step_keeps_finite_gradients(tiny, policy, images):
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
     model = _model(tiny.replace(depths=(1, 1, 1, 1)), stochastic_depth=0.2)
     model.compile(keras.optimizers.AdamW(1e-3), "sparse_categorical_crossentropy")
     before = [helpers.to_numpy(variable) for variable in model.trainable_variables]
-    history = model.fit(pictures, np.array([0, 1]), epochs=3, verbose=0).history
+    history = model.fit(images, np.array([0, 1]), epochs=3, verbose=0).history
     assert np.isfinite(history["loss"]).all()
     after = [helpers.to_numpy(variable) for variable in model.trainable_variables]
     assert all(np.isfinite(values).all() for values in after)
@@ -84,22 +84,22 @@ def test_raw_pixels_in_half_precision(tiny, policy):
 
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, pictures):
+def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, images):
     """Policies that are not mixed: build, train, predict, fuse, save and reload."""
     keras.config.set_dtype_policy(policy)
     model = _model(tiny.replace(depths=(1, 1, 1, 1), transformer_norm=norm))
     assert model.get_layer("stage1_block1").variable_dtype == policy
     model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
-    losses = model.fit(pictures, np.array([0, 1]), verbose=0).history["loss"]
-    expected = model.predict(pictures, verbose=0)
+    losses = model.fit(images, np.array([0, 1]), verbose=0).history["loss"]
+    expected = model.predict(images, verbose=0)
     assert np.isfinite(losses).all() and np.isfinite(expected).all()
     allowed = 0.05 if policy == "bfloat16" else 0.005
     for kind, network in (("plain", model), ("fused", keras_coatnet.fuse(model))):
-        found = network.predict(pictures, verbose=0)
+        found = network.predict(images, verbose=0)
         np.testing.assert_allclose(found, expected, atol=allowed)
         network.save(tmp_path / f"{kind}.keras")
         again = keras.saving.load_model(tmp_path / f"{kind}.keras")
-        np.testing.assert_array_equal(again.predict(pictures, verbose=0), found)
+        np.testing.assert_array_equal(again.predict(images, verbose=0), found)
 
 
 @pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
@@ -108,7 +108,7 @@ def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, pictures)
     "make",
     [
         lambda dtype: layers.MBConv(8, dtype=dtype),
-        lambda dtype: layers.TransformerBlock(8, head_size=4, norm="batch", dtype=dtype),
+        lambda dtype: layers.TransformerBlock(8, head_dim=4, norm="batch", dtype=dtype),
     ],
     ids=["MBConv", "TransformerBlock"],
 )

@@ -1,4 +1,4 @@
-"""Saving, reloading, exporting, quantising; nothing half written."""
+"""Saving, reloading, exporting, quantizing; nothing half written."""
 
 import json
 import os
@@ -16,7 +16,7 @@ from tests import helpers
 SIZE = {"input_shape": (64, 64, 3)}
 VARIANTS = [
     {},
-    {"relative_position": "mlp", "relative_position_width": 16, "layer_scale": 1e-6},
+    {"relative_position": "mlp", "relative_position_hidden_dim": 16, "layer_scale": 1e-6},
     {"transformer_norm": "batch", "final_norm": "before_pool", "hidden_head": False},
     {"conv_padding": "symmetric", "stride_on": "pool", "conv_activation": "silu"},
     {"stochastic_depth": 0.2, "transformer_pool": "max3", "ffn_activation": "gelu"},
@@ -25,13 +25,13 @@ VARIANTS = [
 
 def _model(tiny, **changes):
     model = keras_coatnet.CoAtNet(tiny.replace(**changes), input_shape=(64, 64, 3), classes=5)
-    helpers.randomise(model)
+    helpers.randomize(model)
     return model
 
 
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_round_trips_are_exact(tiny, changes, suffix, tmp_path, pictures):
+def test_round_trips_are_exact(tiny, changes, suffix, tmp_path, images):
     model = _model(tiny, **changes)
     path = tmp_path / f"model{suffix}"
     if suffix == ".keras":
@@ -46,7 +46,7 @@ def test_round_trips_are_exact(tiny, changes, suffix, tmp_path, pictures):
     for theirs, ours in zip(model.weights, restored.weights, strict=True):
         np.testing.assert_array_equal(helpers.to_numpy(theirs), helpers.to_numpy(ours))
     np.testing.assert_array_equal(
-        helpers.to_numpy(model(pictures)), helpers.to_numpy(restored(pictures))
+        helpers.to_numpy(model(images)), helpers.to_numpy(restored(images))
     )
 
 
@@ -66,7 +66,7 @@ def test_a_file_carries_its_input(tiny, shape, tmp_path):
     model.save_weights(tmp_path / "a.weights.h5")
     restored = keras_coatnet.CoAtNet(tiny, weights=tmp_path / "a.weights.h5")
     assert restored.input_shape == (None, *shape)
-    with pytest.raises(ValueError, match=f"pictures of {shape[-1]} channels"):
+    with pytest.raises(ValueError, match=f"images of {shape[-1]} channels"):
         keras_coatnet.CoAtNet(tiny, weights=tmp_path / "a.weights.h5", input_shape=(64, 64, 3))
     backbone = keras_coatnet.CoAtNet(tiny, False, weights=tmp_path / "a.weights.h5")
     assert backbone.input_shape == (None, None, None, shape[-1])
@@ -106,53 +106,53 @@ def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.weights.h5"]
 
 
-def test_sharded_weights_are_left_to_keras(tiny, tmp_path, pictures):
+def test_sharded_weights_are_left_to_keras(tiny, tmp_path, images):
     model = _model(tiny)
     model.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
     assert len(list(tmp_path.glob("*.weights.h5"))) >= 1
     other = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
     other.load_weights(tmp_path / "a.weights.json")
-    helpers.assert_matches(other(pictures), helpers.to_numpy(model(pictures)), 1e-6)
+    helpers.assert_matches(other(images), helpers.to_numpy(model(images)), 1e-6)
 
 
-def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, pictures):
+def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, images):
     backbone = keras_coatnet.CoAtNet(
         tiny, include_top=False, pooling="avg", input_shape=(64, 64, 3)
     )
     model = keras.Sequential([backbone, keras.layers.Dense(2)])
-    expected = helpers.to_numpy(model(pictures))
+    expected = helpers.to_numpy(model(images))
     model.save(tmp_path / "a.keras")
     restored = keras.models.load_model(tmp_path / "a.keras")
     assert restored.layers[0].architecture == backbone.architecture
-    np.testing.assert_array_equal(helpers.to_numpy(restored(pictures)), expected)
+    np.testing.assert_array_equal(helpers.to_numpy(restored(images)), expected)
 
 
 @pytest.mark.usefixtures("small_heap")
-def test_quantised_models_reload(tiny, tmp_path, pictures):
+def test_quantized_models_reload(tiny, tmp_path, images):
     model = _model(tiny)
-    expected = helpers.to_numpy(model(pictures))
+    expected = helpers.to_numpy(model(images))
     model.quantize("int8")
-    quantised = helpers.to_numpy(model(pictures))
-    assert 0 < np.abs(quantised - expected).max() < 0.1
+    quantized = helpers.to_numpy(model(images))
+    assert 0 < np.abs(quantized - expected).max() < 0.1
     attention = model.get_layer("stage3_block1").attention
     assert keras.backend.standardize_dtype(attention.query.kernel.dtype) == "int8"
     model.save(tmp_path / "a.keras")
     restored = keras.models.load_model(tmp_path / "a.keras")
-    helpers.assert_matches(restored(pictures), quantised, 1e-6)
+    helpers.assert_matches(restored(images), quantized, 1e-6)
 
 
-def test_lora_reaches_the_attention(tiny, tmp_path, pictures):
+def test_lora_reaches_the_attention(tiny, tmp_path, images):
     model = _model(tiny)
-    expected = helpers.to_numpy(model(pictures))
+    expected = helpers.to_numpy(model(images))
     dense = model.get_layer("stage3_block1").attention.query
     dense.enable_lora(2)
-    helpers.assert_matches(model(pictures), expected, 1e-6)
+    helpers.assert_matches(model(images), expected, 1e-6)
     dense.lora_kernel_b.assign(np.ones(dense.lora_kernel_b.shape, "float32"))
-    tuned = helpers.to_numpy(model(pictures))
+    tuned = helpers.to_numpy(model(images))
     assert np.abs(tuned - expected).max() > 0
     model.save(tmp_path / "a.keras")
     restored = keras.models.load_model(tmp_path / "a.keras")
-    helpers.assert_matches(restored(pictures), tuned, 1e-5)
+    helpers.assert_matches(restored(images), tuned, 1e-5)
 
 
 EXCHANGE = """
@@ -173,9 +173,9 @@ for number in range(variants):
 @pytest.mark.tensorflow_only
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
-def test_files_cross_backends(tiny, backend, tmp_path, pictures):
+def test_files_cross_backends(tiny, backend, tmp_path, images):
     models = [_model(tiny, **changes) for changes in VARIANTS]
-    np.save(tmp_path / "in.npy", pictures)
+    np.save(tmp_path / "in.npy", images)
     for number, model in enumerate(models):
         model.save(tmp_path / f"{number}.keras")
         model.save_weights(tmp_path / f"{number}.weights.h5")
@@ -186,22 +186,22 @@ def test_files_cross_backends(tiny, backend, tmp_path, pictures):
         env={**os.environ, "KERAS_BACKEND": backend, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
     )
     for number, model in enumerate(models):
-        expected = helpers.to_numpy(model(pictures, training=False))
+        expected = helpers.to_numpy(model(images, training=False))
         for result in np.load(tmp_path / f"{number}.npy"):
             np.testing.assert_allclose(result, expected, atol=1e-6)
         back = keras.models.load_model(tmp_path / f"{number}.back.keras")
-        np.testing.assert_array_equal(helpers.to_numpy(back(pictures, training=False)), expected)
+        np.testing.assert_array_equal(helpers.to_numpy(back(images, training=False)), expected)
 
 
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("size", [64, None])
-def test_saved_model_serves_without_keras(tiny, size, tmp_path, pictures):
+def test_saved_model_serves_without_keras(tiny, size, tmp_path, images):
     model = keras_coatnet.CoAtNet(
         tiny, include_top=False, pooling="avg", input_shape=(size, size, 3)
     )
-    helpers.randomise(model)
+    helpers.randomize(model)
     model.export(tmp_path / "served", verbose=False)
-    np.save(tmp_path / "in.npy", pictures)
+    np.save(tmp_path / "in.npy", images)
     code = """
 import sys
 sys.modules["keras"] = sys.modules["keras_coatnet"] = None  # importing either fails now
@@ -211,12 +211,12 @@ np.save(sys.argv[1] + "/out.npy", served.serve(np.load(sys.argv[1] + "/in.npy"))
 """
     subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True)
     np.testing.assert_allclose(
-        np.load(tmp_path / "out.npy"), helpers.to_numpy(model(pictures)), rtol=1e-4, atol=1e-5
+        np.load(tmp_path / "out.npy"), helpers.to_numpy(model(images)), rtol=1e-4, atol=1e-5
     )
 
 
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
-def test_weights_bring_the_preprocessing_that_was_saved(tiny, suffix, tmp_path, pictures):
+def test_weights_bring_the_preprocessing_that_was_saved(tiny, suffix, tmp_path, images):
     saved = keras_coatnet.CoAtNet(
         tiny, input_shape=(64, 64, 3), classes=5, include_preprocessing=False
     )
@@ -224,13 +224,13 @@ def test_weights_bring_the_preprocessing_that_was_saved(tiny, suffix, tmp_path, 
     saved.save(path) if suffix == ".keras" else saved.save_weights(path)
     loaded = keras_coatnet.CoAtNet(tiny, weights=path)
     assert loaded.include_preprocessing is False
-    normalised = pictures / 127.5 - 1
-    expected = helpers.to_numpy(saved(normalised))
-    np.testing.assert_array_equal(helpers.to_numpy(loaded(normalised)), expected)
+    normalized = images / 127.5 - 1
+    expected = helpers.to_numpy(saved(normalized))
+    np.testing.assert_array_equal(helpers.to_numpy(loaded(normalized)), expected)
     # Who asks for something else gets it.
     asked = keras_coatnet.CoAtNet(tiny, weights=path, include_preprocessing=True)
     assert asked.include_preprocessing is True
-    helpers.assert_matches(asked(pictures), expected, 1e-5)
+    helpers.assert_matches(asked(images), expected, 1e-5)
     keras.Model(saved.input, saved.output).save_weights(tmp_path / "plain.weights.h5")
     plain = keras_coatnet.CoAtNet(tiny, classes=5, weights=tmp_path / "plain.weights.h5", **SIZE)
     assert plain.include_preprocessing is True

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
 
 # Names of timm's architectures in our registry. Those of no checkpoint nobody has trained.
 NAMES = tuple(name for name in ARCHITECTURES if name.startswith(("coatnet_", "coatnext_")))
@@ -90,7 +90,7 @@ def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
     return model, config
 
 
-def randomise(model: Any, seed: int = 0) -> Any:
+def randomize(model: Any, seed: int = 0) -> Any:
     """Gives every parameter and buffer random values, and returns the model.
 
     Kernels keep the size of what passes through them; everything that starts at 0 or 1, and whose
@@ -125,7 +125,7 @@ def randomise(model: Any, seed: int = 0) -> Any:
     return model
 
 
-def calibrate(model: Any, pictures: np.ndarray) -> Any:
+def calibrate(model: Any, images: np.ndarray) -> Any:
     """Sets BatchNorm's statistics to those of real activations, and returns the model.
 
     In coatnet_bn_0_rw_224 they are all the norm that there is. With random ones its activations
@@ -139,7 +139,7 @@ def calibrate(model: Any, pictures: np.ndarray) -> Any:
     for norm in norms:
         norm.momentum = 1.0  # the statistics of this one batch
     model.train()
-    logits(model, pictures)
+    logits(model, images)
     model.eval()
     for norm, momentum in zip(norms, momenta, strict=True):
         norm.momentum = momentum
@@ -147,19 +147,19 @@ def calibrate(model: Any, pictures: np.ndarray) -> Any:
 
 
 def random_model(name: str, size: int, small: bool = False, **kwargs: Any) -> Any:
-    """A randomised timm model, calibrated where it must be; and our configuration if reduced."""
+    """A randomized timm model, calibrated where it must be; and our configuration if reduced."""
     model, config = reduced(name, **kwargs) if small else (build(name, **kwargs), None)
-    randomise(model)
+    randomize(model)
     if ARCHITECTURES[name].transformer_norm == "batch":
-        calibrate(model, pictures(4, size, seed=5))
+        calibrate(model, images(4, size, seed=5))
     return (model, config) if small else model
 
 
-def pictures(count: int, size: int | tuple[int, int], seed: int = 1) -> np.ndarray:
-    """Normalised pictures, (count, height, width, 3), that a network of random values tells apart.
+def images(count: int, size: int | tuple[int, int], seed: int = 1) -> np.ndarray:
+    """Normalized images, (count, height, width, 3), that a network of random values tells apart.
 
-    Each has a colour, quarters, patches and noise: what is fine alone is averaged away with depth,
-    and every picture would get the same logits.
+    Each has a color, quarters, patches and noise: what is fine alone is averaged away with depth,
+    and every image would get the same logits.
     """
     height, width = (size, size) if isinstance(size, int) else size
     side = max(height, width)
@@ -172,12 +172,12 @@ def pictures(count: int, size: int | tuple[int, int], seed: int = 1) -> np.ndarr
     return total[:, :height, :width].astype("float32")
 
 
-def logits(model: Any, pictures: np.ndarray) -> np.ndarray:
+def logits(model: Any, images: np.ndarray) -> np.ndarray:
     """What timm's model makes of (batch, height, width, channels)."""
     import torch
 
     with torch.no_grad():
-        x = torch.from_numpy(np.ascontiguousarray(pictures.transpose(0, 3, 1, 2)))
+        x = torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
         return model(x).cpu().numpy()
 
 

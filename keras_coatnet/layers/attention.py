@@ -21,20 +21,20 @@ from keras_coatnet.layers.relative_position import RelativePositionMLP, Relative
 SOURCES = ("table", "mlp")
 
 
-def check_heads(attention_width: int, head_size: int) -> None:
+def check_heads(attention_dim: int, head_dim: int) -> None:
     """Refuses an attention that heads of this size do not fill.
 
     Args:
-        attention_width: channels of q, k and v.
-        head_size: channels of one head.
+        attention_dim: channels of q, k and v.
+        head_dim: channels of one head.
 
     Raises:
-        ValueError: `head_size` does not divide the width.
+        ValueError: `head_dim` does not divide the width.
     """
-    if attention_width % head_size:
+    if attention_dim % head_dim:
         raise ValueError(
-            "The attention's width must be a multiple of `head_size`. Received: "
-            f"attention_width={attention_width}, head_size={head_size}"
+            "The attention's width must be a multiple of `head_dim`. Received: "
+            f"attention_dim={attention_dim}, head_dim={head_dim}"
         )
 
 
@@ -45,7 +45,7 @@ def attend(query: Any, key: Any, value: Any, bias: Any, scale: float = 1.0) -> A
     precision it takes none of float32.
 
     Args:
-        query: `(batch, positions, heads, head_size)`.
+        query: `(batch, positions, heads, head_dim)`.
         key: as `query`.
         value: as `query`.
         bias: `(heads, positions, positions)`, for each query and key.
@@ -66,16 +66,16 @@ def attend(query: Any, key: Any, value: Any, bias: Any, scale: float = 1.0) -> A
 class RelativeSelfAttention(CompositeLayer):
     """Multi-head self-attention over all positions of a map, with a bias per head and offset.
 
-    `softmax(q k^T / sqrt(head_size) + bias) v` (equation 3), where the bias depends on the offset
+    `softmax(q k^T / sqrt(head_dim) + bias) v` (equation 3), where the bias depends on the offset
     between key and query alone. Logits and softmax are float32 under mixed precision.
 
     Args:
         width: channels of the output.
-        head_size: channels of one head.
-        attention_width: channels of q, k and v; None: `width`. A multiple of `head_size`.
+        head_dim: channels of one head.
+        attention_dim: channels of q, k and v; None: `width`. A multiple of `head_dim`.
         use_bias: whether q, k, v and the output projection have a bias.
         relative_position: `"table"` or `"mlp"`: where the bias comes from.
-        relative_position_width: hidden width of that MLP.
+        relative_position_hidden_dim: hidden width of that MLP.
         table_size: (height, width) of the map that the table is made for; None: of the map that
             the layer is built on, whose size must be static then.
         **kwargs: `keras.layers.Layer`'s own arguments.
@@ -84,11 +84,11 @@ class RelativeSelfAttention(CompositeLayer):
     Output shape: `(batch, height, width, width)`.
 
     Raises:
-        ValueError: `head_size` does not divide the attention's width, an argument has no such
+        ValueError: `head_dim` does not divide the attention's width, an argument has no such
             value, or the table's size is not known.
 
     Example:
-        >>> attention = RelativeSelfAttention(64, head_size=32)
+        >>> attention = RelativeSelfAttention(64, head_dim=32)
         >>> attention(keras.ops.ones((2, 7, 5, 48))).shape == (2, 7, 5, 64)
         True
     """
@@ -96,35 +96,35 @@ class RelativeSelfAttention(CompositeLayer):
     def __init__(
         self,
         width: int,
-        head_size: int = 32,
-        attention_width: int | None = None,
+        head_dim: int = 32,
+        attention_dim: int | None = None,
         use_bias: bool = True,
         relative_position: str = "table",
-        relative_position_width: int = 512,
+        relative_position_hidden_dim: int = 512,
         table_size: tuple[int, int] | None = None,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
         self.width = whole_number("width", width)
-        self.head_size = whole_number("head_size", head_size)
-        attention_width = width if attention_width is None else attention_width
-        self.attention_width = whole_number("attention_width", attention_width)
-        check_heads(self.attention_width, self.head_size)
+        self.head_dim = whole_number("head_dim", head_dim)
+        attention_dim = width if attention_dim is None else attention_dim
+        self.attention_dim = whole_number("attention_dim", attention_dim)
+        check_heads(self.attention_dim, self.head_dim)
         self.use_bias = boolean("use_bias", use_bias)
         self.relative_position = choice("relative_position", relative_position, SOURCES)
-        self.relative_position_width = whole_number(
-            "relative_position_width", relative_position_width
+        self.relative_position_hidden_dim = whole_number(
+            "relative_position_hidden_dim", relative_position_hidden_dim
         )
         self.table_size = (
             None if table_size is None else two_whole_numbers("table_size", table_size)
         )
-        self.heads = self.attention_width // self.head_size
+        self.heads = self.attention_dim // self.head_dim
 
     def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
         for name in ("query", "key", "value"):
-            self._add_dense(name, self.attention_width).build((None, None, channels))
-        self._add_dense("projection", self.width).build((None, None, self.attention_width))
+            self._add_dense(name, self.attention_dim).build((None, None, channels))
+        self._add_dense("projection", self.width).build((None, None, self.attention_dim))
         dtype = full_precision(self.dtype_policy)
         if self.relative_position == "table":
             table_size = self.table_size or tuple(input_shape[1:3])
@@ -142,7 +142,7 @@ class RelativeSelfAttention(CompositeLayer):
                 "position",
                 RelativePositionMLP,
                 self.heads,
-                self.relative_position_width,
+                self.relative_position_hidden_dim,
                 dtype=dtype,
             )
         self.built = True
@@ -159,14 +159,14 @@ class RelativeSelfAttention(CompositeLayer):
     def call(self, x: Any) -> Any:
         height, width = spatial_size(x)
         tokens = ops.reshape(x, (-1, height * width, x.shape[-1]))
-        split = (-1, height * width, self.heads, self.head_size)
+        split = (-1, height * width, self.heads, self.head_dim)
         query = ops.reshape(self.query(tokens), split)
         key = ops.reshape(self.key(tokens), split)
         value = ops.reshape(self.value(tokens), split)
 
         bias = self.position(height=height, width=width)
-        mixed = attend(query, key, value, bias, self.head_size**-0.5)
-        mixed = ops.reshape(mixed, (-1, height, width, self.attention_width))
+        mixed = attend(query, key, value, bias, self.head_dim**-0.5)
+        mixed = ops.reshape(mixed, (-1, height, width, self.attention_dim))
         return self.projection(mixed)
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -176,10 +176,10 @@ class RelativeSelfAttention(CompositeLayer):
         return {
             **super().get_config(),
             "width": self.width,
-            "head_size": self.head_size,
-            "attention_width": self.attention_width,
+            "head_dim": self.head_dim,
+            "attention_dim": self.attention_dim,
             "use_bias": self.use_bias,
             "relative_position": self.relative_position,
-            "relative_position_width": self.relative_position_width,
+            "relative_position_hidden_dim": self.relative_position_hidden_dim,
             "table_size": self.table_size,
         }

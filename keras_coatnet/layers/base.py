@@ -30,7 +30,7 @@ def full_precision(policy: keras.DTypePolicy) -> keras.DTypePolicy:
 def policy_at(policy: keras.DTypePolicy, path: str) -> keras.DTypePolicy:
     """The policy of the layer at a path, which a `DTypePolicyMap` looks up.
 
-    Keras cannot quantise a Dense layer that holds a whole map.
+    Keras cannot quantize a Dense layer that holds a whole map.
     """
     return policy[path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
@@ -123,7 +123,7 @@ def _changeable(layer: keras.layers.Layer) -> dict[str, Any]:
 
 
 def _unshared(value: Any) -> Any:
-    """A serialised object without the mark that Keras adds while a whole model is read."""
+    """A serialized object without the mark that Keras adds while a whole model is read."""
     if not isinstance(value, dict):
         return value
     return {key: _unshared(part) for key, part in value.items() if key != "shared_object_id"}

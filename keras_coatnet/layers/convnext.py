@@ -22,14 +22,14 @@ KERNEL = 7
 class ConvNeXtBlock(CompositeLayer):
     """`shortcut(x) + scale * ffn(norm(depthwise(x)))`.
 
-    Depthwise 7x7 to `width` -> LayerNorm -> dense to `expanded_width` -> activation -> dense to
+    Depthwise 7x7 to `width` -> LayerNorm -> dense to `expanded_filters` -> activation -> dense to
     `width` -> scale. Where the width grows, the depthwise convolution makes several channels of
     each. The shortcut pools where the block strides, and projects where the width changes.
     `CoAtNetConfig` says what the values other than the defaults are for.
 
     Args:
         width: channels of the output, a multiple of those of the input.
-        expanded_width: channels between the two dense layers; None: four times `width`.
+        expanded_filters: channels between the two dense layers; None: four times `width`.
         strides: 1, or 2 to halve the feature map.
         stride_on: `"depthwise"` or `"pool"`: what halves it.
         pool: pooling of the shortcut: `"max2"`, `"avg2"` or `"max3"`.
@@ -57,7 +57,7 @@ class ConvNeXtBlock(CompositeLayer):
     def __init__(
         self,
         width: int,
-        expanded_width: int | None = None,
+        expanded_filters: int | None = None,
         strides: int = 1,
         stride_on: str = "depthwise",
         pool: str = "avg2",
@@ -72,8 +72,8 @@ class ConvNeXtBlock(CompositeLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.width = width = whole_number("width", width)
-        expanded_width = 4 * width if expanded_width is None else expanded_width
-        self.expanded_width = whole_number("expanded_width", expanded_width)
+        expanded_filters = 4 * width if expanded_filters is None else expanded_filters
+        self.expanded_filters = whole_number("expanded_filters", expanded_filters)
         self.strides = choice("strides", strides, (1, 2))
         self.stride_on = choice("stride_on", stride_on, ("depthwise", "pool"))
         self.pool = choice("pool", pool, POOLS)
@@ -124,8 +124,8 @@ class ConvNeXtBlock(CompositeLayer):
         self.add_sublayer(
             "ffn_norm", keras.layers.LayerNormalization, epsilon=self.norm_epsilon
         ).build(map_shape)
-        self._add_dense("ffn_expand", self.expanded_width).build(map_shape)
-        expanded_shape = (*map_shape[:-1], self.expanded_width)
+        self._add_dense("ffn_expand", self.expanded_filters).build(map_shape)
+        expanded_shape = (*map_shape[:-1], self.expanded_filters)
         self._add_dense("ffn_project", self.width).build(expanded_shape)
         if self.layer_scale is not None:
             self.add_sublayer("ffn_scale", LayerScale, self.layer_scale).build(map_shape)
@@ -173,7 +173,7 @@ class ConvNeXtBlock(CompositeLayer):
         return {
             **super().get_config(),
             "width": self.width,
-            "expanded_width": self.expanded_width,
+            "expanded_filters": self.expanded_filters,
             "strides": self.strides,
             "stride_on": self.stride_on,
             "pool": self.pool,

@@ -146,7 +146,7 @@ class FusedAttention(CompositeLayer):
     Args:
         width: channels after it.
         heads: how many.
-        head_size: channels of one head.
+        head_dim: channels of one head.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`, with a static height and width.
@@ -157,14 +157,14 @@ class FusedAttention(CompositeLayer):
         True
     """
 
-    def __init__(self, width: int, heads: int, head_size: int, **kwargs: Any) -> None:
+    def __init__(self, width: int, heads: int, head_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.width = width
         self.heads = heads
-        self.head_size = head_size
+        self.head_dim = head_dim
 
     def build(self, input_shape: tuple) -> None:
-        inner = self.heads * self.head_size
+        inner = self.heads * self.head_dim
         self.add_sublayer("query_key_value", keras.layers.Dense, 3 * inner)
         self.query_key_value.build((None, input_shape[-1]))
         positions = input_shape[1] * input_shape[2]
@@ -183,10 +183,10 @@ class FusedAttention(CompositeLayer):
     def call(self, x: Any) -> Any:
         height, width = x.shape[1:3]
         both = self.query_key_value(ops.reshape(x, (-1, x.shape[-1])))
-        both = ops.reshape(both, (-1, height * width, 3, self.heads, self.head_size))
+        both = ops.reshape(both, (-1, height * width, 3, self.heads, self.head_dim))
         query, key, value = ops.unstack(both, 3, axis=2)
         mixed = attend(query, key, value, ops.convert_to_tensor(self.bias))
-        mixed = self.projection(ops.reshape(mixed, (-1, self.heads * self.head_size)))
+        mixed = self.projection(ops.reshape(mixed, (-1, self.heads * self.head_dim)))
         return ops.reshape(mixed, (-1, height, width, self.width))
 
     def compute_output_shape(self, input_shape: tuple) -> tuple:
@@ -197,5 +197,5 @@ class FusedAttention(CompositeLayer):
             **super().get_config(),
             "width": self.width,
             "heads": self.heads,
-            "head_size": self.head_size,
+            "head_dim": self.head_dim,
         }

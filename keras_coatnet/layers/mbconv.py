@@ -20,15 +20,15 @@ from keras_coatnet.layers.stochastic_depth import StochasticDepth
 class MBConv(CompositeLayer):
     """`shortcut(x) + conv(depthwise(conv(norm(x))))` (equations 4 and 5 of the paper).
 
-    norm -> 1x1 to `expanded_width` -> norm, activation -> depthwise 3x3 -> norm, activation ->
+    norm -> 1x1 to `expanded_filters` -> norm, activation -> depthwise 3x3 -> norm, activation ->
     squeeze-and-excitation -> 1x1 to `width`. The shortcut pools where the block strides, and
     projects where the width changes. The defaults are the paper's; `CoAtNetConfig` says what the
     other values are for.
 
     Args:
         width: channels of the output.
-        expanded_width: channels of the depthwise convolution; None: four times `width`.
-        squeezed_width: channels inside squeeze-and-excitation; None: a quarter of `width`.
+        expanded_filters: channels of the depthwise convolution; None: four times `width`.
+        squeezed_filters: channels inside squeeze-and-excitation; None: a quarter of `width`.
         strides: 1, or 2 to halve the feature map.
         stride_on: `"expansion"`, `"depthwise"` or `"pool"`: what halves it.
         pool: pooling of the shortcut: `"max2"`, `"avg2"` or `"max3"`.
@@ -58,8 +58,8 @@ class MBConv(CompositeLayer):
     def __init__(
         self,
         width: int,
-        expanded_width: int | None = None,
-        squeezed_width: int | None = None,
+        expanded_filters: int | None = None,
+        squeezed_filters: int | None = None,
         strides: int = 1,
         stride_on: str = "expansion",
         pool: str = "max2",
@@ -77,10 +77,10 @@ class MBConv(CompositeLayer):
     ) -> None:
         super().__init__(**kwargs)
         self.width = width = whole_number("width", width)
-        expanded_width = 4 * width if expanded_width is None else expanded_width
-        squeezed_width = max(1, width // 4) if squeezed_width is None else squeezed_width
-        self.expanded_width = whole_number("expanded_width", expanded_width)
-        self.squeezed_width = whole_number("squeezed_width", squeezed_width)
+        expanded_filters = 4 * width if expanded_filters is None else expanded_filters
+        squeezed_filters = max(1, width // 4) if squeezed_filters is None else squeezed_filters
+        self.expanded_filters = whole_number("expanded_filters", expanded_filters)
+        self.squeezed_filters = whole_number("squeezed_filters", squeezed_filters)
         self.strides = choice("strides", strides, (1, 2))
         self.stride_on = choice("stride_on", stride_on, ("expansion", "depthwise", "pool"))
         self.pool = choice("pool", pool, POOLS)
@@ -114,8 +114,10 @@ class MBConv(CompositeLayer):
             shape = halved(shape)
 
         strides = 2 if strided and self.stride_on == "expansion" else 1
-        self._add_conv("expand", self.expanded_width, strides=strides, use_bias=False).build(shape)
-        shape = halved(shape, self.expanded_width, strides)
+        self._add_conv("expand", self.expanded_filters, strides=strides, use_bias=False).build(
+            shape
+        )
+        shape = halved(shape, self.expanded_filters, strides)
         self.add_sublayer("expand_norm", BatchNormalization, **norm).build(shape)
 
         strides = 2 if strided and self.stride_on == "depthwise" else 1
@@ -133,7 +135,7 @@ class MBConv(CompositeLayer):
         self.add_sublayer("depthwise_norm", BatchNormalization, **norm).build(shape)
 
         self.add_sublayer(
-            "squeeze_excite", SqueezeExcite, self.squeezed_width, self.squeeze_activation
+            "squeeze_excite", SqueezeExcite, self.squeezed_filters, self.squeeze_activation
         ).build(shape)
         self._add_conv("project", self.width, use_bias=self.use_bias).build(shape)
         self.add_sublayer("drop", StochasticDepth, self.stochastic_depth)
@@ -189,8 +191,8 @@ class MBConv(CompositeLayer):
         return {
             **super().get_config(),
             "width": self.width,
-            "expanded_width": self.expanded_width,
-            "squeezed_width": self.squeezed_width,
+            "expanded_filters": self.expanded_filters,
+            "squeezed_filters": self.squeezed_filters,
             "strides": self.strides,
             "stride_on": self.stride_on,
             "pool": self.pool,

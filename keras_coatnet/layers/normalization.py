@@ -1,4 +1,4 @@
-"""Normalisation layers, synchronised where a distribution strategy has several replicas."""
+"""Normalization layers, synchronized where a distribution strategy has several replicas."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     """`keras.layers.BatchNormalization`, as one operation on TensorFlow.
 
     Keras computes mean, variance and output one after the other, and differentiates through each;
-    TensorFlow's own batch normalisation takes a third of the time and a fraction of the memory.
+    TensorFlow's own batch normalization takes a third of the time and a fraction of the memory.
     It is used for channels-last maps, but not to train several replicas in step; everything else
     is Keras's layer.
 
@@ -87,7 +87,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
         return ops.cast(outputs, self.compute_dtype)
 
     def _is_one_operation(self, inputs: Any, training: bool) -> bool:
-        """Whether TensorFlow's own batch normalisation computes what Keras's would."""
+        """Whether TensorFlow's own batch normalization computes what Keras's would."""
         return (
             keras.backend.backend() == "tensorflow"
             and keras.backend.standardize_dtype(inputs.dtype) != "float64"

@@ -4,7 +4,7 @@ A map of H x W positions has (2H - 1) x (2W - 1) offsets between a key and a que
 head and offset, from a table or from a small network over the offsets, is spread to all pairs of
 positions: the bias of query (i, j) on key (i', j') is `values[head, i'-i+H-1, j'-j+W-1]`.
 
-Sizes may be tensors, when a model takes pictures of unknown size. The same formulas then run on
+Sizes may be tensors, when a model takes images of unknown size. The same formulas then run on
 `keras.ops` instead of NumPy, which is why they take the module as an argument.
 """
 
@@ -26,7 +26,7 @@ def _module(*sizes: Any) -> Any:
 
 
 def interpolation_matrix(source: int, target: Any) -> Any:
-    """Weights of a bilinear resize along one axis, with half-pixel centres.
+    """Weights of a bilinear resize along one axis, with half-pixel centers.
 
     Args:
         source: length before, an int.
@@ -44,9 +44,9 @@ def interpolation_matrix(source: int, target: Any) -> Any:
         scale = np.float32(source / target)
     else:
         scale = source / ops.cast(target, "float32")
-    centres = (xp.arange(target, dtype="float32") + 0.5) * scale - 0.5
-    centres = xp.clip(centres, 0.0, source - 1.0)
-    distance = xp.abs(centres[:, None] - np.arange(source, dtype="float32"))
+    centers = (xp.arange(target, dtype="float32") + 0.5) * scale - 0.5
+    centers = xp.clip(centers, 0.0, source - 1.0)
+    distance = xp.abs(centers[:, None] - np.arange(source, dtype="float32"))
     return xp.maximum(1.0 - distance, 0.0)
 
 
@@ -167,7 +167,7 @@ class RelativePositionMLP(CompositeLayer):
 
     Args:
         heads: number of attention heads.
-        hidden_width: width of the layer between.
+        hidden_dim: width of the layer between.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Call arguments, by keyword: `height` and `width` of the feature map, ints or integer scalars.
@@ -177,19 +177,19 @@ class RelativePositionMLP(CompositeLayer):
         ValueError: an argument is no whole number of at least 1.
 
     Example:
-        >>> RelativePositionMLP(4, hidden_width=16)(height=2, width=3).shape == (4, 6, 6)
+        >>> RelativePositionMLP(4, hidden_dim=16)(height=2, width=3).shape == (4, 6, 6)
         True
     """
 
-    def __init__(self, heads: int, hidden_width: int = 512, **kwargs: Any) -> None:
+    def __init__(self, heads: int, hidden_dim: int = 512, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self.heads = whole_number("heads", heads)
-        self.hidden_width = whole_number("hidden_width", hidden_width)
+        self.hidden_dim = whole_number("hidden_dim", hidden_dim)
         self.build()
 
     def build(self, input_shape: tuple | None = None) -> None:
         for name, width, activation in (
-            ("hidden", self.hidden_width, "relu"),
+            ("hidden", self.hidden_dim, "relu"),
             ("values", self.heads, None),
         ):
             self.add_sublayer(
@@ -200,7 +200,7 @@ class RelativePositionMLP(CompositeLayer):
                 kernel_initializer=kernel_initializer(),
             )
         self.hidden.build((None, None, 2))
-        self.values.build((None, None, self.hidden_width))
+        self.values.build((None, None, self.hidden_dim))
         self.built = True
 
     def call(self, height: Any, width: Any) -> Any:
@@ -216,7 +216,7 @@ class RelativePositionMLP(CompositeLayer):
         return spread_to_pairs(ops.transpose(values, (2, 0, 1)), height, width)
 
     def get_config(self) -> dict[str, Any]:
-        return {**super().get_config(), "heads": self.heads, "hidden_width": self.hidden_width}
+        return {**super().get_config(), "heads": self.heads, "hidden_dim": self.hidden_dim}
 
 
 def _log_offsets(size: Any) -> Any:

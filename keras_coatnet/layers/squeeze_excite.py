@@ -16,17 +16,17 @@ from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initialize
 class SqueezeExcite(CompositeLayer):
     """Scales each channel by a gate computed from the means of all channels over the map.
 
-    mean over the map -> dense to `squeezed_width` -> activation -> dense -> sigmoid -> product.
+    mean over the map -> dense to `squeezed_filters` -> activation -> dense -> sigmoid -> product.
 
     Args:
-        squeezed_width: channels between the two dense layers, at least 1.
+        squeezed_filters: channels between the two dense layers, at least 1.
         activation: `"silu"`, `"relu"`, `"gelu"` or `"gelu_tanh"`.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: `(batch, height, width, channels)`.
 
     Raises:
-        ValueError: `squeezed_width` is no whole number of at least 1, or there is no such
+        ValueError: `squeezed_filters` is no whole number of at least 1, or there is no such
             activation.
 
     Example:
@@ -34,20 +34,20 @@ class SqueezeExcite(CompositeLayer):
         True
     """
 
-    def __init__(self, squeezed_width: int, activation: str = "silu", **kwargs: Any) -> None:
+    def __init__(self, squeezed_filters: int, activation: str = "silu", **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.squeezed_width = whole_number("squeezed_width", squeezed_width)
+        self.squeezed_filters = whole_number("squeezed_filters", squeezed_filters)
         self.activation = activation
         self._activate = get_activation(activation)
 
     def build(self, input_shape: tuple) -> None:
         channels = input_shape[-1]
-        for name, width in (("squeeze", self.squeezed_width), ("excite", channels)):
+        for name, width in (("squeeze", self.squeezed_filters), ("excite", channels)):
             self.add_sublayer(
                 name, keras.layers.Dense, width, kernel_initializer=kernel_initializer()
             )
         self.squeeze.build((input_shape[0], channels))
-        self.excite.build((input_shape[0], self.squeezed_width))
+        self.excite.build((input_shape[0], self.squeezed_filters))
         self.built = True
 
     def call(self, x: Any) -> Any:
@@ -64,6 +64,6 @@ class SqueezeExcite(CompositeLayer):
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "squeezed_width": self.squeezed_width,
+            "squeezed_filters": self.squeezed_filters,
             "activation": self.activation,
         }

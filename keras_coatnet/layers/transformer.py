@@ -26,11 +26,11 @@ class TransformerBlock(CompositeLayer):
     Args:
         width: channels of the output.
         strides: 1, or 2 to halve the feature map by pooling.
-        head_size: channels of one attention head.
-        attention_width: channels of q, k and v; None: `width`.
+        head_dim: channels of one attention head.
+        attention_dim: channels of q, k and v; None: `width`.
         attention_bias: whether q, k, v and the output projection have a bias.
         relative_position: `"table"` or `"mlp"`.
-        relative_position_width: hidden width of that MLP.
+        relative_position_hidden_dim: hidden width of that MLP.
         table_size: (height, width) of the map, after the stride, that the table is made for; None:
             of the one the layer is built on.
         pool: `"max2"`, `"avg2"` or `"max3"`.
@@ -62,11 +62,11 @@ class TransformerBlock(CompositeLayer):
         self,
         width: int,
         strides: int = 1,
-        head_size: int = 32,
-        attention_width: int | None = None,
+        head_dim: int = 32,
+        attention_dim: int | None = None,
         attention_bias: bool = True,
         relative_position: str = "table",
-        relative_position_width: int = 512,
+        relative_position_hidden_dim: int = 512,
         table_size: tuple[int, int] | None = None,
         pool: str = "max2",
         norm: str = "layer",
@@ -83,14 +83,14 @@ class TransformerBlock(CompositeLayer):
         super().__init__(**kwargs)
         self.width = whole_number("width", width)
         self.strides = choice("strides", strides, (1, 2))
-        self.head_size = whole_number("head_size", head_size)
-        self.attention_width = (
-            None if attention_width is None else whole_number("attention_width", attention_width)
+        self.head_dim = whole_number("head_dim", head_dim)
+        self.attention_dim = (
+            None if attention_dim is None else whole_number("attention_dim", attention_dim)
         )
-        check_heads(self.attention_width or self.width, self.head_size)
+        check_heads(self.attention_dim or self.width, self.head_dim)
         self.relative_position = choice("relative_position", relative_position, SOURCES)
-        self.relative_position_width = whole_number(
-            "relative_position_width", relative_position_width
+        self.relative_position_hidden_dim = whole_number(
+            "relative_position_hidden_dim", relative_position_hidden_dim
         )
         self.table_size = (
             None if table_size is None else two_whole_numbers("table_size", table_size)
@@ -123,11 +123,11 @@ class TransformerBlock(CompositeLayer):
             "attention",
             RelativeSelfAttention,
             self.width,
-            self.head_size,
-            self.attention_width,
+            self.head_dim,
+            self.attention_dim,
             self.attention_bias,
             self.relative_position,
-            self.relative_position_width,
+            self.relative_position_hidden_dim,
             self.table_size,
         ).build(pooled)
         self.table_size = self.attention.table_size
@@ -180,11 +180,11 @@ class TransformerBlock(CompositeLayer):
             **super().get_config(),
             "width": self.width,
             "strides": self.strides,
-            "head_size": self.head_size,
-            "attention_width": self.attention_width,
+            "head_dim": self.head_dim,
+            "attention_dim": self.attention_dim,
             "attention_bias": self.attention_bias,
             "relative_position": self.relative_position,
-            "relative_position_width": self.relative_position_width,
+            "relative_position_hidden_dim": self.relative_position_hidden_dim,
             "table_size": self.table_size,
             "pool": self.pool,
             "norm": self.norm,

@@ -9,14 +9,14 @@ import importlib
 from typing import Any
 
 _PUBLIC = {
-    "evaluation": ("evaluate",),
-    "optimization": ("AdamW", "WarmUpSchedule"),
-    "pipeline": ("Augmentation", "BrokenPictures", "evaluation_dataset", "training_dataset"),
+    "evaluation.evaluate": ("evaluate",),
+    "engine.optimizer": ("AdamW", "WarmUpSchedule"),
+    "data.pipeline": ("Augmentation", "UnreadableImages", "evaluation_dataset", "training_dataset"),
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),
-    "rematerialisation": ("rematerialise",),
-    "sources": ("Source", "open_source", "open_sources"),
-    "trainer": ("Result", "Stopped", "TrainingError", "train"),
+    "engine.remat": ("remat",),
+    "data.datasets": ("Source", "open_source", "open_sources"),
+    "run.loop": ("Result", "Stopped", "TrainingError", "train"),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

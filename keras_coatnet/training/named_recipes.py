@@ -2,7 +2,7 @@
 
 A `Family` is a column of the paper's table: what all its models share, and what each has of its
 own. Every accuracy here is what others report, not a measurement of ours. "A100-days" are worked
-out, not measured: three times the network's operations a picture (forward and twice backward), at
+out, not measured: three times the network's operations an image (forward and twice backward), at
 40% of the card's 312 TFLOP/s in bfloat16.
 """
 
@@ -14,7 +14,7 @@ from typing import Any
 
 from keras_coatnet.training.recipe import Recipe
 
-_IMAGENET_1K = 1_281_167  # training pictures
+_IMAGENET_1K = 1_281_167  # training images
 _JFT_300M = 300_000_000
 
 
@@ -73,19 +73,19 @@ def _depths(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
 _IN1K_DEPTHS = {"coatnet0": 0.2, "coatnet1": 0.3, "coatnet2": 0.5, "coatnet3": 0.7}
 _IN21K_DEPTHS = {"coatnet2": 0.3, "coatnet3": 0.5, "coatnet4": 0.7}
 
-# Beside the paper's: evaluation takes the middle 87.5% where the table says "centre crop", else the
-# whole picture, made square. Training crops are Inception's in both. What the paper leaves open
+# Beside the paper's: evaluation takes the middle 87.5% where the table says "center crop", else the
+# whole image, made square. Training crops are Inception's in both. What the paper leaves open
 # (AdamW's betas and epsilon, how the norm is taken) has `Recipe`'s defaults.
 _PRETRAINING = {
     "image_size": 224,
-    "batch": 4096,
+    "batch_size": 4096,
     "learning_rate": 1e-3,
     "minimum_learning_rate": 1e-5,
     "clip_norm": 1.0,
-    "crop_ratio": 0.875,
+    "crop_pct": 0.875,
     "precision": "mixed_bfloat16",
 }
-# What a data set without validation part is evaluated on: as many pictures as ImageNet-1k has.
+# What a data set without validation part is evaluated on: as many images as ImageNet-1k has.
 _HELD_OUT = 50_000
 _FINETUNING = {
     "image_size": 384,
@@ -98,7 +98,7 @@ _FINETUNING = {
     "ema": 0.9999,
     "loss": "softmax",
     "label_smoothing": 0.1,
-    "crop_ratio": 1.0,
+    "crop_pct": 1.0,
     "crop_mode": "squash",
     "precision": "mixed_bfloat16",
 }
@@ -154,7 +154,7 @@ _family(
     {
         **_FINETUNING,
         "data": "imagenet2012",
-        "batch": 512,
+        "batch_size": 512,
         "randaugment_layers": 2,
         "randaugment_magnitude": 15.0,
         "mixup": 0.8,
@@ -223,7 +223,7 @@ _family(
     87.9, 4 - / 87.9 / 88.1.
     Source: Dai et al. 2021, table 10, column "ImageNet-21K, fine-tune".
     """,
-    {**_FINETUNING, "data": "imagenet2012", "batch": 1024},
+    {**_FINETUNING, "data": "imagenet2012", "batch_size": 1024},
     _depths(_IN21K_DEPTHS),
 )
 
@@ -241,7 +241,7 @@ _family(
     {
         **_FINETUNING,
         "data": "imagenet2012",
-        "batch": 1024,
+        "batch_size": 1024,
         "randaugment_layers": 2,
         "randaugment_magnitude": 5.0,
     },
@@ -294,7 +294,7 @@ _family(
         **_FINETUNING,
         "data": "imagenet2012",
         "image_size": 512,
-        "batch": 512,
+        "batch_size": 512,
         "randaugment_layers": 2,
         "randaugment_magnitude": 5.0,
     },
@@ -307,19 +307,19 @@ _family(
 
 _family(
     "transfer",
-    """A checkpoint learns your own pictures: a folder with a sub-folder for each class.
+    """A checkpoint learns your own images: a folder with a sub-folder for each class.
 
     python -m keras_coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data FOLDER \\
         --output runs/mine
 
     Hardware: one GPU of 8 GB, or patience; --freeze stage2 halves the work.
-    Expected: hangs on the pictures. A few hundred a class usually pass 90% in a few epochs.
+    Expected: hangs on the images. A few hundred a class usually pass 90% in a few epochs.
     Source: ours. Small rates, smaller ones towards the stem, and a short average of the weights.
     """,
     {
         "image_size": 224,
         "epochs": 20,
-        "batch": 32,
+        "batch_size": 32,
         "learning_rate": 2e-4,
         "minimum_learning_rate": 2e-6,
         "schedule": "cosine",
@@ -332,7 +332,7 @@ _family(
         "crop_area": 0.35,
         "randaugment_layers": 2,
         "randaugment_magnitude": 9.0,
-        "crop_ratio": 0.95,
+        "crop_pct": 0.95,
     },
     None,
 )
@@ -346,13 +346,13 @@ _family(
     Hardware: one GPU of 16 GB; 160-pixel patches are resized to 224.
     Expected (a later paper's CoAtNet-1, as they report): accuracy 98.74, F1 99.38, precision 99.97.
     Source: the data are theirs; their schedule is not published in full, so that this one is ours.
-    Cells have no upright side and colour is the stain: flips, no RandAugment, mild crops.
+    Cells have no upright side and color is the stain: flips, no RandAugment, mild crops.
     """,
     {
         "data": "gashissdb/160",
         "image_size": 224,
         "epochs": 30,
-        "batch": 64,
+        "batch_size": 64,
         "learning_rate": 2e-4,
         "minimum_learning_rate": 2e-6,
         "schedule": "cosine",
@@ -362,7 +362,7 @@ _family(
         "stochastic_depth": 0.3,
         "label_smoothing": 0.05,
         "crop_area": 0.5,
-        "crop_ratio": 1.0,
+        "crop_pct": 1.0,
         "positive": "Abnormal",
     },
     {"coatnet1": {}},

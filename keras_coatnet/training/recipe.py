@@ -10,18 +10,18 @@ import pathlib
 import typing
 from typing import TYPE_CHECKING, Any
 
+from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import architectures, find_architecture
 from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
 
 if TYPE_CHECKING:
-    from keras_coatnet.inference import PictureSettings
+    from keras_coatnet.inference import ImageSettings
 
 SCHEDULES = ("cosine", "linear", "constant")
 LOSSES = ("softmax", "sigmoid")
-CROPS = ("random_resized", "centre", "whole")
+CROPS = ("random_resized", "center", "whole")
 FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16")
 CROP_MODES = ("center", "squash")
@@ -55,7 +55,7 @@ class Recipe:
         ValueError: a field's value makes no sense.
 
     Example:
-        >>> Recipe(model="coatnet0", epochs=3, batch=64).replace(batch=32).learning_rate
+        >>> Recipe(model="coatnet0", epochs=3, batch_size=64).replace(batch_size=32).learning_rate
         0.0005
     """
 
@@ -63,18 +63,18 @@ class Recipe:
     name: str = _running("custom", "what the run is called")
     model: str = _field("coatnet0", "an architecture's name, or a JSON file of a CoAtNetConfig")
     weights: str | None = _field(None, "start from these: a checkpoint's name, or a file")
-    data: str | None = _running(None, "a folder of pictures, or a tensorflow-datasets name")
+    data: str | None = _running(None, "a folder of images, or a tensorflow-datasets name")
     train_split: str | None = _running(None, "the sub-folder or split to train on")
     validation_split: str | None = _running(None, "the sub-folder or split to validate on")
     classes: str = _field(
         "present", "of folders named by WordNet ids: those that are there, or all", LABELINGS
     )
-    image_size: int = _field(224, "height and width of the pictures, in pixels")
-    seed: int = _field(0, "decides initial weights, order and augmentation of the pictures")
+    image_size: int = _field(224, "height and width of the images, in pixels")
+    seed: int = _field(0, "decides initial weights, order and augmentation of the images")
 
     # How long, and how fast.
-    epochs: int = _field(300, "passes over the training pictures")
-    batch: int = _field(4096, "pictures a step, over all devices")
+    epochs: int = _field(300, "passes over the training images")
+    batch_size: int = _field(4096, "images a step, over all devices")
     learning_rate: float = _field(1e-3, "the highest learning rate, at this batch")
     minimum_learning_rate: float = _field(1e-5, "the last learning rate, at this batch")
     schedule: str = _field("cosine", "how the rate falls from one to the other", SCHEDULES)
@@ -91,10 +91,10 @@ class Recipe:
     loss: str = _field("softmax", "cross-entropy of classes that exclude each other or not", LOSSES)
     label_smoothing: float = _field(0.1, "share of a label that is spread over all classes")
     stochastic_depth: float = _field(0.0, "rate at which the last block is dropped")
-    crop: str = _field("random_resized", "how training pictures are cut", CROPS)
-    crop_area: float = _field(0.08, "smallest share of a picture that a random crop keeps")
-    flip: bool = _field(True, "whether half of the pictures are mirrored")
-    randaugment_layers: int = _field(0, "RandAugment's operations a picture; 0: none")
+    crop: str = _field("random_resized", "how training images are cut", CROPS)
+    crop_area: float = _field(0.08, "smallest share of an image that a random crop keeps")
+    flip: bool = _field(True, "whether half of the images are mirrored")
+    randaugment_layers: int = _field(0, "RandAugment's operations an image; 0: none")
     randaugment_magnitude: float = _field(0.0, "RandAugment's strength")
     mixup: float = _field(0.0, "alpha of mixup; 0: none")
     cutmix: float = _field(0.0, "alpha of CutMix; 0: none")
@@ -104,24 +104,24 @@ class Recipe:
     freeze_batch_norm: bool = _field(False, "whether BatchNorm keeps its scales and statistics")
 
     # Evaluation.
-    crop_ratio: float = _field(0.875, "share of a picture's side that evaluation keeps")
+    crop_pct: float = _field(0.875, "share of an image's side that evaluation keeps")
     crop_mode: str = _field("center", "cut out the middle, or squeeze all of it in", CROP_MODES)
     interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
-    held_out: float = _field(0.2, "of data without validation part: a share, or from 2 on pictures")
+    held_out: float = _field(0.2, "of data without validation part: a share, or from 2 on images")
     positive: str | None = _running(None, "of two classes, the one that precision and F1 are about")
     evaluation_epochs: int = _running(1, "epochs between two evaluations")
 
-    # What the machine needs. With another `accumulate`, BatchNorm takes its statistics from parts
+    # What the machine needs. With another `gradient_accumulation_steps`, BatchNorm takes its statistics from parts
     # of another size, and other blocks are dropped at random; all else is rounding.
     precision: str = _field("float32", "what layers compute in", PRECISIONS)
-    accumulate: int = _running(
+    gradient_accumulation_steps: int = _running(
         1, "parts in which a device computes its share of a batch; BatchNorm sees one at a time"
     )
-    rematerialise: bool = _running(False, "compute blocks anew in the backward pass: less memory")
+    remat: bool = _running(False, "compute blocks anew in the backward pass: less memory")
 
     # What happens when something goes wrong.
     on_nan: str = _running("stop", "stop, or go back and skip the batch", NAN_POLICIES)
-    broken_limit: int = _running(10, "pictures that may be unreadable before the run stops")
+    unreadable_limit: int = _running(10, "images that may be unreadable before the run stops")
     checkpoint_steps: int = _running(1000, "steps between two checkpoints, besides one an epoch")
     keep_checkpoints: int = _running(3, "checkpoints that are kept")
     log_steps: int = _running(50, "steps between two rows of the log")
@@ -155,7 +155,7 @@ class Recipe:
             )
         if self.held_out >= 1 and (self.held_out < 2 or self.held_out % 1):
             raise ValueError(
-                "`held_out` must be a share above 0 and below 1, or a whole number of pictures "
+                "`held_out` must be a share above 0 and below 1, or a whole number of images "
                 f"from 2 on. Received: held_out={self.held_out!r}"
             )
         if self.keep_checkpoints < 2:
@@ -187,7 +187,7 @@ class Recipe:
                 f"{', '.join(sorted(known))}"
             )
         checked = dataclasses.replace(self, **{"minimum_learning_rate": 0.0, **changes})
-        factor = checked.batch / self.batch
+        factor = checked.batch_size / self.batch_size
         if "learning_rate" in changes:  # a constant or a falling rate from the new highest one
             factor = checked.learning_rate / self.learning_rate
         rates = {
@@ -222,20 +222,20 @@ class Recipe:
         """How many whole batches a data set has.
 
         Args:
-            examples: pictures of the data set.
+            examples: images of the data set.
 
         Returns:
             Steps, at least 1.
 
         Raises:
-            ValueError: there are fewer pictures than a batch has.
+            ValueError: there are fewer images than a batch has.
         """
-        if examples < self.batch:
+        if examples < self.batch_size:
             raise ValueError(
-                f"There are {examples} training pictures, fewer than a batch of {self.batch}. "
+                f"There are {examples} training images, fewer than a batch of {self.batch_size}. "
                 "Choose a smaller batch."
             )
-        return examples // self.batch
+        return examples // self.batch_size
 
     def warmup_steps(self, total_steps: int) -> int:
         """Steps of the warm-up in a run of `total_steps`."""
@@ -265,14 +265,14 @@ class Recipe:
         names = ("train_split", "validation_split", "held_out", "classes", "seed")
         return {name: getattr(self, name) for name in names}
 
-    def picture_settings(self) -> PictureSettings:
-        """How evaluation makes pictures ready."""
-        from keras_coatnet.inference import PictureSettings
+    def image_settings(self) -> ImageSettings:
+        """How evaluation makes images ready."""
+        from keras_coatnet.inference import ImageSettings
 
-        return PictureSettings(
+        return ImageSettings(
             self.image_size,
             interpolation=self.interpolation,
-            crop_pct=self.crop_ratio,
+            crop_pct=self.crop_pct,
             crop_mode=self.crop_mode,
         )
 
@@ -318,7 +318,14 @@ _LARGEST = 0.9 * MOST_NUMBER  # of what the optimizer is given, which refuses mo
 _RANGES = (
     (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
     (
-        ("epochs", "batch", "accumulate", "evaluation_epochs", "checkpoint_steps", "log_steps"),
+        (
+            "epochs",
+            "batch_size",
+            "gradient_accumulation_steps",
+            "evaluation_epochs",
+            "checkpoint_steps",
+            "log_steps",
+        ),
         1,
         math.inf,
         "at least 1",
@@ -329,9 +336,9 @@ _RANGES = (
     (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
     (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("warmup",), 0, 1, "from 0 to 1"),
-    (("layer_decay", "crop_area", "crop_ratio"), 1e-6, 1, "above 0 and at most 1"),
+    (("layer_decay", "crop_area", "crop_pct"), 1e-6, 1, "above 0 and at most 1"),
     (("held_out",), 1e-6, math.inf, "above 0"),
-    (("broken_limit",), 0, math.inf, "at least 0"),
+    (("unreadable_limit",), 0, math.inf, "at least 0"),
     (("seed",), 0, 2**32 - 1, f"from 0 to {2**32 - 1}"),
     (("randaugment_layers",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),

@@ -10,7 +10,7 @@ import numpy as np
 from keras_coatnet.layers.relative_position import resize_table
 
 # First part of the paths of variables that only a model with top has. `norm` is among them in
-# networks that normalise after the pooling.
+# networks that normalize after the pooling.
 _HEAD = ("norm", "hidden", "predictions")
 
 

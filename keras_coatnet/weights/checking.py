@@ -80,7 +80,7 @@ def compare(path: pathlib.Path, expected: Expected, url: str) -> None:
 
 
 def _hash(path: pathlib.Path, algorithm: str) -> str:
-    # MD5 is no defence against forgery, and none is claimed: it is all that was published.
+    # MD5 is no defense against forgery, and none is claimed: it is all that was published.
     hasher = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):

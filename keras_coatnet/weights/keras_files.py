@@ -18,8 +18,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from keras_coatnet.counting.variables import variables
 from keras_coatnet.model import IDENTITY, Identity, NewerFormat
-from keras_coatnet.variables import variables
 from keras_coatnet.weights.hdf5 import (
     DAMAGE,
     EXPANSION,
@@ -36,7 +36,7 @@ SUFFIXES = (".weights.h5", ".keras")
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
 
 MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block
-# Values of the network that a file may name, beyond those it holds: quantised weights are packed,
+# Values of the network that a file may name, beyond those it holds: quantized weights are packed,
 # two or more to a byte.
 FREE_VALUES, PACKED = 1 << 20, 4
 

@@ -27,13 +27,13 @@ class Checkpoint:
         sha256: SHA-256 of the file in hexadecimal, or `None` where nobody recorded it.
         md5: MD5 of the file in hexadecimal, or `None` where nobody recorded it.
         size: Approximate size of the file in bytes (published as rounded megabytes), or `None`.
-        licence: Licence of the weights.
+        license: License of the weights.
         classes: Width of the classifier: 1000 for ImageNet-1k, 11821 for ImageNet-12k.
         input_size: Height and width in pixels that it was trained, or last fine-tuned, at.
         mean: Mean of red, green and blue that its training subtracted, of pixels in 0..1.
         std: Standard deviation of the three that it divided by, of pixels in 0..1.
-        interpolation: How pictures were resized for the measurement.
-        crop_pct: Fraction of the resized picture's side that the measurement kept, in (0, 1].
+        interpolation: How images were resized for the measurement.
+        crop_pct: Fraction of the resized image's side that the measurement kept, in (0, 1].
         crop_mode: `"center"` (the shorter side is resized, the middle is cut out) or `"squash"`
             (both sides are resized, nothing is cut off).
         pretraining: What it was trained on, in words.
@@ -53,7 +53,7 @@ class Checkpoint:
     sha256: str | None
     md5: str | None
     size: int | None
-    licence: str
+    license: str
     classes: int
     input_size: int
     mean: tuple[float, float, float]

@@ -10,8 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import keras
 import numpy as np
 
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import foreign_files, keras_files, pickles, registry, timm_layout
 from keras_coatnet.weights.assign import assign
@@ -29,7 +29,7 @@ class Source:
         architecture: the network that they belong to.
         classes: outputs of the classifier they bring; 0 if they bring none, None if that shows
             only in loading.
-        channels: channels of the pictures they are made for; None if that shows only in loading.
+        channels: channels of the images they are made for; None if that shows only in loading.
         include_preprocessing: whether their network was saved for raw pixels; None if they do not
             say so.
         load: loads them into a model. The second argument says what is left as it is: None, the
@@ -216,7 +216,7 @@ def _translated(
     path: pathlib.Path, tensors: Mapping[str, np.ndarray], config: CoAtNetConfig
 ) -> dict[str, np.ndarray]:
     layout = foreign_files.LAYOUTS[path.suffix]
-    options = {"head_size": config.head_size} if layout is timm_layout else {}
+    options = {"head_dim": config.head_dim} if layout is timm_layout else {}
     try:
         values, unknown = layout.translate(tensors, **options)
     except ValueError as error:

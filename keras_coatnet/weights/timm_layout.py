@@ -97,13 +97,13 @@ def without_prefixes(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 
 
 def translate(
-    tensors: Mapping[str, np.ndarray], head_size: int = 32
+    tensors: Mapping[str, np.ndarray], head_dim: int = 32
 ) -> tuple[dict[str, np.ndarray], list[str]]:
     """Gives timm's tensors the paths and layouts of our variables.
 
     Args:
         tensors: arrays by timm's names.
-        head_size: channels of one attention head.
+        head_dim: channels of one attention head.
 
     Returns:
         Arrays by the paths of our variables, and the names that timm's layout does not have.
@@ -123,7 +123,7 @@ def translate(
             prefix = f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}/"
             modules = kinds.get(match.group(1, 2), _MBCONV)
             rest = match[3]
-        found = list(_translate_one(rest, tensor, modules, head_size, name))
+        found = list(_translate_one(rest, tensor, modules, head_dim, name))
         if not found or any(prefix + path in values for path, _ in found):
             unknown.append(name)  # or a second tensor for the same variable
         values.update((prefix + path, value) for path, value in found)
@@ -141,11 +141,11 @@ def _kinds(names: Iterable[str]) -> dict[tuple[str, str], Mapping[str, str]]:
 
 
 def _translate_one(
-    name: str, tensor: np.ndarray, modules: Mapping[str, str], head_size: int, full_name: str
+    name: str, tensor: np.ndarray, modules: Mapping[str, str], head_dim: int, full_name: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     module, _, part = name.rpartition(".")
     if module == "attn.qkv" and part in ("weight", "bias") and modules is _TRANSFORMER:
-        yield from _split_qkv(tensor, part, head_size, full_name)
+        yield from _split_qkv(tensor, part, head_dim, full_name)
     elif module == "attn.rel_pos" and part == "relative_position_bias_table":
         yield "attention/position/table", _mirrored_table(tensor, full_name)
     elif module in modules:
@@ -171,15 +171,15 @@ def _kernel(weight: np.ndarray, depthwise: bool, name: str) -> np.ndarray:
 
 
 def _split_qkv(
-    tensor: np.ndarray, part: str, head_size: int, name: str
+    tensor: np.ndarray, part: str, head_dim: int, name: str
 ) -> Iterator[tuple[str, np.ndarray]]:
     allowed = (1,) if part == "bias" else (2, 4)
-    if tensor.ndim not in allowed or not tensor.size or len(tensor) % (3 * head_size):
+    if tensor.ndim not in allowed or not tensor.size or len(tensor) % (3 * head_dim):
         raise ValueError(
-            f"{name} must have a multiple of {3 * head_size} rows, q, k and v of each head. "
+            f"{name} must have a multiple of {3 * head_dim} rows, q, k and v of each head. "
             f"Received: {tensor.shape}"
         )
-    rows = tensor.reshape(-1, 3, head_size, tensor[0].size)
+    rows = tensor.reshape(-1, 3, head_dim, tensor[0].size)
     for index, ours in enumerate(("query", "key", "value")):
         matrix = rows[:, index].reshape(len(tensor) // 3, -1)
         if part == "bias":
@@ -243,7 +243,7 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if all(None not in stage for stage in widths):
         fields["widths"] = tuple(map(_one_or_pair, widths))
     if mlp and mlp[0].ndim:
-        fields["relative_position_width"] = len(mlp[0])
+        fields["relative_position_hidden_dim"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
     if all(kernel is not None and kernel.ndim for kernel in stem):
         fields["stem_width"] = tuple(len(kernel) for kernel in stem)

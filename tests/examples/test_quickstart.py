@@ -22,7 +22,7 @@ FILES = ("model.keras", "saved_model", "classes.txt", "quickstart.png")
 
 # What stands for CoAtNet-0 where the script runs in this process: most of a run is tracing.
 SMALLEST = keras_coatnet.CoAtNetConfig(
-    widths=(8, 16), depths=(1, 1), layout=("C", "T"), stem_width=8, head_size=8
+    widths=(8, 16), depths=(1, 1), layout=("C", "T"), stem_width=8, head_dim=8
 )
 
 pytestmark = pytest.mark.tensorflow_only
@@ -44,14 +44,14 @@ def run(*arguments) -> subprocess.CompletedProcess:
     return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=500)
 
 
-def served(folder: pathlib.Path, pictures: np.ndarray) -> np.ndarray:
+def served(folder: pathlib.Path, images: np.ndarray) -> np.ndarray:
     """What the exported model says, after a look at the other files."""
     import tensorflow as tf
 
     assert sorted(path.name for path in folder.iterdir()) == sorted(FILES)
     assert (folder / "quickstart.png").read_bytes().startswith(b"\x89PNG")
     model = tf.saved_model.load(folder / "saved_model")
-    probabilities = model.serve(tf.constant(pictures, "float32")).numpy()
+    probabilities = model.serve(tf.constant(images, "float32")).numpy()
     np.testing.assert_allclose(probabilities.sum(-1), 1.0, atol=1e-5)
     return probabilities
 
@@ -59,31 +59,31 @@ def served(folder: pathlib.Path, pictures: np.ndarray) -> np.ndarray:
 @pytest.mark.slow
 def test_digits(tmp_path):
     """One epoch: all is written and agrees, but the accuracy is too low, which is said."""
-    done = run("--epochs", 1, "--batch", 64, "--output", tmp_path)
+    done = run("--epochs", 1, "--batch-size", 64, "--output", tmp_path)
     assert done.returncode == 1, done.stderr
     last = done.stderr.splitlines()[-1]
     assert last.startswith("quickstart.py: error: the held-out accuracy is")
     assert "should be at least 98.00%" in last and "Traceback" not in done.stderr
     assert "1198 to train on, 599 held out" in done.stdout
     assert "Served without Keras  probabilities differ by at most" in done.stdout
-    pictures = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 1))
-    reloaded = keras.models.load_model(tmp_path / "model.keras").predict_on_batch(pictures)
-    np.testing.assert_allclose(served(tmp_path, pictures), reloaded, atol=1e-5)
+    images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 1))
+    reloaded = keras.models.load_model(tmp_path / "model.keras").predict_on_batch(images)
+    np.testing.assert_allclose(served(tmp_path, images), reloaded, atol=1e-5)
     assert (tmp_path / "classes.txt").read_text().split() == list("0123456789")
 
 
 @pytest.fixture
 def folder(tmp_path) -> pathlib.Path:
-    """Twelve reddish and twelve bluish pictures of several sizes."""
+    """Twelve reddish and twelve bluish images of several sizes."""
     noise = np.random.default_rng(0)
-    for name, colour, suffix in (("red", (200, 60, 60), "png"), ("blue", (60, 60, 200), "JPG")):
-        (tmp_path / "pictures" / name).mkdir(parents=True)
+    for name, color, suffix in (("red", (200, 60, 60), "png"), ("blue", (60, 60, 200), "JPG")):
+        (tmp_path / "images" / name).mkdir(parents=True)
         for number in range(12):
-            pixels = noise.normal(colour, 30, (40 + number, 60 - number, 3)).clip(0, 255)
-            path = tmp_path / "pictures" / name / f"{number}.{suffix}"
+            pixels = noise.normal(color, 30, (40 + number, 60 - number, 3)).clip(0, 255)
+            path = tmp_path / "images" / name / f"{number}.{suffix}"
             file_format = "jpeg" if suffix == "JPG" else "png"
             keras.utils.save_img(path, pixels, scale=False, file_format=file_format)
-    return tmp_path / "pictures"
+    return tmp_path / "images"
 
 
 def random_weights(make, path: pathlib.Path) -> pathlib.Path:
@@ -104,7 +104,7 @@ def test_transfer_learning_on_a_folder(tmp_path, folder, quickstart, monkeypatch
     monkeypatch.setattr(keras_coatnet, "CoAtNet0", make)
     weights = random_weights(make, tmp_path / "trained.weights.h5")
     arguments = (
-        *("--images", folder, "--weights", weights, "--size", 64, "--batch", 4),
+        *("--images", folder, "--weights", weights, "--size", 64, "--batch-size", 4),
         *("--epochs", 15, "--fine-tune-epochs", 1, "--least-accuracy", 0.9),
         *("--output", tmp_path / "out"),
     )
@@ -114,8 +114,8 @@ def test_transfer_learning_on_a_folder(tmp_path, folder, quickstart, monkeypatch
     assert "Training for 15 epochs" in printed
     assert "Training all layers for 1 more epochs" in printed
     assert (tmp_path / "out" / "classes.txt").read_text().split() == ["blue", "red"]
-    pictures = np.stack([np.full((64, 64, 3), colour) for colour in ((60, 60, 200), (200, 60, 60))])
-    assert served(tmp_path / "out", pictures).argmax(-1).tolist() == [0, 1]
+    images = np.stack([np.full((64, 64, 3), color) for color in ((60, 60, 200), (200, 60, 60))])
+    assert served(tmp_path / "out", images).argmax(-1).tolist() == [0, 1]
 
 
 def test_frozen_backbone_of_transfer_learning(tmp_path, quickstart, monkeypatch):
@@ -157,14 +157,14 @@ THREE = {f"a/{number}.png": PNG for number in range(3)}
     [
         ({"a.png": PNG}, "at least two sub-folders, one a class. Found in FOLDER: none"),
         (THREE, "at least two sub-folders, one a class. Found in FOLDER: a"),
-        ({"a/x.txt": b"", "b/y.txt": b""}, "at least 3 JPEG or PNG pictures. Found in FOLDER/a: 0"),
-        ({**THREE, "b/y.txt": b""}, "at least 3 JPEG or PNG pictures. Found in FOLDER/b: 0"),
+        ({"a/x.txt": b"", "b/y.txt": b""}, "at least 3 JPEG or PNG images. Found in FOLDER/a: 0"),
+        ({**THREE, "b/y.txt": b""}, "at least 3 JPEG or PNG images. Found in FOLDER/b: 0"),
         (
             {**THREE, "b/0.jpg": b"RIFF", "b/1.jpg": PNG, "b/2.jpg": PNG},
-            "FOLDER/b/0.jpg is no JPEG or PNG picture",
+            "FOLDER/b/0.jpg is no JPEG or PNG image",
         ),
     ],
-    ids=["no class", "one class", "no pictures", "a class without pictures", "not a picture"],
+    ids=["no class", "one class", "no images", "a class without images", "not an image"],
 )
 def test_bad_folders(tmp_path, files, said):
     check_refusal(run("--images", make(tmp_path, files)), said.replace("FOLDER", str(tmp_path)))

@@ -30,7 +30,7 @@ def train(model):
     return model
 
 config = keras_coatnet.CoAtNetConfig(
-    widths=(16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8
+    widths=(16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8
 )
 keras.utils.set_random_seed(0)
 keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=4).save(folder + "/start.keras")

@@ -10,7 +10,7 @@ import keras_coatnet
 from keras_coatnet import CoAtNetModel
 
 CONFIG = keras_coatnet.CoAtNetConfig(
-    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8
+    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8
 )
 SHAPE = (32, 32, 3)
 

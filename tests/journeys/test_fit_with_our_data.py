@@ -1,4 +1,4 @@
-"""Fine-tuning with `model.fit` on a folder of pictures: what it says of the validation is true."""
+"""Fine-tuning with `model.fit` on a folder of images: what it says of the validation is true."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import keras
 import pytest
 
 import keras_coatnet
-from keras_coatnet.inference import PictureSettings
+from keras_coatnet.inference import ImageSettings
 from keras_coatnet.training import (
     AdamW,
     Augmentation,
-    BrokenPictures,
+    UnreadableImages,
     WarmUpSchedule,
     evaluate,
     evaluation_dataset,
@@ -20,16 +20,16 @@ from keras_coatnet.training import (
 from tests.training import tars
 
 SIZE, BATCH, EPOCHS = 32, 8, 2
-TINY = keras_coatnet.CoAtNetConfig((8, 16), (1, 1), layout=("C", "T"), stem_width=8, head_size=8)
+TINY = keras_coatnet.CoAtNetConfig((8, 16), (1, 1), layout=("C", "T"), stem_width=8, head_dim=8)
 
 
 @pytest.fixture
 def data(tmp_path):
-    """Three classes, 19 pictures to validate with; one of them is no picture, nor is another."""
+    """Three classes, 19 images to validate with; one of them is no image, nor is another."""
     tars.write_classes(tmp_path / "train", {"ant": 9, "bee": 8, "cat": 8})
     tars.write_classes(tmp_path / "val", {"ant": 8, "bee": 6, "cat": 5}, first=100)
     for part in ("train", "val"):
-        sorted((tmp_path / part / "bee").iterdir())[1].write_bytes(b"no picture")
+        sorted((tmp_path / part / "bee").iterdir())[1].write_bytes(b"no image")
     return tmp_path
 
 
@@ -43,14 +43,14 @@ def test_fit_validates_as_evaluate_does(data):
     optimizer = AdamW(WarmUpSchedule(1e-3, 1e-5, EPOCHS * steps, 1), weight_decay=0.05)
     optimizer.exclude_from_weight_decay(var_names=["predictions"])
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
-    settings = PictureSettings(SIZE, "bicubic", 0.875)
-    broken = BrokenPictures(limit=2)
+    settings = ImageSettings(SIZE, "bicubic", 0.875)
+    broken = UnreadableImages(limit=2)
     batches = evaluation_dataset(
         validation,
         size=SIZE,
-        crop_ratio=0.875,
+        crop_pct=0.875,
         interpolation="bicubic",
-        global_batch=BATCH,
+        global_batch_size=BATCH,
         broken=broken,
     )
     history = model.fit(
@@ -59,7 +59,7 @@ def test_fit_validates_as_evaluate_does(data):
             size=SIZE,
             augmentation=Augmentation(mixup=0.2),
             label_smoothing=0.1,
-            global_batch=BATCH,
+            global_batch_size=BATCH,
             seed=0,
             broken=broken,
         ),
@@ -69,7 +69,7 @@ def test_fit_validates_as_evaluate_does(data):
         verbose=0,
     ).history
 
-    found = evaluate(model, validation, settings, batch=BATCH)
+    found = evaluate(model, validation, settings, batch_size=BATCH)
     assert found.truths.tolist() == [8, 5, 5]
     assert history["val_loss"][-1] == pytest.approx(found.loss, rel=1e-5)
     assert history["val_accuracy"][-1] == pytest.approx(found.top1, abs=1e-6)

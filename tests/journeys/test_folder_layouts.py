@@ -1,4 +1,4 @@
-"""Someone has pictures in folders, of whatever layout, and trains on them."""
+"""Someone has images in folders, of whatever layout, and trains on them."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ def part_of_imagenet(root: pathlib.Path) -> pathlib.Path:
     ],
 )
 def test_every_usual_layout(tmp_path, capsys, write, options, counts):
-    root = write(tmp_path / "pictures")
+    root = write(tmp_path / "images")
     arguments = ["train", "transfer", "--data", str(root), *options]
     assert cli.main([*arguments, "--dry-run"]) == 0
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
@@ -91,8 +91,8 @@ def one_run(test):
 def run(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     """The folder of a run on three of ImageNet's classes, and the command that made it."""
     place = tmp_path_factory.mktemp("run")
-    root = part_of_imagenet(place / "pictures")
-    options = {"data": str(root), "epochs": 1, "batch": 6}
+    root = part_of_imagenet(place / "images")
+    options = {"data": str(root), "epochs": 1, "batch_size": 6}
     cheap = {"ema": None, "mixup": 0.0, "stochastic_depth": 0.0, "randaugment_layers": 0}
     recipe = runs.write_recipe(place / "recipe", **options, **cheap)
     command = ["train", str(recipe), "--output", str(place / "run")]
@@ -109,9 +109,9 @@ def test_a_part_of_imagenet_is_trained_and_used(run, capsys):
     folder, command = run
     assert cli.main(command) == 0  # complete: it says again what it was about
     lines = said(capsys).splitlines()
-    root = folder.parent / "pictures"
-    assert f"training: 18 pictures of 3 classes ({root / 'train'})" in lines
-    assert f"validation: 18 pictures ({root / 'val'})" in lines
+    root = folder.parent / "images"
+    assert f"training: 18 images of 3 classes ({root / 'train'})" in lines
+    assert f"validation: 18 images ({root / 'val'})" in lines
     assert any("3 of ImageNet's 1,000" in line and "--classes imagenet" in line for line in lines)
 
     weights = str(folder / "final.weights.h5")
@@ -125,9 +125,9 @@ def test_a_part_of_imagenet_is_trained_and_used(run, capsys):
     assert figures[0]["top1"] == figures[1]["top1"]
     assert figures[0]["loss"] == pytest.approx(figures[1]["loss"], rel=1e-4)
 
-    picture = str(root / "val" / WORDNET[0] / "010.jpg")
-    assert cli.main(["predict", picture, "--model", weights, "--json"]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["pictures"]
+    image = str(root / "val" / WORDNET[0] / "010.jpg")
+    assert cli.main(["predict", image, "--model", weights, "--json"]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["images"]
     named = {(entry["wordnet_id"], entry["name"]) for entry in found["top"]}
     assert named == {class_names(1000)[index] for index in (7, 300, 999)}
 
@@ -135,7 +135,7 @@ def test_a_part_of_imagenet_is_trained_and_used(run, capsys):
 @one_run
 def test_a_run_is_not_taken_up_with_a_renamed_class(run, capsys):
     folder, command = run
-    root = folder.parent / "pictures"
+    root = folder.parent / "images"
     classes = (folder / "classes.txt").read_text()
     other = class_names(1000)[0][0]
     for part in ("train", "val"):
@@ -153,12 +153,12 @@ def test_a_run_is_not_taken_up_with_a_renamed_class(run, capsys):
 
 
 @one_run
-def test_a_picture_more_is_other_data(run, capsys):
+def test_an_image_more_is_other_data(run, capsys):
     folder, command = run
-    place = folder.parent / "pictures" / "train" / WORDNET[0]
+    place = folder.parent / "images" / "train" / WORDNET[0]
     shutil.copy(place / "000.jpg", place / "999.jpg")
     try:
         assert cli.main(command) == 2
-        assert "it had 18 training pictures, and there are 19" in said(capsys)
+        assert "it had 18 training images, and there are 19" in said(capsys)
     finally:
         (place / "999.jpg").unlink()

@@ -15,7 +15,7 @@ from keras_coatnet import cli, inference
 CAT = pathlib.Path(skimage.data.data_dir) / "chelsea.png"
 SHAPE = (32, 32, 3)
 CONFIG = keras_coatnet.CoAtNetConfig(
-    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8, relative_position_width=16
+    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8, relative_position_hidden_dim=16
 )
 
 
@@ -114,7 +114,7 @@ def test_a_whole_model_in_the_old_format_is_no_file_of_weights(model, said, tmp_
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("mode", ["int8", "float8"])
-def test_a_quantised_model_is_loaded_whole(tmp_path, mode):
+def test_a_quantized_model_is_loaded_whole(tmp_path, mode):
     model = keras_coatnet.CoAtNet(CONFIG, input_shape=SHAPE, classes=3)
     model.quantize(mode)
     path = tmp_path / "q.keras"
@@ -156,7 +156,7 @@ def test_weights_of_another_saver_that_do_not_fit_are_told_in_one_line(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["m.weights.h5", "m.keras", "m.safetensors", "m.h5"])
-@pytest.mark.parametrize("damage", ["cut", "empty", "text", "picture"])
+@pytest.mark.parametrize("damage", ["cut", "empty", "text", "image"])
 def test_a_damaged_file_is_told_once_with_one_advice(model, said, tmp_path, name, damage):
     path = tmp_path / name
     if damage == "cut":
@@ -164,7 +164,7 @@ def test_a_damaged_file_is_told_once_with_one_advice(model, said, tmp_path, name
         model.save(whole) if name == "m.keras" else model.save_weights(whole)
         path.write_bytes(whole.read_bytes()[: whole.stat().st_size // 2])
     else:
-        content = {"empty": b"", "text": b"no model\n" * 300, "picture": CAT.read_bytes()}
+        content = {"empty": b"", "text": b"no model\n" * 300, "image": CAT.read_bytes()}
         path.write_bytes(content[damage])
     message = said(path)
     assert "damaged" in message and message.count(str(path)) == 1 and message.count(".") >= 2
@@ -238,7 +238,7 @@ def test_empty_texts_are_no_paths(said, tmp_path, monkeypatch, capsys):
     shutil.copy(CAT, tmp_path)  # which `predict ""` found before
     assert "`weights` is an empty text" in said("")
     for arguments, argument in (
-        (["predict", ""], "picture"),
+        (["predict", ""], "image"),
         (["predict", str(CAT), "--labels", ""], "labels"),
         (["train", "transfer", "--weights", "", "--data", "."], "weights"),
         (["train", "transfer", "--model", "", "--data", "."], "model"),

@@ -9,13 +9,13 @@ from PIL import Image
 
 import keras_coatnet
 from keras_coatnet.cli import main
-from keras_coatnet.inference import class_scores, open_model, predict_pictures
+from keras_coatnet.inference import class_scores, open_model, predict_images
 
 pytestmark = pytest.mark.tensorflow_only
 
 SHAPE = (32, 32, 3)
 CONFIG = keras_coatnet.CoAtNetConfig(
-    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_size=8
+    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8
 )
 layers = keras.layers
 
@@ -116,9 +116,9 @@ REFUSED = {
 
 @pytest.mark.parametrize("model", REFUSED)
 def test_what_nobody_can_know_is_refused(model, tmp_path):
-    Image.new("RGB", (40, 40)).save(tmp_path / "grey.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "gray.png")
     with pytest.raises(ValueError, match="include_preprocessing=True"):
-        next(predict_pictures(REFUSED[model](), [tmp_path / "grey.png"]))
+        next(predict_images(REFUSED[model](), [tmp_path / "gray.png"]))
 
 
 def test_numbers_that_are_no_scores_are_refused(images):
@@ -138,14 +138,14 @@ def test_the_command_line(images, expected, tmp_path, capsys):
     Image.fromarray(images[0]).save(tmp_path / "one.png")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")
     _stack(layers.RandomFlip(), keras_coatnet.fuse(_logits())).save(tmp_path / "mine.keras")
-    picture = ["predict", "--json", str(tmp_path / "one.png"), "--crop-pct", "1"]
+    image = ["predict", "--json", str(tmp_path / "one.png"), "--crop-pct", "1"]
     options = ["--labels", str(tmp_path / "names.txt"), "--model"]
-    assert main([*picture, *options, str(tmp_path / "mine.keras")]) == 0
-    (found,) = json.loads(capsys.readouterr().out)["pictures"]
+    assert main([*image, *options, str(tmp_path / "mine.keras")]) == 0
+    (found,) = json.loads(capsys.readouterr().out)["images"]
     scores = {entry["name"]: entry["score"] for entry in found["top"]}
     np.testing.assert_allclose([scores[name] for name in "abc"], expected[0], atol=1e-4)
 
     REFUSED["unknown layer"]().save(tmp_path / "odd.keras")
-    assert main([*picture, *options, str(tmp_path / "odd.keras")]) != 0
+    assert main([*image, *options, str(tmp_path / "odd.keras")]) != 0
     error = capsys.readouterr().err.strip()
     assert "'odd'" in error and "\n" not in error.split("error:")[-1]

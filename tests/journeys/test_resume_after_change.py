@@ -14,9 +14,9 @@ import pytest
 import tensorflow as tf
 
 import keras_coatnet
-import keras_coatnet.training.trainer
+import keras_coatnet.training.run.loop
 from keras_coatnet.cli import main
-from keras_coatnet.training.reports import read_history
+from keras_coatnet.training.run.log import read_history
 from tests.training import runs
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]  # each trains a network, some twice
@@ -44,28 +44,30 @@ class User:
         return json.loads((self.output / "recipe.json").read_text())
 
 
-def test_too_many_broken_pictures(tmp_path, capfd):
-    user = User(tmp_path, capfd, broken_limit=2)
+def test_too_many_broken_images(tmp_path, capfd):
+    user = User(tmp_path, capfd, unreadable_limit=2)
     for number in (0, 1, 2):
-        (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no picture")
+        (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no image")
     advice = user.runs(status=1)
-    said = user.runs("--broken-limit", 50, "--keep-checkpoints", 5)
-    assert "more than the limit of 2" in advice and "(--broken-limit)" in advice
-    assert "going on with broken_limit 50 instead of 2, keep_checkpoints 5 instead of 3\n" in said
-    assert user.recipe()["broken_limit"] == 50
+    said = user.runs("--unreadable-limit", 50, "--keep-checkpoints", 5)
+    assert "more than the limit of 2" in advice and "(--unreadable-limit)" in advice
+    assert (
+        "going on with unreadable_limit 50 instead of 2, keep_checkpoints 5 instead of 3\n" in said
+    )
+    assert user.recipe()["unreadable_limit"] == 50
 
     # What decides the result may not change, and the message says which fields those are.
-    said = user.runs("--seed", 1, "--broken-limit", 7, status=2)
+    said = user.runs("--seed", 1, "--unreadable-limit", 7, status=2)
     assert "holds another run, with seed=0. Give the same recipe" in said
-    assert user.recipe()["broken_limit"] == 50
+    assert user.recipe()["unreadable_limit"] == 50
 
     # A damaged history can be moved away, as its message says.
     history = user.output / "history.csv"
     history.write_text(history.read_text() + "what is this\n")
     assert "Move the file away, or repair it." in user.runs(status=2)
     history.rename(tmp_path / "history.csv")
-    assert "more than the limit of 1" in user.runs("--broken-limit", 1, status=2)
-    assert "going on with broken_limit 50 instead of 1" in user.runs("--broken-limit", 50)
+    assert "more than the limit of 1" in user.runs("--unreadable-limit", 1, status=2)
+    assert "going on with unreadable_limit 50 instead of 1" in user.runs("--unreadable-limit", 50)
 
 
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
@@ -80,7 +82,7 @@ def test_a_loss_that_is_not_a_number(tmp_path, capfd):
 
 
 def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
-    """One that holds 40 pictures at once, as long as blocks keep what they computed."""
+    """One that holds 40 images at once, as long as blocks keep what they computed."""
     held: list[int] = []
 
     def call_in_little_memory(model: keras.Model, inputs, *arguments, **options):
@@ -94,26 +96,29 @@ def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
     monkeypatch.setattr(
         keras_coatnet.model.CoAtNetModel, "call", call_in_little_memory, raising=False
     )
-    user = User(tmp_path, capfd, held_out=0.5)  # 100 pictures of each part
+    user = User(tmp_path, capfd, held_out=0.5)  # 100 images of each part
     said = user.runs(status=1)
-    assert "the device is out of memory" in said and "with --accumulate 2 (smaller parts)" in said
+    assert (
+        "the device is out of memory" in said
+        and "with --gradient-accumulation-steps 2 (smaller parts)" in said
+    )
     assert 80 in held
     held.clear()
-    said = user.runs("--accumulate", 2)
+    said = user.runs("--gradient-accumulation-steps", 2)
     assert "going on with accumulate 2 instead of 1" in said
-    assert set(held) == {40}  # the evaluation of 100 pictures, too
+    assert set(held) == {40}  # the evaluation of 100 images, too
     assert len(read_history(user.output).evaluations) == 1
 
 
 def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
-    """Stopped by Ctrl-C; the pictures move, and another machine has less memory.
+    """Stopped by Ctrl-C; the images move, and another machine has less memory.
 
-    As many pictures are unreadable as may be: they are the same ones where they lie now.
+    As many images are unreadable as may be: they are the same ones where they lie now.
     """
-    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, broken_limit=2)
+    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, unreadable_limit=2)
     for number in (0, 1):
-        (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no picture")
-    step = keras_coatnet.training.trainer.Progress.update
+        (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no image")
+    step = keras_coatnet.training.run.loop.Progress.update
 
     def update_and_interrupt(progress, number, figures):
         step(progress, number, figures)
@@ -121,23 +126,23 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras_coatnet.training.trainer.Progress, "update", update_and_interrupt)
+        patch.setattr(keras_coatnet.training.run.loop.Progress, "update", update_and_interrupt)
         assert "stopped at step 2 of 4, which is saved" in user.runs(status=130)
     moved = (tmp_path / "digits").rename(tmp_path / "elsewhere")
     said = user.runs(
-        *("--data", moved, "--accumulate", 2, "--rematerialise", "--evaluation-epochs", 2),
+        *("--data", moved, "--gradient-accumulation-steps", 2, "--remat", "--evaluation-epochs", 2),
         *("--log-steps", 2, "--checkpoint-steps", 1),
     )
     assert "going on from step 2\n" in said
     assert f"data {moved} instead of {tmp_path / 'digits'}" in said
-    assert "accumulate 2 instead of 1, rematerialise True instead of False" in said
+    assert "accumulate 2 instead of 1, remat True instead of False" in said
     history = read_history(user.output)
     assert [row["step"] for row in history.training] == [1, 2, 4]
     assert [row["step"] for row in history.evaluations] == [4]
     assert np.isfinite([row["loss"] for row in history.training]).all()
     assert main(["evaluate", "--run", str(user.output), "--json"]) == 0
     found = json.loads(capfd.readouterr().out)
-    assert json.loads((user.output / "summary.json").read_text())["unreadable pictures"] <= 2
+    assert json.loads((user.output / "summary.json").read_text())["unreadable images"] <= 2
     assert found["top1"] == pytest.approx(history.evaluations[0]["validation_top1"])
 
 

@@ -78,7 +78,7 @@ def test_half_precision_stays_finite(name, dtype):
 
 
 @pytest.mark.parametrize("function", [gelu, gelu_tanh])
-def test_survives_serialisation(function):
+def test_survives_serialization(function):
     layer = keras.layers.Activation(function)
     config = keras.saving.serialize_keras_object(layer)
     assert keras.saving.deserialize_keras_object(config).activation is function

@@ -11,7 +11,7 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
     bias_tolerance,
@@ -21,7 +21,7 @@ from tests.helpers import (
     path_within,
     precision,
     random_map,
-    randomise,
+    randomize,
     relative_error,
     to_numpy,
     with_unknown_size,
@@ -31,7 +31,7 @@ CASES = pairwise(
     {
         "size": [(5, 7), (8, 6), (4, 4), (1, 3)],
         "width": [8, 12],
-        "attention_width": [None, 4, 12],
+        "attention_dim": [None, 4, 12],
         "use_bias": [True, False],
         "position": ["built", "fitting", "smaller", "larger", "mlp"],
     }
@@ -44,7 +44,7 @@ MLP_INVARIANT = ("key/bias", "values/bias")
 def position_options(position: str, size: tuple[int, int]) -> dict:
     """Constructor arguments for where the bias comes from."""
     if position == "mlp":
-        return {"relative_position": "mlp", "relative_position_width": 16}
+        return {"relative_position": "mlp", "relative_position_hidden_dim": 16}
     tables = {
         "fitting": size,
         "smaller": (max(size[0] - 1, 1), max(size[1] - 2, 1)),
@@ -55,9 +55,9 @@ def position_options(position: str, size: tuple[int, int]) -> dict:
 
 def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[RelativeSelfAttention, dict]:
     """A layer of the test's precision, heads of 4 and random weights, and these."""
-    layer = RelativeSelfAttention(width, **{"head_size": 4, "dtype": precision().dtype, **kwargs})
+    layer = RelativeSelfAttention(width, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
     layer(x)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 def expect(x: np.ndarray, weights: dict) -> np.ndarray:
@@ -73,7 +73,7 @@ def test_equals_the_reference(case):
     layer, weights = built(
         x,
         case["width"],
-        attention_width=case["attention_width"],
+        attention_dim=case["attention_dim"],
         use_bias=case["use_bias"],
         **position_options(case["position"], case["size"]),
     )
@@ -88,7 +88,7 @@ def test_defaults():
     x = random_map(1, 2, 3, 48)
     layer = RelativeSelfAttention(64, dtype=precision().dtype)
     layer(x)
-    weights = randomise(layer)
+    weights = randomize(layer)
     assert weights["query/kernel"].shape == (48, 64)
     assert weights["position/table"].shape == (2, 3, 5)
     assert "query/bias" in weights and "projection/bias" in weights
@@ -112,7 +112,7 @@ def test_unknown_size(position, known):
     layer = RelativeSelfAttention(12, 4, dtype=precision().dtype, **kind)
     model = keras.Model(inputs, layer(inputs))
     call = with_unknown_size(model)
-    weights = randomise(layer)
+    weights = randomize(layer)
     for size in ((4, 5), (6, 3), (3, 8)):
         size = tuple(
             side if fixed is None else fixed for side, fixed in zip(size, known, strict=True)
@@ -155,7 +155,7 @@ def test_gradients_at_unknown_size(position, size):
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
     layer = RelativeSelfAttention(12, 4, dtype=precision().dtype, **kind)
     model = keras.Model(inputs, layer(inputs))
-    weights = randomise(layer)
+    weights = randomize(layer)
     x = random_map(2, *size, 8)
     invariant = MLP_INVARIANT if position == "mlp" else INVARIANT
     found = assert_gradients_reach(model, x, without=invariant, unknown_size=True)
@@ -249,21 +249,21 @@ def test_float64_on_every_backend(position):
 # --- the rest --------------------------------------------------------------------------------
 
 
-def test_serialisation():
+def test_serialization():
     x = random_map(2, 5, 7, 8, dtype="float32")
     for kind in ({}, {"table_size": (3, 3)}, position_options("mlp", (5, 7))):
         layer, _ = built(x, 12, dtype="float32", **kind)
-        assert_same_after_serialisation(layer, x)
+        assert_same_after_serialization(layer, x)
 
 
 def test_config():
     arguments = {
         "width": 12,
-        "head_size": 4,
-        "attention_width": 8,
+        "head_dim": 4,
+        "attention_dim": 8,
         "use_bias": False,
         "relative_position": "mlp",
-        "relative_position_width": 16,
+        "relative_position_hidden_dim": 16,
         "table_size": (3, 5),
     }
     assert_config_covers(RelativeSelfAttention(**arguments), arguments)
@@ -280,18 +280,18 @@ def test_a_layer_from_the_config_has_the_built_table():
     np.testing.assert_array_equal(to_numpy(restored(other)), to_numpy(layer(other)))
 
 
-@pytest.mark.parametrize("attention_width", [None, 4])
-def test_shapes(attention_width):
-    layer = RelativeSelfAttention(12, 4, attention_width=attention_width)
+@pytest.mark.parametrize("attention_dim", [None, 4])
+def test_shapes(attention_dim):
+    layer = RelativeSelfAttention(12, 4, attention_dim=attention_dim)
     assert_shapes(layer, random_map(2, 5, 7, 8, dtype="float32"), 12)
 
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 10, "head_size": 4}, "attention_width=10, head_size=4"),
-        ({"width": 8, "head_size": 4, "attention_width": 6}, "attention_width=6, head_size=4"),
-        ({"width": 8, "head_size": 4, "relative_position": "sine"}, "relative_position='sine'"),
+        ({"width": 10, "head_dim": 4}, "attention_dim=10, head_dim=4"),
+        ({"width": 8, "head_dim": 4, "attention_dim": 6}, "attention_dim=6, head_dim=4"),
+        ({"width": 8, "head_dim": 4, "relative_position": "sine"}, "relative_position='sine'"),
     ],
 )
 def test_refuses_bad_arguments(arguments, message):

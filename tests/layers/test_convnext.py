@@ -11,14 +11,14 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
     case_id,
     pairwise,
     precision,
     random_map,
-    randomise,
+    randomize,
     to_numpy,
     with_unknown_size,
 )
@@ -42,7 +42,7 @@ CASES = pairwise(
         "activation": ["gelu", "silu"],
         "width": [4, 12],
         "use_bias": [True, False],
-        "expanded_width": [None, 10],
+        "expanded_filters": [None, 10],
         "norm_epsilon": [1e-6, 0.1],
         "layer_scale": [1e-6, None],
     }
@@ -57,7 +57,7 @@ def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[ConvNeXtBlock, d
     """A block of the test's precision with random weights, and these."""
     layer = ConvNeXtBlock(width, **{"dtype": precision().dtype, **kwargs})
     layer(x)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 def expect(x: np.ndarray, weights: dict, **arguments: object) -> np.ndarray:
@@ -76,7 +76,7 @@ def test_equals_the_reference(case):
     layer, weights = built(x, **arguments)
     width, bias = case["width"], case["use_bias"]
     assert weights["depthwise_conv/kernel"].shape == (7, 7, 4, width // 4)
-    assert weights["ffn_expand/kernel"].shape == (width, case["expanded_width"] or 4 * width)
+    assert weights["ffn_expand/kernel"].shape == (width, case["expanded_filters"] or 4 * width)
     assert ("shortcut/kernel" in weights) == (width != 4)
     assert ("ffn_scale/scale" in weights) == (case["layer_scale"] is not None)
     biased = {path.removesuffix("/bias") for path in weights if path.endswith("bias")}
@@ -89,7 +89,7 @@ def test_equals_the_reference(case):
 def test_defaults_are_timm_s(strides, width):
     x = random_map(2, 5, 7, 4)
     layer, weights = built(x, width, strides=strides)
-    assert layer.expanded_width == 4 * width
+    assert layer.expanded_filters == 4 * width
     expected = expect(
         x,
         weights,
@@ -148,7 +148,7 @@ def test_unknown_size(stride):
     inputs = keras.Input((None, None, 4), dtype=precision().dtype)
     layer = ConvNeXtBlock(8, dtype=precision().dtype, **STRIDES[stride])
     call = with_unknown_size(keras.Model(inputs, layer(inputs)))
-    weights = randomise(layer)
+    weights = randomize(layer)
     for size in ((5, 7), (8, 6)):
         x = random_map(2, *size, 4)
         assert_matches(call(x), expect(x, weights, **STRIDES[stride]))
@@ -169,7 +169,7 @@ def test_gradients_at_unknown_size():
     inputs = keras.Input((None, None, 4), dtype=precision().dtype)
     layer = ConvNeXtBlock(8, strides=2, dtype=precision().dtype)
     model = keras.Model(inputs, layer(inputs))
-    randomise(model)
+    randomize(model)
     assert_gradients_reach(model, random_map(2, 5, 7, 4), unknown_size=True, training=True)
 
 
@@ -189,16 +189,16 @@ def test_mixed_precision(stride, dtype):
 
 
 @pytest.mark.parametrize("stride", ["none", "symmetric", "max3"])
-def test_serialisation(stride):
+def test_serialization(stride):
     x = random_map(2, 5, 7, 4, dtype="float32")
     layer, _ = built(x, 8, dtype="float32", **STRIDES[stride])
-    assert_same_after_serialisation(layer, x)
+    assert_same_after_serialization(layer, x)
 
 
 def test_config():
     arguments = {
         "width": 8,
-        "expanded_width": 20,
+        "expanded_filters": 20,
         "strides": 2,
         "stride_on": "pool",
         "pool": "max3",

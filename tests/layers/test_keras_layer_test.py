@@ -43,17 +43,17 @@ PUBLIC = {
         ),
     ],
     "RelativeSelfAttention": [
-        ({"width": 24, "head_size": 8}, (2, 6, 5, 24)),
-        ({"width": 16, "head_size": 8, "relative_position": "mlp"}, MAP),
+        ({"width": 24, "head_dim": 8}, (2, 6, 5, 24)),
+        ({"width": 16, "head_dim": 8, "relative_position": "mlp"}, MAP),
     ],
-    "SqueezeExcite": [({"squeezed_width": 4}, MAP)],
+    "SqueezeExcite": [({"squeezed_filters": 4}, MAP)],
     "StochasticDepth": [({"rate": 0.5}, MAP)],
     "TransformerBlock": [
-        ({"width": 24, "head_size": 8, "strides": 2}, (2, 3, 3, 24)),
+        ({"width": 24, "head_dim": 8, "strides": 2}, (2, 3, 3, 24)),
         (
             {
                 "width": 16,
-                "head_size": 8,
+                "head_dim": 8,
                 "norm": "batch",
                 "relative_position": "mlp",
                 "layer_scale": 0.1,
@@ -64,15 +64,15 @@ PUBLIC = {
     ],
     # These are called with two sizes, not with a tensor: Keras's test has no form for that, so only
     # its serialization is run. They are also inside the two layers above.
-    "RelativePositionMLP": [({"heads": 4, "hidden_width": 8}, None)],
+    "RelativePositionMLP": [({"heads": 4, "hidden_dim": 8}, None)],
     "RelativePositionTable": [({"heads": 4, "table_size": (6, 5)}, None)],
 }
 INTERNAL = [
     (BatchNormalization, {}, MAP),
     (Pointwise, {"width": 8, "activation": "relu", "strides": 2}, (2, 3, 3, 8)),
     (LoneActivation, {"activation": "silu"}, MAP),
-    (FusedSqueezeExcite, {"squeezed_width": 4}, MAP),
-    (FusedAttention, {"width": 24, "heads": 2, "head_size": 8}, (2, 6, 5, 24)),
+    (FusedSqueezeExcite, {"squeezed_filters": 4}, MAP),
+    (FusedAttention, {"width": 24, "heads": 2, "head_dim": 8}, (2, 6, 5, 24)),
 ]
 CASES = [
     (getattr(keras_coatnet.layers, name), arguments, shape)

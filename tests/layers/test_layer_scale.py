@@ -9,11 +9,11 @@ from tests.helpers import (
     assert_config_covers,
     assert_gradients_reach,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     precision,
     random_map,
-    randomise,
+    randomize,
     to_numpy,
 )
 
@@ -22,7 +22,7 @@ from tests.helpers import (
 def test_multiplies_each_channel(shape):
     layer, x = LayerScale(0.5, dtype=precision().dtype), random_map(*shape)
     layer(x)
-    scale = randomise(layer)["scale"]
+    scale = randomize(layer)["scale"]
     expected = np.stack([x[..., c].astype("float64") * scale[c] for c in range(6)], axis=-1)
     assert_matches(layer(x), expected)
 
@@ -40,11 +40,11 @@ def test_gradient():
     assert_gradients_reach(layer, x)
 
 
-def test_serialisation_and_config():
+def test_serialization_and_config():
     layer, x = LayerScale(0.5), random_map(2, 5, 7, 6, dtype="float32")
     layer(x)
-    randomise(layer)
-    assert_same_after_serialisation(layer, x)
+    randomize(layer)
+    assert_same_after_serialization(layer, x)
     assert_config_covers(layer, {"initial_scale": 0.5})
 
 

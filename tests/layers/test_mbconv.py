@@ -11,7 +11,7 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
     case_id,
@@ -19,7 +19,7 @@ from tests.helpers import (
     path_within,
     precision,
     random_map,
-    randomise,
+    randomize,
     to_numpy,
     with_unknown_size,
 )
@@ -47,8 +47,8 @@ CASES = pairwise(
         "prenorm_activation": [False, True],
         "squeeze_place": ["after_norm", "before_norm"],
         "use_bias": [True, False],
-        "expanded_width": [None, 20],
-        "squeezed_width": [None, 5],
+        "expanded_filters": [None, 20],
+        "squeezed_filters": [None, 5],
         "batch_norm_epsilon": [1e-3, 0.1],
     }
 )
@@ -64,7 +64,7 @@ def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[MBConv, dict]:
     """A block of the test's precision with random weights, and these."""
     layer = MBConv(width, **{"dtype": precision().dtype, **kwargs})
     layer(x)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 def switches(arguments: dict) -> dict:
@@ -85,11 +85,11 @@ def test_equals_the_reference(case):
     arguments = {**case, **STRIDES[case["stride"]]}
     del arguments["stride"], arguments["size"]
     layer, weights = built(x, **arguments)
-    expanded = case["expanded_width"] or 4 * case["width"]
+    expanded = case["expanded_filters"] or 4 * case["width"]
     assert weights["expand/kernel"].shape == (1, 1, 8, expanded)
     assert weights["squeeze_excite/squeeze/kernel"].shape == (
         expanded,
-        case["squeezed_width"] or case["width"] // 4,
+        case["squeezed_filters"] or case["width"] // 4,
     )
     assert ("shortcut/kernel" in weights) == (case["width"] != 8)
     assert ("project/bias" in weights) == case["use_bias"]
@@ -139,7 +139,7 @@ def test_the_reference_tells_the_switches_apart():
 
 @pytest.mark.parametrize(("width", "squeezed"), [(8, 2), (10, 2), (3, 1), (96, 24)])
 def test_default_squeezed_width(width, squeezed):
-    assert MBConv(width).squeezed_width == squeezed
+    assert MBConv(width).squeezed_filters == squeezed
 
 
 def test_initial_values():
@@ -214,7 +214,7 @@ def test_unknown_size(stride):
     layer = MBConv(12, dtype=precision().dtype, **STRIDES[stride])
     model = keras.Model(inputs, layer(inputs))
     call = with_unknown_size(model)
-    weights = randomise(layer)
+    weights = randomize(layer)
     for size in ((5, 7), (8, 6)):
         x = random_map(2, *size, 8)
         assert_matches(call(x), expect(x, weights, **STRIDES[stride]))
@@ -248,7 +248,7 @@ def test_gradients_in_training(stride):
 def test_gradients_at_unknown_size():
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
     model = keras.Model(inputs, MBConv(12, strides=2, dtype=precision().dtype)(inputs))
-    randomise(model)
+    randomize(model)
     # What the first norm adds to all positions alike, the norm of the expansion takes away again.
     invariant = ("input_norm/beta",)
     x = random_map(2, 5, 7, 8)
@@ -271,17 +271,17 @@ def test_mixed_precision(stride, dtype):
 
 
 @pytest.mark.parametrize("stride", ["none", *HALVING])
-def test_serialisation(stride):
+def test_serialization(stride):
     x = random_map(2, 5, 7, 8, dtype="float32")
     layer, _ = built(x, 12, dtype="float32", **STRIDES[stride])
-    assert_same_after_serialisation(layer, x)
+    assert_same_after_serialization(layer, x)
 
 
 def test_config():
     arguments = {
         "width": 12,
-        "expanded_width": 20,
-        "squeezed_width": 5,
+        "expanded_filters": 20,
+        "squeezed_filters": 5,
         "strides": 2,
         "stride_on": "pool",
         "pool": "max3",
@@ -319,7 +319,7 @@ def test_shapes(stride, size):
         ({"activation": "swish"}, "'swish'"),
         ({"squeeze_activation": "swish"}, "'swish'"),
         ({"squeeze_place": "first"}, "squeeze_place='first'"),
-        ({"squeezed_width": 0}, "squeezed_width=0"),
+        ({"squeezed_filters": 0}, "squeezed_filters=0"),
         ({"stochastic_depth": 1.0}, "=1.0"),
     ],
 )

@@ -9,7 +9,7 @@ from tests import reference
 from tests.helpers import (
     assert_config_covers,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     precision,
     random_map,
@@ -70,9 +70,9 @@ def test_mixed_precision(pool, dtype):
     assert_matches(output, reference.POOLS[pool](x.astype("float64")), 1e-2)
 
 
-def test_serialisation_and_config():
+def test_serialization_and_config():
     layer = Downsample("max3")
-    assert_same_after_serialisation(layer, random_map(2, 5, 7, 3, dtype="float32"))
+    assert_same_after_serialization(layer, random_map(2, 5, 7, 3, dtype="float32"))
     assert_config_covers(layer, {"pool": "max3"})
     assert Downsample().pool == "max2"
 

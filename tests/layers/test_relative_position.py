@@ -20,12 +20,12 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_slopes,
     bias_tolerance,
     precision,
     random_map,
-    randomise,
+    randomize,
     to_numpy,
 )
 
@@ -38,14 +38,14 @@ def table_layer(size: tuple[int, int] = (4, 5), heads: int = 3) -> tuple:
     """A table of the test's precision, and its random values."""
     layer = RelativePositionTable(heads, size, dtype=precision().dtype)
     layer(height=1, width=1)
-    return layer, randomise(layer)["table"]
+    return layer, randomize(layer)["table"]
 
 
-def mlp_layer(heads: int = 3, hidden_width: int = 16) -> tuple:
+def mlp_layer(heads: int = 3, hidden_dim: int = 16) -> tuple:
     """A network of the test's precision, and its random weights."""
-    layer = RelativePositionMLP(heads, hidden_width, dtype=precision().dtype)
+    layer = RelativePositionMLP(heads, hidden_dim, dtype=precision().dtype)
     layer(height=1, width=1)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 def as_tensor(size: int) -> object:
@@ -132,9 +132,9 @@ def test_table_initial_values():
     assert tuple(layer.table.shape) == (8, 27, 27)
 
 
-def test_table_serialisation_and_config():
+def test_table_serialization_and_config():
     layer, _ = table_layer()
-    assert_same_after_serialisation(layer, height=3, width=6)
+    assert_same_after_serialization(layer, height=3, width=6)
     assert_config_covers(layer, {"heads": 3, "table_size": (4, 5)})
 
 
@@ -170,10 +170,10 @@ def test_mlp_initial_values():
     assert tuple(layer.hidden.kernel.shape) == (2, 512)
 
 
-def test_mlp_serialisation_and_config():
+def test_mlp_serialization_and_config():
     layer, _ = mlp_layer()
-    assert_same_after_serialisation(layer, height=3, width=6)
-    assert_config_covers(layer, {"heads": 3, "hidden_width": 16})
+    assert_same_after_serialization(layer, height=3, width=6)
+    assert_config_covers(layer, {"heads": 3, "hidden_dim": 16})
 
 
 # --- loading a table of another size ---------------------------------------------------------
@@ -187,7 +187,7 @@ def attention_model(size: tuple[int, int], heads: int = 2) -> keras.Model:
 @pytest.mark.parametrize("size", [(4, 5), (7, 9), (2, 3), (8, 3), (1, 1)])
 def test_weights_load_at_another_size(tmp_path, size):
     saved, loaded = attention_model((4, 5)), attention_model(size)
-    weights = reference.within(randomise(saved), "attention")
+    weights = reference.within(randomize(saved), "attention")
     saved.save_weights(tmp_path / "model.weights.h5")
     loaded.load_weights(tmp_path / "model.weights.h5")
 
@@ -222,7 +222,7 @@ def test_weights_of_other_heads_do_not_load(tmp_path):
 
 def test_whole_model_saves_and_loads(tmp_path):
     model = attention_model((4, 5))
-    randomise(model)
+    randomize(model)
     model.save(tmp_path / "model.keras")
     x = random_map(2, 4, 5, 8, dtype="float32")
     loaded = keras.saving.load_model(tmp_path / "model.keras")

@@ -12,12 +12,12 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
     precision,
     random_map,
-    randomise,
+    randomize,
     with_unknown_size,
 )
 
@@ -26,7 +26,7 @@ def built(x: np.ndarray, *args: object, **kwargs: object) -> tuple[SqueezeExcite
     """A layer of the test's precision with random weights, and these."""
     layer = SqueezeExcite(*args, **{"dtype": precision().dtype, **kwargs})
     layer(x)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 @pytest.mark.parametrize("size", [(5, 7), (8, 6), (1, 1)])
@@ -49,7 +49,7 @@ def test_unknown_size():
     layer = SqueezeExcite(3, dtype=precision().dtype)
     model = keras.Model(inputs, layer(inputs))
     call = with_unknown_size(model)
-    weights = randomise(layer)
+    weights = randomize(layer)
     for size in ((5, 7), (8, 6)):
         x = random_map(2, *size, 8)
         expected = reference.squeeze_excite(x.astype("float64"), weights)
@@ -69,11 +69,11 @@ def test_initial_values():
     assert_initial_values(layer)
 
 
-def test_serialisation_and_config():
+def test_serialization_and_config():
     x = random_map(2, 5, 7, 8, dtype="float32")
     layer, _ = built(x, 3, "relu", dtype="float32")
-    assert_same_after_serialisation(layer, x)
-    assert_config_covers(layer, {"squeezed_width": 3, "activation": "relu"})
+    assert_same_after_serialization(layer, x)
+    assert_config_covers(layer, {"squeezed_filters": 3, "activation": "relu"})
 
 
 def test_shapes():
@@ -95,10 +95,10 @@ def test_mixed_precision(dtype):
     assert_matches(output, reference.squeeze_excite(x.astype("float64"), weights), 2e-2)
 
 
-@pytest.mark.parametrize("squeezed_width", [0, -4])
-def test_refuses_a_squeezed_width_below_one(squeezed_width):
-    with pytest.raises(ValueError, match=f"squeezed_width={squeezed_width}"):
-        SqueezeExcite(squeezed_width)
+@pytest.mark.parametrize("squeezed_filters", [0, -4])
+def test_refuses_a_squeezed_width_below_one(squeezed_filters):
+    with pytest.raises(ValueError, match=f"squeezed_filters={squeezed_filters}"):
+        SqueezeExcite(squeezed_filters)
 
 
 def test_refuses_other_activations():
@@ -116,5 +116,5 @@ def test_its_mean_is_added_up_in_float32(kind, dtype):
     assert keras.backend.standardize_dtype(mean.dtype) == dtype
     expected = keras.ops.convert_to_numpy(keras.ops.cast(half, "float32")).mean((1, 2), "float64")
     found = keras.ops.convert_to_numpy(keras.ops.cast(mean, "float32"))
-    # Half the distance of two neighbours about 100, and a rounding of float32.
+    # Half the distance of two neighbors about 100, and a rounding of float32.
     np.testing.assert_allclose(found, expected, atol={"float16": 0.032, "bfloat16": 0.26}[dtype])

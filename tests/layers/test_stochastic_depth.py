@@ -7,7 +7,7 @@ import pytest
 from keras_coatnet.layers import StochasticDepth
 from tests.helpers import (
     assert_config_covers,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     gradients,
     random_map,
@@ -118,9 +118,9 @@ def test_gradient_passes_kept_samples_alone():
     assert (gradient[~dropped] != 0).all()
 
 
-def test_serialisation_and_config():
+def test_serialization_and_config():
     layer = StochasticDepth(0.3, seed=10)
-    restored = assert_same_after_serialisation(layer, random_map(2, 5, 7, 3, dtype="float32"))
+    restored = assert_same_after_serialization(layer, random_map(2, 5, 7, 3, dtype="float32"))
     assert_config_covers(layer, {"rate": 0.3, "seed": 10})
     np.testing.assert_array_equal(draws(restored, 64), draws(StochasticDepth(0.3, seed=10), 64))
 

@@ -11,7 +11,7 @@ from tests.helpers import (
     assert_gradients_reach,
     assert_initial_values,
     assert_matches,
-    assert_same_after_serialisation,
+    assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
     bias_tolerance,
@@ -20,7 +20,7 @@ from tests.helpers import (
     path_within,
     precision,
     random_map,
-    randomise,
+    randomize,
     to_numpy,
     with_unknown_size,
 )
@@ -34,7 +34,7 @@ STRIDES = {
 POSITIONS = {
     "built": {},
     "resized": {"table_size": (3, 2)},
-    "mlp": {"relative_position": "mlp", "relative_position_width": 16},
+    "mlp": {"relative_position": "mlp", "relative_position_hidden_dim": 16},
 }
 CASES = pairwise(
     {
@@ -42,7 +42,7 @@ CASES = pairwise(
         "size": [(5, 7), (8, 6), (4, 4)],
         "position": list(POSITIONS),
         "width": [8, 12],
-        "attention_width": [None, 8, 4],
+        "attention_dim": [None, 8, 4],
         "attention_bias": [True, False],
         "norm": ["layer", "batch"],
         "norm_epsilon": [1e-5, 0.1],
@@ -63,9 +63,9 @@ INVARIANT = {
 
 def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[TransformerBlock, dict]:
     """A block of the test's precision, heads of 4 and random weights, and these."""
-    layer = TransformerBlock(width, **{"head_size": 4, "dtype": precision().dtype, **kwargs})
+    layer = TransformerBlock(width, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
     layer(x)
-    return layer, randomise(layer)
+    return layer, randomize(layer)
 
 
 def expect(
@@ -77,7 +77,7 @@ def expect(
     if norms is None and arguments.get("norm") == "batch":
         norms = reference.BatchNorms(weights, switches.get("norm_epsilon", 1e-5))
     return reference.transformer_block(
-        x.astype("float64"), weights, head_size=4, norms=norms, **switches
+        x.astype("float64"), weights, head_dim=4, norms=norms, **switches
     )
 
 
@@ -104,9 +104,9 @@ def test_equals_the_reference(case):
         "ffn_norm/moving_mean": case["norm"] == "batch",
     }.items():
         assert (path in weights) == there, path
-    attention_width = case["attention_width"] or case["width"]
-    assert weights["attention/value/kernel"].shape == (8, attention_width)
-    assert weights["attention/projection/kernel"].shape == (attention_width, case["width"])
+    attention_dim = case["attention_dim"] or case["width"]
+    assert weights["attention/value/kernel"].shape == (8, attention_dim)
+    assert weights["attention/projection/kernel"].shape == (attention_dim, case["width"])
     hidden = case["ffn_expansion"] * case["width"]
     assert weights["ffn_expand/kernel"].shape == (case["width"], hidden)
     allowed = bias_tolerance(computed=case["position"] != "built")
@@ -146,12 +146,12 @@ def test_the_reference_tells_the_switches_apart():
 
 
 def test_the_pool_stands_after_the_norm():
-    # LayerNorm and maximum do not commute: the reference pools what is normalised.
+    # LayerNorm and maximum do not commute: the reference pools what is normalized.
     x = random_map(2, 5, 7, 8)
     _, weights = built(x, 8, strides=2)
-    shortcut, branch = reference.transformer_attention_branches(x, weights, head_size=4, strides=2)
+    shortcut, branch = reference.transformer_attention_branches(x, weights, head_dim=4, strides=2)
     pooled = reference.max_pool(x)
-    same, other = reference.transformer_attention_branches(pooled, weights, head_size=4)
+    same, other = reference.transformer_attention_branches(pooled, weights, head_dim=4)
     np.testing.assert_array_equal(shortcut, same)
     assert np.abs(branch - other).max() > 1e-2
 
@@ -164,7 +164,7 @@ def test_initial_values(norm):
 
 
 def test_layer_scale_starts_from_its_argument():
-    layer = TransformerBlock(8, head_size=4, layer_scale=1e-6)
+    layer = TransformerBlock(8, head_dim=4, layer_scale=1e-6)
     layer(random_map(1, 4, 4, 8, dtype="float32"))
     for scale in (layer.attention_scale.scale, layer.ffn_scale.scale):
         np.testing.assert_array_equal(to_numpy(scale), np.full(8, np.float32(1e-6)))
@@ -199,7 +199,7 @@ def test_stochastic_depth_draws_for_each_branch(rate, scale):
     layer, weights = built(x, 12, strides=2, stochastic_depth=rate, layer_scale=0.5)
     assert_matches(layer(x), expect(x, weights, strides=2))
     shortcut, branch = reference.transformer_attention_branches(
-        x.astype("float64"), weights, head_size=4, strides=2
+        x.astype("float64"), weights, head_dim=4, strides=2
     )
     candidates = []
     for first in (0.0, scale):
@@ -232,10 +232,10 @@ def test_unknown_size(stride, position):
     arguments = {**STRIDES[stride], **POSITIONS[position]}
     allowed = bias_tolerance(computed=True)
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
-    layer = TransformerBlock(12, head_size=4, dtype=precision().dtype, **arguments)
+    layer = TransformerBlock(12, head_dim=4, dtype=precision().dtype, **arguments)
     model = keras.Model(inputs, layer(inputs))
     call = with_unknown_size(model)
-    weights = randomise(layer)
+    weights = randomize(layer)
     for size in ((5, 7), (6, 4)):
         x = random_map(2, *size, 8)
         output = call(x)
@@ -255,7 +255,7 @@ def test_unknown_size(stride, position):
 
 def test_unknown_size_needs_a_table_size():
     with pytest.raises(ValueError, match="table_size"):
-        TransformerBlock(8, head_size=4)(keras.Input((None, None, 8)))
+        TransformerBlock(8, head_dim=4)(keras.Input((None, None, 8)))
 
 
 # --- gradients -------------------------------------------------------------------------------
@@ -292,9 +292,9 @@ def test_gradients_in_training_with_batch_norm():
 def test_gradients_at_unknown_size(position):
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
     arguments = {"strides": 2, **POSITIONS[position]}
-    layer = TransformerBlock(12, head_size=4, dtype=precision().dtype, **arguments)
+    layer = TransformerBlock(12, head_dim=4, dtype=precision().dtype, **arguments)
     model = keras.Model(inputs, layer(inputs))
-    weights = randomise(layer)
+    weights = randomize(layer)
     x = random_map(2, 5, 7, 8)
     found = assert_gradients_reach(model, x, without=INVARIANT[position], unknown_size=True)
     found = {path.removeprefix(f"{layer.name}/"): gradient for path, gradient in found.items()}
@@ -319,22 +319,22 @@ def test_mixed_precision(position, norm, dtype):
 
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 @pytest.mark.parametrize("position", POSITIONS)
-def test_serialisation(position, norm):
+def test_serialization(position, norm):
     x = random_map(2, 5, 7, 8, dtype="float32")
     arguments = {"strides": 2, "norm": norm, "layer_scale": 0.5, **POSITIONS[position]}
     layer, _ = built(x, 12, dtype="float32", **arguments)
-    assert_same_after_serialisation(layer, x)
+    assert_same_after_serialization(layer, x)
 
 
 def test_config():
     arguments = {
         "width": 12,
         "strides": 2,
-        "head_size": 4,
-        "attention_width": 8,
+        "head_dim": 4,
+        "attention_dim": 8,
         "attention_bias": False,
         "relative_position": "mlp",
-        "relative_position_width": 16,
+        "relative_position_hidden_dim": 16,
         "table_size": (3, 5),
         "pool": "max3",
         "norm": "batch",
@@ -353,7 +353,7 @@ def test_config():
 @pytest.mark.parametrize("size", [(5, 7), (8, 6)])
 @pytest.mark.parametrize("stride", STRIDES)
 def test_shapes(stride, size):
-    layer = TransformerBlock(12, head_size=4, **STRIDES[stride])
+    layer = TransformerBlock(12, head_dim=4, **STRIDES[stride])
     x = random_map(2, *size, 8, dtype="float32")
     assert_shapes(layer, x, 12)
     strides = STRIDES[stride]["strides"]
@@ -364,8 +364,8 @@ def test_shapes(stride, size):
     ("arguments", "message"),
     [
         ({"strides": 3}, "strides=3"),
-        ({"width": 12, "head_size": 8}, "attention_width=12, head_size=8"),
-        ({"attention_width": 6}, "attention_width=6, head_size=4"),
+        ({"width": 12, "head_dim": 8}, "attention_dim=12, head_dim=8"),
+        ({"attention_dim": 6}, "attention_dim=6, head_dim=4"),
         ({"relative_position": "sine"}, "relative_position='sine'"),
         ({"pool": "avg3"}, "pool='avg3'"),
         ({"norm": "group"}, "norm='group'"),
@@ -376,6 +376,6 @@ def test_shapes(stride, size):
 def test_refuses_bad_arguments(arguments, message):
     # Sublayers check some of them, when they are made.
     with pytest.raises(ValueError, match=message):
-        TransformerBlock(**{"width": 8, "head_size": 4, **arguments})(
+        TransformerBlock(**{"width": 8, "head_dim": 4, **arguments})(
             random_map(1, 4, 4, 8, dtype="float32")
         )

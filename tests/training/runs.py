@@ -18,14 +18,14 @@ import keras_coatnet
 from keras_coatnet.training.recipe import Recipe
 
 CONFIG = keras_coatnet.CoAtNetConfig(
-    widths=(8, 16), depths=(1, 1), layout=("C", "T"), stem_width=8, head_size=8
+    widths=(8, 16), depths=(1, 1), layout=("C", "T"), stem_width=8, head_dim=8
 )
-# Everything that draws random numbers or remembers something is on. 160 of the 200 pictures are
+# Everything that draws random numbers or remembers something is on. 160 of the 200 images are
 # trained on, so that an epoch has 10 steps.
 RECIPE = Recipe(
     image_size=32,
     epochs=3,
-    batch=16,
+    batch_size=16,
     learning_rate=1e-2,
     warmup=0.1,
     ema=0.9,
@@ -37,14 +37,20 @@ RECIPE = Recipe(
     checkpoint_steps=4,
     log_steps=1,
 )
-PICTURES = 200
+IMAGES = 200
 
 # As little as a run can compute, two steps: for what happens around the steps.
 SMALL_CONFIG = keras_coatnet.CoAtNetConfig(
-    widths=(8,), depths=(1,), layout=("C",), stem_width=8, head_size=8
+    widths=(8,), depths=(1,), layout=("C",), stem_width=8, head_dim=8
 )
 SMALL_RECIPE = Recipe(
-    image_size=32, epochs=1, batch=80, learning_rate=1e-3, crop="whole", flip=False, log_steps=1
+    image_size=32,
+    epochs=1,
+    batch_size=80,
+    learning_rate=1e-3,
+    crop="whole",
+    flip=False,
+    log_steps=1,
 )
 
 
@@ -54,7 +60,7 @@ def write_recipe(
     config: keras_coatnet.CoAtNetConfig = CONFIG,
     **changes: Any,
 ) -> pathlib.Path:
-    """Writes pictures, a network's configuration and a recipe; returns the recipe's path."""
+    """Writes images, a network's configuration and a recipe; returns the recipe's path."""
     folder.mkdir(parents=True, exist_ok=True)
     data, model, path = folder / "digits", folder / "tiny.json", folder / "digits.json"
     if not data.exists():
@@ -75,11 +81,11 @@ def write_digits(folder: pathlib.Path) -> None:
     from sklearn.datasets import load_digits
 
     digits = load_digits()
-    for number, label in enumerate(digits.target[:PICTURES]):
+    for number, label in enumerate(digits.target[:IMAGES]):
         place = folder / str(label)
         place.mkdir(parents=True, exist_ok=True)
-        picture = Image.fromarray((digits.images[number] * 15.9).astype("uint8"))
-        picture.resize((16, 16)).convert("RGB").save(place / f"{number:04d}.png")
+        image = Image.fromarray((digits.images[number] * 15.9).astype("uint8"))
+        image.resize((16, 16)).convert("RGB").save(place / f"{number:04d}.png")
 
 
 def command(recipe: pathlib.Path, output: pathlib.Path, *options: str) -> list[str]:

@@ -1,7 +1,7 @@
 """Hand-made data sets in the forms in which real ones are published.
 
-Every picture is a flat colour, far apart for different classes, with noise that differs from
-picture to picture: a small network learns to tell the classes apart within a few steps.
+Every image is a flat color, far apart for different classes, with noise that differs from
+image to image: a small network learns to tell the classes apart within a few steps.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from PIL import Image
 Path = str | os.PathLike
 
 
-def picture(label: int, number: int, size: tuple[int, int] = (40, 32), kind: str = "JPEG") -> bytes:
-    """An encoded picture of (width, height) pixels; `number` tells pictures of a class apart."""
+def image(label: int, number: int, size: tuple[int, int] = (40, 32), kind: str = "JPEG") -> bytes:
+    """An encoded image of (width, height) pixels; `number` tells images of a class apart."""
     rng = np.random.default_rng((label, number))
-    colour = np.random.default_rng(1000 + label).uniform(40, 215, 3)
-    pixels = colour + rng.normal(0, 12, (size[1], size[0], 3))
+    color = np.random.default_rng(1000 + label).uniform(40, 215, 3)
+    pixels = color + rng.normal(0, 12, (size[1], size[0], 3))
     file = io.BytesIO()
     Image.fromarray(pixels.clip(0, 255).astype("uint8")).save(file, kind)
     return file.getvalue()
@@ -35,13 +35,13 @@ def picture(label: int, number: int, size: tuple[int, int] = (40, 32), kind: str
 def write_classes(
     root: Path, counts: dict[str, int], suffix: str = ".jpg", first: int = 0, **options
 ) -> pathlib.Path:
-    """Writes `root/<class>/<number><suffix>`, `counts` pictures of each class."""
+    """Writes `root/<class>/<number><suffix>`, `counts` images of each class."""
     kind = Image.registered_extensions()[suffix.lower()]
     root = pathlib.Path(root)
     for label, (name, count) in enumerate(sorted(counts.items())):
         (root / name).mkdir(parents=True, exist_ok=True)
         for number in range(first, first + count):
-            content = picture(label, number, kind=kind, **options)
+            content = image(label, number, kind=kind, **options)
             (root / name / f"{number:03d}{suffix}").write_bytes(content)
     return root
 
@@ -49,7 +49,7 @@ def write_classes(
 def write_pair(
     root: Path, train: dict[str, int], validation: dict[str, int], name: str = "val", **options
 ) -> pathlib.Path:
-    """Writes `root/train/<class>/...` and `root/<name>/<class>/...`, with other pictures."""
+    """Writes `root/train/<class>/...` and `root/<name>/<class>/...`, with other images."""
     write_classes(pathlib.Path(root) / "train", train, **options)
     write_classes(pathlib.Path(root) / name, validation, first=1000, **options)
     return pathlib.Path(root)
@@ -59,7 +59,7 @@ def write_pair(
 
 
 def validation_synsets(count: int) -> list[str]:
-    """WordNet ids of ImageNet's first validation pictures, as tensorflow-datasets knows them."""
+    """WordNet ids of ImageNet's first validation images, as tensorflow-datasets knows them."""
     import tensorflow_datasets as tfds
 
     path = tfds.core.tfds_path("datasets/imagenet2012/validation_labels.txt")
@@ -71,8 +71,8 @@ def write_imagenet(
 ) -> list[str]:
     """Writes ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar where they are looked for.
 
-    The validation pictures are the first of ImageNet's, with their labels; the training pictures
-    are `train` of each of their classes. A class has the same colour in both.
+    The validation images are the first of ImageNet's, with their labels; the training images
+    are `train` of each of their classes. A class has the same color in both.
 
     Returns:
         The WordNet ids of the classes, sorted.
@@ -83,11 +83,11 @@ def write_imagenet(
     classes = sorted(set(synsets))
     with tarfile.open(manual / "ILSVRC2012_img_train.tar", "w") as tar:
         for label, synset in enumerate(classes):
-            pictures = ((f"{synset}_{n}.JPEG", picture(label, n, size)) for n in range(train))
-            _add(tar, [(f"{synset}.tar", _tar(pictures))])
+            images = ((f"{synset}_{n}.JPEG", image(label, n, size)) for n in range(train))
+            _add(tar, [(f"{synset}.tar", _tar(images))])
     with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as tar:
         for number, synset in enumerate(synsets, 1):
-            content = picture(classes.index(synset), 1000 + number, size)
+            content = image(classes.index(synset), 1000 + number, size)
             _add(tar, [(f"ILSVRC2012_val_{number:08d}.JPEG", content)])
     return classes
 
@@ -116,11 +116,11 @@ def write_gashissdb(
     manual = pathlib.Path(data_dir) / "downloads" / "manual"
     side = (int(size), int(size))
     files = {
-        f"GasHisSDB/{size}/{name}/{name}-{number:05d}.png": picture(label, number, side, "PNG")
+        f"GasHisSDB/{size}/{name}/{name}-{number:05d}.png": image(label, number, side, "PNG")
         for label, (name, count) in enumerate(sorted(counts.items()))
         for number in range(count)
     }
-    files |= {f"GasHisSDB/{size}/{name}/._litter.png": b"no picture" for name in counts}
+    files |= {f"GasHisSDB/{size}/{name}/._litter.png": b"no image" for name in counts}
     manual.mkdir(parents=True, exist_ok=True)
     if zipped:
         with zipfile.ZipFile(manual / "GasHisSDB.zip", "w") as archive:

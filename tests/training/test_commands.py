@@ -13,7 +13,7 @@ import pytest
 from keras_coatnet import CoAtNet, cli
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.recipe import Recipe
-from keras_coatnet.training.reports import read_history
+from keras_coatnet.training.run.log import read_history
 from tests import timm_models
 from tests.hub_server import HubServer
 from tests.training import tars
@@ -45,7 +45,7 @@ def small(tmp_path_factory, tiny) -> pathlib.Path:
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> pathlib.Path:
-    """ImageNet's two tars, with few pictures."""
+    """ImageNet's two tars, with few images."""
     folder = tmp_path_factory.mktemp("imagenet")
     tars.write_imagenet(folder, train=16, validation=6)
     return folder
@@ -57,7 +57,7 @@ def trained(tmp_path_factory, imagenet, small):
     output = tmp_path_factory.mktemp("runs") / "small"
     done = run(
         *("train", "in1k_pretrain", "--model", small, "--data-dir", imagenet, "--output", output),
-        *("--image-size", 32, "--batch", 16, "--epochs", 40, "--learning-rate", 5e-3),
+        *("--image-size", 32, "--batch-size", 16, "--epochs", 40, "--learning-rate", 5e-3),
         *("--evaluation-epochs", 20, "--log-steps", 10, "--precision", "float32"),
         *("--randaugment-layers", 0, "--stochastic-depth", 0, "--warmup", 0.05),
     )
@@ -102,7 +102,7 @@ def test_imagenet_is_trained_and_evaluated_from_the_command_line(trained, imagen
 
     table = run(
         *("evaluate", "--weights", output / "final.weights.h5", "--data", "imagenet2012"),
-        *("--data-dir", imagenet, "--crop-pct", recipe.crop_ratio, "--classes", 3),
+        *("--data-dir", imagenet, "--crop-pct", recipe.crop_pct, "--classes", 3),
         *("--output", output / "evaluation"),
     )
     assert table.returncode == 0, table.stderr[-3000:]
@@ -125,7 +125,7 @@ def test_a_complete_run_is_not_trained_again(trained, imagenet, small):
 
 @pytest.mark.slow
 def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
-    """Randomised weights of the real name and size, fetched from a hub of this machine."""
+    """Randomized weights of the real name and size, fetched from a hub of this machine."""
     name = "coatnet_nano_rw_224.sw_in1k"
     model = timm_models.random_model("coatnet_nano_rw_224", 224)
     path = pathlib.Path(timm_models.save(model, tmp_path / "model.safetensors"))
@@ -148,7 +148,7 @@ def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
     with HubServer() as hub:
         hub.add_model(f"timm/{name}", "model.safetensors", path.read_bytes())
         done = run(
-            *("evaluate", "--weights", name, "--data", folder, "--json", "--batch", 4),
+            *("evaluate", "--weights", name, "--data", folder, "--json", "--batch-size", 4),
             env=hub.environment(tmp_path / "home"),
         )
     assert done.returncode == 0, done.stderr[-3000:]
@@ -201,14 +201,14 @@ def test_a_missing_data_set_is_told_at_once(capsys, tmp_path):
         ([], "Which recipe?"),
         (["transfer", "--model", "coatnet9"], "one of: coatnet0"),
         (["transfer"], "names no data"),
-        (["transfer", "--batch", "0"], "`batch` must be at least 1"),
+        (["transfer", "--batch-size", "0"], "`batch_size` must be at least 1"),
         (["transfer", "--data", "no_such_data_set"], "no_such_data_set"),
         (["transfer", "--strategy", "magic"], "strategy"),
     ],
 )
 def test_calls_that_make_no_sense(capsys, arguments, expected, tmp_path, flowers):
     if "--strategy" in arguments:
-        arguments = [*arguments, "--data", flowers, "--batch", 4]
+        arguments = [*arguments, "--data", flowers, "--batch-size", 4]
     line = mistake(capsys, "train", *arguments, "--output", tmp_path / "run")
     assert expected in line
 
@@ -217,14 +217,24 @@ def test_a_batch_that_the_devices_do_not_divide(capsys, tmp_path, flowers, small
     line = mistake(
         capsys,
         *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
-        *("--batch", 8, "--accumulate", 3, "--image-size", 32),
+        *("--batch-size", 8, "--gradient-accumulation-steps", 3, "--image-size", 32),
     )
-    assert "A batch of 8 cannot be divided among 1 device times accumulate=3" in line
+    assert (
+        "A batch of 8 cannot be divided among 1 device times gradient_accumulation_steps=3" in line
+    )
 
 
 def test_a_batch_that_the_data_cannot_fill(capsys, tmp_path, flowers):
     line = mistake(
-        capsys, "train", "transfer", "--data", flowers, "--batch", 64, "--output", tmp_path / "run"
+        capsys,
+        "train",
+        "transfer",
+        "--data",
+        flowers,
+        "--batch-size",
+        64,
+        "--output",
+        tmp_path / "run",
     )
     assert "fewer than a batch of 64" in line
 
@@ -246,7 +256,7 @@ def test_values_out_of_range_are_told_before_the_first_step(
     line = mistake(
         capsys,
         *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
-        *("--batch", 4, "--image-size", 32, option, value),
+        *("--batch-size", 4, "--image-size", 32, option, value),
     )
     assert expected in line and str(value) in line
     assert not (tmp_path / "run").exists()  # or the right value would be refused in that folder
@@ -255,10 +265,13 @@ def test_values_out_of_range_are_told_before_the_first_step(
 @pytest.mark.parametrize(
     "options, expected",
     [
-        (["--batch", 6, "--accumulate", 2, "--mixup", 0.8], "has 3 in each"),
-        (["--batch", 6, "--accumulate", 4], "cannot be divided among 1 device"),
-        (["--batch", 4, "--weights", "no_such.weights.h5"], "no_such.weights.h5"),
-        (["--batch", 4, "--strategy", "magic"], "strategy"),
+        (["--batch-size", 6, "--gradient-accumulation-steps", 2, "--mixup", 0.8], "has 3 in each"),
+        (
+            ["--batch-size", 6, "--gradient-accumulation-steps", 4],
+            "cannot be divided among 1 device",
+        ),
+        (["--batch-size", 4, "--weights", "no_such.weights.h5"], "no_such.weights.h5"),
+        (["--batch-size", 4, "--strategy", "magic"], "strategy"),
     ],
 )
 def test_what_needs_no_data_is_told_before_they_are_read(
@@ -290,7 +303,7 @@ def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
     line = mistake(
         capsys,
         *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
-        *("--batch", 4, "--image-size", 32, "--positive", positive),
+        *("--batch-size", 4, "--image-size", 32, "--positive", positive),
     )
     assert f"positive='{positive}'" in line and not (tmp_path / "run").exists()
     line = mistake(
@@ -302,10 +315,10 @@ def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
 
 def test_the_positive_one_of_two_classes_of_imagenet(capsys, tmp_path, tiny):
     """All of ImageNet's classes are meant at first, two when the model turns out to know two."""
-    pictures = tars.write_classes(tmp_path / "two", {"n01440764": 4, "n02102040": 4})
+    images = tars.write_classes(tmp_path / "two", {"n01440764": 4, "n02102040": 4})
     model = CoAtNet(tiny, input_shape=(32, 32, 3), classes=2)
     model.save(tmp_path / "two.keras")
-    command = ("evaluate", "--weights", tmp_path / "two.keras", "--data", pictures, "--json")
+    command = ("evaluate", "--weights", tmp_path / "two.keras", "--data", images, "--json")
     assert cli.main([*map(str, command), "--positive", "n01440764"]) == 0
     assert json.loads(capsys.readouterr().out)["positive_class"] == "n01440764"
     line = mistake(capsys, *command, "--positive", "tench")
@@ -317,7 +330,7 @@ def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, mon
     line = mistake(
         capsys,
         *("train", "transfer", "--model", small, "--data", flowers, "--output", tmp_path / "run"),
-        *("--batch", 4, "--image-size", 32),
+        *("--batch-size", 4, "--image-size", 32),
     )
     assert 'pip install "keras-coatnet[training]"' in line and not (tmp_path / "run").exists()
     line = mistake(
@@ -330,7 +343,16 @@ def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, mon
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["train", "transfer", "--data", "flowers", "--batch", 4, "--output", "gs://bucket/run"],
+        [
+            "train",
+            "transfer",
+            "--data",
+            "flowers",
+            "--batch-size",
+            4,
+            "--output",
+            "gs://bucket/run",
+        ],
         ["train", "transfer", "--data", "gs://bucket/flowers", "--output", "run"],
         ["train", "transfer", "--data", "cifar10", "--data-dir", "s3://b/d", "--output", "run"],
         ["train", "transfer", "--weights", "gs://b/a.weights.h5", "--data", "flowers"],
@@ -394,7 +416,7 @@ def test_every_recipe_is_listed_and_every_field_is_an_option(capsys):
 
 def test_overrides_reach_the_effective_recipe(capsys):
     cli.main(
-        "train in1k_pretrain --ema 0.99 --no-flip --clip-norm none --batch 2048 --dry-run".split()
+        "train in1k_pretrain --ema 0.99 --no-flip --clip-norm none --batch-size 2048 --dry-run".split()
     )
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
     expected = {"ema": "0.99", "flip": "False", "clip_norm": "None", "learning_rate": "0.0005"}

@@ -13,10 +13,10 @@ import numpy as np
 import pytest
 
 from keras_coatnet.cli import main
-from keras_coatnet.training.checkpointing import CheckpointFolder
-from keras_coatnet.training.devices import make_engine
-from keras_coatnet.training.locking import locked
+from keras_coatnet.training.engine.devices import make_engine
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.run.checkpoints import CheckpointFolder
+from keras_coatnet.training.run.lock import locked
 from tests.training import faults, runs
 
 pytestmark = [
@@ -36,7 +36,7 @@ ALONE = {
     "1 device, fixed norms": WHOLE_OR_IN_PARTS,
     "2 devices, 2 parts, fixed norms": (
         *(*MIRRORED, "2"),
-        *("--accumulate", "2", *WHOLE_OR_IN_PARTS),
+        *("--gradient-accumulation-steps", "2", *WHOLE_OR_IN_PARTS),
     ),
 }
 TWO_PROCESSES = "2 processes"
@@ -113,12 +113,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.training.devices import divide_cpu
+from keras_coatnet.training.engine.devices import divide_cpu
 divide_cpu(4)
 import keras_coatnet
 from keras_coatnet.layers import StochasticDepth
-from keras_coatnet.training import AdamW, rematerialise
-from keras_coatnet.training.tensorflow_engine import TensorFlowEngine
+from keras_coatnet.training import AdamW, remat
+from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from tests.training.runs import CONFIG, RECIPE
 
 random = np.random.default_rng(0)
@@ -153,10 +153,10 @@ def engine(strategy):
     def make_model():
         options = {"input_shape": (32, 32, 3), "classes": 10, "classifier_activation": None}
         model = keras_coatnet.CoAtNet(CONFIG, **options, stochastic_depth=0.6)
-        rematerialise(model)
+        remat(model)
         return model
 
-    recipe = dataclasses.replace(RECIPE, accumulate=2)
+    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=2)
     make_optimizer = lambda model: AdamW(1e-2, gradients_are_summed=True)
     engine = TensorFlowEngine(strategy, make_model, make_optimizer, recipe)
     chunk = 16 // (2 * engine.chunks)
@@ -237,7 +237,7 @@ def refused(pair: list[faults.Run]) -> list[str]:
     return [run.text().splitlines()[-1] for run in pair]
 
 
-def test_processes_with_other_pictures_end_together(tmp_path):
+def test_processes_with_other_images_end_together(tmp_path):
     places = (tmp_path / "0", tmp_path / "1")
     for place in places:
         place.mkdir()
@@ -271,14 +271,28 @@ def test_all_processes_end_where_another_run_writes(recipe, tmp_path):
 def test_a_batch_that_the_devices_do_not_divide_is_refused(recipe):
     four = types.SimpleNamespace(num_replicas_in_sync=4)
     with pytest.raises(ValueError, match="A batch of 18 cannot be divided among 4 devices times"):
-        make_engine(four, None, None, Recipe.load(recipe).replace(batch=18, accumulate=2))
+        make_engine(
+            four,
+            None,
+            None,
+            Recipe.load(recipe).replace(batch_size=18, gradient_accumulation_steps=2),
+        )
 
 
 def test_a_batch_that_the_parts_do_not_divide_is_one_line(recipe, tmp_path, capfd):
-    command = ["train", str(recipe), "--output", str(tmp_path), "--accumulate", "3"]
+    command = [
+        "train",
+        str(recipe),
+        "--output",
+        str(tmp_path),
+        "--gradient-accumulation-steps",
+        "3",
+    ]
     assert main(command) == 2
     (line,) = capfd.readouterr().err.splitlines()[-1:]
-    assert "A batch of 16 cannot be divided among 1 device times accumulate=3" in line
+    assert (
+        "A batch of 16 cannot be divided among 1 device times gradient_accumulation_steps=3" in line
+    )
     assert not list(tmp_path.iterdir())
 
 

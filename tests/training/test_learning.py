@@ -21,11 +21,11 @@ from keras_coatnet.training import (
     evaluate,
     find_recipe,
     open_sources,
-    rematerialise,
+    remat,
     train,
 )
-from keras_coatnet.training.checkpointing import CheckpointFolder
-from keras_coatnet.training.optimization import freeze, layer_rate_scales
+from keras_coatnet.training.engine.optimizer import freeze, layer_rate_scales
+from keras_coatnet.training.run.checkpoints import CheckpointFolder
 from tests import helpers, timm_models
 from tests.training import tars
 
@@ -38,7 +38,7 @@ STEPS, BATCH = 20, 8
 
 
 TORCH = Recipe(
-    batch=BATCH,
+    batch_size=BATCH,
     epochs=STEPS,
     learning_rate=1e-3,
     minimum_learning_rate=1e-5,
@@ -117,11 +117,11 @@ def our_run(engine: Any, batches: list[tuple[np.ndarray, np.ndarray]]) -> list:
     import tensorflow as tf
 
     images, labels = (np.stack(part) for part in zip(*batches, strict=True))
-    parts = engine.recipe.accumulate
+    parts = engine.recipe.gradient_accumulation_steps
 
     def dataset(first: int, own: int) -> tf.data.Dataset:
         whole = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
-        return whole.batch(engine.recipe.batch // parts)
+        return whole.batch(engine.recipe.batch_size // parts)
 
     iterator = engine.iterate(parts, dataset)
     steps = [engine.train_step(iterator) for _ in batches]
@@ -133,7 +133,7 @@ def make_batches(size: int, classes: int, steps: int = STEPS) -> list:
     random = np.random.default_rng(0)
     different = [
         (
-            timm_models.pictures(BATCH, size, seed=seed),
+            timm_models.images(BATCH, size, seed=seed),
             random.dirichlet(np.full(classes, 0.1), BATCH).astype("float32"),
         )
         for seed in range(4)
@@ -196,11 +196,11 @@ def write_digits(
     for digit in digits:
         (root / str(digit)).mkdir(parents=True)
         for number, pixels in enumerate(data.images[data.target == digit][which]):
-            picture = Image.fromarray((pixels * (255 / 16)).astype("uint8"))
+            image = Image.fromarray((pixels * (255 / 16)).astype("uint8"))
             # With a margin, which random crops may take away.
-            picture = ImageOps.expand(picture.resize((32, 32), Image.Resampling.BICUBIC), 4)
-            picture = ImageOps.invert(picture) if negative else picture
-            picture.save(root / str(digit) / f"{number:03d}.png")
+            image = ImageOps.expand(image.resize((32, 32), Image.Resampling.BICUBIC), 4)
+            image = ImageOps.invert(image) if negative else image
+            image.save(root / str(digit) / f"{number:03d}.png")
     return root
 
 
@@ -213,14 +213,14 @@ DIGITS = Recipe(
     name="digits",
     image_size=32,
     epochs=20,
-    batch=32,
+    batch_size=32,
     learning_rate=2e-3,
     minimum_learning_rate=2e-5,
     warmup=0.1,
     ema=0.99,
     crop_area=0.6,
     flip=False,
-    crop_ratio=1.0,
+    crop_pct=1.0,
     evaluation_epochs=100,
 )
 
@@ -240,7 +240,7 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
     """From dark digits on white to other, bright ones on black, eight of each to learn from.
 
     It is the first steps in which weights that know something are ahead: given twice as many, so
-    small a network learns so simple pictures from random weights as well.
+    small a network learns so simple images from random weights as well.
     """
     small = save_config(SMALL, tmp_path / "small.json")
     old = write_digits(tmp_path / "old", range(10), slice(100), negative=True)
@@ -249,11 +249,11 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
     new = tmp_path / "new"
     write_digits(new / "train", range(5, 10), slice(100, 108))
     write_digits(new / "val", range(5, 10), slice(108, None))
-    options = ("image_size", "flip", "crop_area", "crop_ratio", "evaluation_epochs")
+    options = ("image_size", "flip", "crop_area", "crop_pct", "evaluation_epochs")
     recipe = find_recipe("transfer", small).replace(
         data=str(new),
         epochs=30,
-        batch=20,
+        batch_size=20,
         learning_rate=1e-3,
         randaugment_layers=0,
         **{name: getattr(DIGITS, name) for name in options},
@@ -276,13 +276,13 @@ SMALLEST = keras_coatnet.CoAtNetConfig(
     depths=(1, 1, 1),
     layout=("C", "C", "T"),
     stem_width=8,
-    head_size=8,
+    head_dim=8,
     batch_norm_momentum=0.9,
 )
 FEW = Recipe(
     image_size=32,
     epochs=2,
-    batch=8,
+    batch_size=8,
     learning_rate=3e-3,
     minimum_learning_rate=3e-5,
     stochastic_depth=0.2,
@@ -292,8 +292,8 @@ FEW = Recipe(
 
 @pytest.fixture
 def few(tmp_path) -> Recipe:
-    """A recipe for a few flat pictures."""
-    folder = tars.write_classes(tmp_path / "pictures", {"a": 20, "b": 20, "c": 20})
+    """A recipe for a few flat images."""
+    folder = tars.write_classes(tmp_path / "images", {"a": 20, "b": 20, "c": 20})
     return FEW.replace(model=save_config(SMALLEST, tmp_path / "smallest.json"), data=str(folder))
 
 
@@ -306,7 +306,7 @@ def values_of(weights: pathlib.Path) -> dict[str, np.ndarray]:
 def test_frozen_variables_do_not_change_by_a_bit(up_to, few, tmp_path):
     keras.utils.set_random_seed(1)
     start = keras_coatnet.CoAtNet(SMALLEST, weights=None, input_shape=(32, 32, 3), classes=3)
-    helpers.randomise(start)
+    helpers.randomize(start)
     start.save_weights(tmp_path / "start.weights.h5")
     recipe = few.replace(
         weights=str(tmp_path / "start.weights.h5"), freeze=up_to, freeze_batch_norm=True
@@ -326,7 +326,7 @@ def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     result = train(few, tmp_path / "run")
     model = keras_coatnet.CoAtNet(SMALLEST, weights=result.folder / "final.weights.h5")
     _, held_out = open_sources(few.data, held_out=few.held_out, seed=few.seed)
-    found = evaluate(model, held_out, few.picture_settings())
+    found = evaluate(model, held_out, few.image_settings())
     assert found.loss == pytest.approx(result.evaluation.loss, abs=1e-5)
     np.testing.assert_array_equal(found.confusion, result.evaluation.confusion)
 
@@ -339,7 +339,7 @@ def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     # The last weights evaluate to something else, so that the above tells the two apart.
     for variable in model.weights:
         variable.assign(arrays[f"model/{variable.path}"])
-    assert abs(evaluate(model, held_out, few.picture_settings()).loss - found.loss) > 1e-4
+    assert abs(evaluate(model, held_out, few.image_settings()).loss - found.loss) > 1e-4
 
 
 def engine_of(recipe: Recipe, steps: int = 6) -> Any:
@@ -355,8 +355,8 @@ def engine_of(recipe: Recipe, steps: int = 6) -> Any:
             classifier_activation=None,
             stochastic_depth=recipe.stochastic_depth,
         )
-        if recipe.rematerialise:
-            rematerialise(model)
+        if recipe.remat:
+            remat(model)
         freeze(model, recipe.freeze, recipe.freeze_batch_norm)
         return model
 
@@ -400,14 +400,14 @@ def test_layer_decay_makes_lower_layers_move_less():
 def test_accumulated_parts_are_the_whole_batch():
     """Exactly so where BatchNorm does not look at its part of the batch alone."""
     frozen = FEW.replace(freeze_batch_norm=True, stochastic_depth=0.0)
-    whole, parts = losses_of(frozen), losses_of(frozen.replace(accumulate=2))
+    whole, parts = losses_of(frozen), losses_of(frozen.replace(gradient_accumulation_steps=2))
     np.testing.assert_allclose(parts, whole, atol=1e-5)
     assert abs(whole - whole[0]).max() > 0.01  # it is not the same step again and again
 
 
-def test_rematerialisation_gives_the_same_losses():
+def test_rematerialization_gives_the_same_losses():
     """Stochastic depth included: what was dropped is dropped again in the second computation."""
     dropping = FEW.replace(stochastic_depth=0.5)
-    plain, twice = losses_of(dropping), losses_of(dropping.replace(rematerialise=True))
+    plain, twice = losses_of(dropping), losses_of(dropping.replace(remat=True))
     np.testing.assert_allclose(twice, plain, atol=1e-5)
     assert abs(plain - plain[0]).max() > 0.01

@@ -13,7 +13,7 @@ from keras_coatnet.training.recipe import Recipe
 PAPER = {
     "in1k_pretrain": dict(
         epochs=300,
-        batch=4096,
+        batch_size=4096,
         image_size=224,
         randaugment_layers=2,
         randaugment_magnitude=15,
@@ -30,7 +30,7 @@ PAPER = {
     ),
     "in1k_finetune": dict(
         epochs=30,
-        batch=512,
+        batch_size=512,
         randaugment_layers=2,
         mixup=0.8,
         loss="softmax",
@@ -46,7 +46,7 @@ PAPER = {
     ),
     "in21k_pretrain": dict(
         epochs=90,
-        batch=4096,
+        batch_size=4096,
         image_size=224,
         randaugment_layers=0,
         mixup=0,
@@ -60,11 +60,15 @@ PAPER = {
         ema=None,
     ),
     "in21k_pretrain_150": dict(
-        epochs=150, batch=4096, randaugment_layers=2, randaugment_magnitude=5, schedule="linear"
+        epochs=150,
+        batch_size=4096,
+        randaugment_layers=2,
+        randaugment_magnitude=5,
+        schedule="linear",
     ),
     "in21k_finetune": dict(
         epochs=30,
-        batch=1024,
+        batch_size=1024,
         randaugment_layers=0,
         mixup=0,
         loss="softmax",
@@ -74,10 +78,10 @@ PAPER = {
         weight_decay=1e-8,
         ema=0.9999,
     ),
-    "in21k_finetune_150": dict(batch=1024, randaugment_layers=2, randaugment_magnitude=5),
+    "in21k_finetune_150": dict(batch_size=1024, randaugment_layers=2, randaugment_magnitude=5),
     "jft_pretrain": dict(
         epochs=14,
-        batch=4096,
+        batch_size=4096,
         image_size=224,
         randaugment_layers=2,
         randaugment_magnitude=5,
@@ -92,7 +96,7 @@ PAPER = {
     ),
     "jft_finetune": dict(
         epochs=30,
-        batch=512,
+        batch_size=512,
         randaugment_layers=2,
         randaugment_magnitude=5,
         mixup=0,
@@ -183,18 +187,19 @@ def test_recipes_command_lines_are_understood(name):
 
 
 def test_another_batch_scales_both_rates():
-    recipe = find_recipe("in1k_pretrain").replace(batch=1024)
+    recipe = find_recipe("in1k_pretrain").replace(batch_size=1024)
     assert recipe.learning_rate == pytest.approx(2.5e-4)
     assert recipe.minimum_learning_rate == pytest.approx(2.5e-6)
     assert (
-        find_recipe("in1k_pretrain").replace(batch=1024, learning_rate=1e-3).learning_rate == 1e-3
+        find_recipe("in1k_pretrain").replace(batch_size=1024, learning_rate=1e-3).learning_rate
+        == 1e-3
     )
 
 
 def test_another_peak_takes_the_minimum_along():
     recipe = find_recipe("in1k_pretrain").replace(learning_rate=2e-3)
     assert recipe.minimum_learning_rate == pytest.approx(2e-5)
-    recipe = find_recipe("in1k_finetune").replace(learning_rate=1e-5, batch=64)
+    recipe = find_recipe("in1k_finetune").replace(learning_rate=1e-5, batch_size=64)
     assert recipe.minimum_learning_rate == recipe.learning_rate == 1e-5
 
 
@@ -289,7 +294,7 @@ def test_every_field_says_what_it_is():
 
 
 def test_whatever_a_recipe_allows_the_augmentation_allows():
-    from keras_coatnet.training.augmentation import Augmentation
+    from keras_coatnet.training.data.augment import Augmentation
 
     for changes in (
         {"mixup": 0.01, "cutmix": 100.0},
@@ -314,10 +319,10 @@ def test_what_may_change_when_a_run_goes_on():
         validation_split="Testing",
         positive="cat",
         evaluation_epochs=5,
-        accumulate=2,
-        rematerialise=True,
+        gradient_accumulation_steps=2,
+        remat=True,
         on_nan="skip",
-        broken_limit=50,
+        unreadable_limit=50,
         checkpoint_steps=10,
         keep_checkpoints=5,
         log_steps=1,
@@ -326,9 +331,9 @@ def test_what_may_change_when_a_run_goes_on():
     assert len(names) == 13 and free.changed_fields(Recipe(), decides=True) == []
     fields = {field.name: field for field in dataclasses.fields(Recipe)}
     assert [name for name, field in fields.items() if not field.metadata["decides"]] == names
-    assert Recipe(seed=1, precision="mixed_bfloat16", batch=8).changed_fields(free, True) == [
+    assert Recipe(seed=1, precision="mixed_bfloat16", batch_size=8).changed_fields(free, True) == [
         "seed",
-        "batch",
+        "batch_size",
         "precision",
     ]
 

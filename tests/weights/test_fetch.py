@@ -613,13 +613,13 @@ def test_a_token_does_not_go_to_other_addresses(address_job):
 
 
 @pytest.mark.parametrize("variable, below", [("HF_HOME", "hub"), ("HF_HUB_CACHE", "")])
-def test_the_hubs_folders_are_honoured(hub_job, variable, below):
+def test_the_hubs_folders_are_honored(hub_job, variable, below):
     folder = hub_job.home / "elsewhere"
     outcome = assert_fetches(hub_job, **{variable: str(folder)})
     assert outcome.path.is_relative_to(folder / below / f"models--timm--{HUB_NAME}")
 
 
-def test_keras_home_is_honoured(address_job):
+def test_keras_home_is_honored(address_job):
     folder = address_job.home / "elsewhere"
     outcome = assert_fetches(address_job, KERAS_HOME=str(folder))
     assert outcome.path.is_relative_to(folder)

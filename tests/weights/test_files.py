@@ -25,7 +25,7 @@ from safetensors.numpy import save, save_file
 
 import keras_coatnet
 from keras_coatnet import cli
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.weights import foreign_files
 from keras_coatnet.weights.source import find_source
 from tests import timm_models
@@ -55,8 +55,8 @@ def snapshot(model):
     return {v.path: np.array(keras.ops.convert_to_numpy(v.value)) for v in model.variables}
 
 
-def compute(model, pictures):
-    return keras.ops.convert_to_numpy(model(pictures, training=False))
+def compute(model, images):
+    return keras.ops.convert_to_numpy(model(images, training=False))
 
 
 def build(config, path, **kwargs):
@@ -67,18 +67,18 @@ def build(config, path, **kwargs):
 
 
 @pytest.fixture(scope="module")
-def pictures():
-    return timm_models.pictures(2, SIZE)
+def images():
+    return timm_models.images(2, SIZE)
 
 
 @pytest.fixture(scope="module")
-def timm_file(pictures, tmp_path_factory):
+def timm_file(images, tmp_path_factory):
     """A reduced coatnet_0_rw_224: its configuration, path, tensors and logits."""
     model, config = timm_models.random_model("coatnet_0_rw_224", SIZE, small=True, **SMALL)
     path = tmp_path_factory.mktemp("timm") / "model.safetensors"
     timm_models.save(model, path)
     tensors = {name: tensor.numpy().copy() for name, tensor in model.state_dict().items()}
-    return config, path, tensors, timm_models.logits(model, pictures)
+    return config, path, tensors, timm_models.logits(model, images)
 
 
 @pytest.fixture(scope="module")
@@ -130,7 +130,7 @@ def refused(timm_file, victim, tmp_path):
 # --- every tensor is used, and every variable is set -----------------------------------------
 
 
-def test_a_whole_file_sets_every_variable(timm_file, pictures):
+def test_a_whole_file_sets_every_variable(timm_file, images):
     config, path, _, expected = timm_file
     model = build(config, None, classes=timm_models.CLASSES)
     before = snapshot(model)
@@ -138,7 +138,7 @@ def test_a_whole_file_sets_every_variable(timm_file, pictures):
     for name, value in snapshot(model).items():
         if "seed_generator" not in name:
             assert not np.array_equal(value, before[name]), name
-    np.testing.assert_allclose(compute(model, pictures), expected, rtol=0, atol=2e-5)
+    np.testing.assert_allclose(compute(model, images), expected, rtol=0, atol=2e-5)
 
 
 @pytest.mark.parametrize("name", KINDS)
@@ -247,7 +247,7 @@ def test_whole_numbers_are_refused(refused, timm_file, dtype):
     assert QKV in refused({**timm_file[2], QKV: tensor}, "weights must be")
 
 
-def test_bfloat16_is_taken_as_it_is(timm_file, pictures, tmp_path):
+def test_bfloat16_is_taken_as_it_is(timm_file, images, tmp_path):
     """Values of a type that NumPy has not, some of them beside float32: to the last bit."""
     timm_models.import_timm()
     import torch
@@ -266,7 +266,7 @@ def test_bfloat16_is_taken_as_it_is(timm_file, pictures, tmp_path):
         assert read[name].dtype == np.float32
         np.testing.assert_array_equal(read[name], tensor.float().numpy(), name)
     np.testing.assert_array_equal(read[FC], tensors[FC])
-    np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=0.5)
+    np.testing.assert_allclose(compute(build(config, path), images), expected, atol=0.5)
 
 
 def test_bfloat16_that_is_not_finite_is_refused(timm_file, victim, tmp_path):
@@ -289,11 +289,11 @@ def test_bfloat16_that_is_not_finite_is_refused(timm_file, victim, tmp_path):
     "prefix",
     ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module."],
 )
-def test_the_names_of_a_wrapped_model_are_taken(timm_file, pictures, tmp_path, prefix):
+def test_the_names_of_a_wrapped_model_are_taken(timm_file, images, tmp_path, prefix):
     config, _, tensors, expected = timm_file
     path = tmp_path / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, path)
-    np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=2e-5)
+    np.testing.assert_allclose(compute(build(config, path), images), expected, atol=2e-5)
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema.", "modules."])
@@ -318,7 +318,7 @@ def test_a_prefix_of_some_names_or_of_nothing_known_is_refused(refused, timm_fil
     ],
 )
 def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
-    timm_file, pictures, tmp_path, filename, form
+    timm_file, images, tmp_path, filename, form
 ):
     timm_models.import_timm()
     import argparse
@@ -347,7 +347,7 @@ def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
         exec(program, {})
     (converted,) = tmp_path.glob("*.safetensors")
     assert converted.name.split(".")[0] == filename.split(".")[0]
-    np.testing.assert_allclose(compute(build(config, converted), pictures), expected, atol=2e-5)
+    np.testing.assert_allclose(compute(build(config, converted), images), expected, atol=2e-5)
 
 
 def test_a_pickle_that_runs_something_is_not_opened_by_the_line_either(tmp_path):
@@ -364,14 +364,14 @@ def test_a_pickle_that_runs_something_is_not_opened_by_the_line_either(tmp_path)
 @pytest.mark.parametrize(
     "command",
     [
-        ["predict", "{folder}/picture.jpg", "--model", "{folder}/model.bin"],
+        ["predict", "{folder}/image.jpg", "--model", "{folder}/model.bin"],
         ["train", "transfer", "--weights", "{folder}/model.pth", "--data", "{folder}"],
         ["train", "transfer", "--weights", "{folder}/missing.pth", "--data", "{folder}"],
     ],
     ids=["predict", "train", "missing"],
 )
 def test_the_command_line_says_it_in_one_line(tmp_path, capsys, command):
-    for name in ("picture.jpg", "model.bin", "model.pth"):
+    for name in ("image.jpg", "model.bin", "model.pth"):
         (tmp_path / name).write_bytes(b"")
     status = cli.main([argument.format(folder=tmp_path) for argument in command])
     error = capsys.readouterr().err
@@ -384,27 +384,27 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys, command):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.05), ("float64", 2e-5)])
-def test_other_precisions_are_taken(timm_file, pictures, tmp_path, dtype, tolerance):
+def test_other_precisions_are_taken(timm_file, images, tmp_path, dtype, tolerance):
     config, _, tensors, expected = timm_file
     path = tmp_path / "model.safetensors"
     save_file({n: t if t.ndim == 0 else t.astype(dtype) for n, t in tensors.items()}, path)
     model = build(config, path)
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
-    np.testing.assert_allclose(compute(model, pictures), expected, rtol=0, atol=tolerance)
+    np.testing.assert_allclose(compute(model, images), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.parametrize("ending", ["qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"])
-def test_kernels_of_rank_two_and_four_are_taken(timm_file, pictures, tmp_path, ending):
+def test_kernels_of_rank_two_and_four_are_taken(timm_file, images, tmp_path, ending):
     """timm has written both, of 1x1 convolutions and of dense layers, over the years."""
     config, _, tensors, expected = timm_file
     kernels = [name for name in tensors if name.endswith(ending)]
     assert {tensors[name].ndim for name in kernels} == {4}
     path = tmp_path / "model.safetensors"
     save_file({**tensors, **{name: tensors[name][:, :, 0, 0] for name in kernels}}, path)
-    np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=2e-5)
+    np.testing.assert_allclose(compute(build(config, path), images), expected, atol=2e-5)
 
 
-def test_bookkeeping_is_ignored(timm_file, pictures, tmp_path):
+def test_bookkeeping_is_ignored(timm_file, images, tmp_path):
     config, _, tensors, expected = timm_file
     assert any(name.endswith("num_batches_tracked") for name in tensors)
     without = {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
@@ -412,7 +412,7 @@ def test_bookkeeping_is_ignored(timm_file, pictures, tmp_path):
     for content in (without, {**without, **more}):
         path = tmp_path / "model.safetensors"
         save_file(content, path)
-        np.testing.assert_allclose(compute(build(config, path), pictures), expected, atol=2e-5)
+        np.testing.assert_allclose(compute(build(config, path), images), expected, atol=2e-5)
 
 
 # --- damage ----------------------------------------------------------------------------------
@@ -719,7 +719,7 @@ def of_size_zero(tmp_path_factory):
 @pytest.mark.slow
 @pytest.mark.xdist_group("of_size_zero")
 @pytest.mark.parametrize("name", ["coatnet_0_rw_224", "coatnet_bn_0_rw_224", "coatnet_0_224"])
-def test_coatnet0_finds_the_architecture_of_a_file(of_size_zero, pictures, name):
+def test_coatnet0_finds_the_architecture_of_a_file(of_size_zero, images, name):
     path, theirs = of_size_zero[name]
     ours = keras_coatnet.CoAtNet0(
         weights=path,
@@ -730,20 +730,20 @@ def test_coatnet0_finds_the_architecture_of_a_file(of_size_zero, pictures, name)
     assert ours.output_shape == (None, 7)
     assert ours.architecture.same_network(ARCHITECTURES[name])
     tolerance = 2e-4 if "bn" in name else 2e-5
-    expected = timm_models.logits(theirs, pictures)
-    np.testing.assert_allclose(compute(ours, pictures), expected, rtol=0, atol=tolerance)
+    expected = timm_models.logits(theirs, images)
+    np.testing.assert_allclose(compute(ours, images), expected, rtol=0, atol=tolerance)
 
 
 @pytest.mark.slow
 @pytest.mark.xdist_group("of_size_zero")
-def test_fine_tuned_weights_load_again_without_a_name(of_size_zero, pictures, tmp_path):
+def test_fine_tuned_weights_load_again_without_a_name(of_size_zero, images, tmp_path):
     shape = (SIZE, SIZE, 3)
     with pytest.warns(UserWarning, match="classifier for 3 classes"):
         model = keras_coatnet.CoAtNet0(
             weights=of_size_zero["coatnet_0_rw_224"][0], classes=3, input_shape=shape
         )
     model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
-    raw = 255 * (pictures - pictures.min()) / np.ptp(pictures)
+    raw = 255 * (images - images.min()) / np.ptp(images)
     before = snapshot(model)["stem_conv1/kernel"]
     model.fit(raw, np.array([0, 2]), epochs=1, batch_size=2, verbose=0)
     assert not np.array_equal(snapshot(model)["stem_conv1/kernel"], before)
@@ -776,7 +776,7 @@ def test_the_classes_of_the_file_are_the_default(timm_file):
         assert build(config, path).output_shape == (None, timm_models.CLASSES)
 
 
-def test_a_file_without_classifier(timm_file, pictures, tmp_path):
+def test_a_file_without_classifier(timm_file, images, tmp_path):
     """As timm saves a model of `num_classes=0`."""
     config, _, tensors, _ = timm_file
     path = tmp_path / "bare.safetensors"
@@ -786,21 +786,21 @@ def test_a_file_without_classifier(timm_file, pictures, tmp_path):
         assert build(config, path, classes=5).output_shape == (None, 5)
 
 
-def test_features_are_timm_s(timm_file, pictures):
+def test_features_are_timm_s(timm_file, images):
     config, path, tensors, expected = timm_file
-    features = compute(build(config, path, include_top=False), pictures)
+    features = compute(build(config, path, include_top=False), images)
     assert features.shape == (2, 2, 2, 96)
-    pooled = compute(build(config, path, include_top=False, pooling="avg"), pictures)
+    pooled = compute(build(config, path, include_top=False, pooling="avg"), images)
     np.testing.assert_allclose(pooled, features.mean((1, 2)), rtol=0, atol=1e-5)
     np.testing.assert_allclose(pooled @ tensors[FC].T + tensors[FC_BIAS], expected, atol=5e-5)
-    highest = compute(build(config, path, include_top=False, pooling="max"), pictures)
+    highest = compute(build(config, path, include_top=False, pooling="max"), images)
     np.testing.assert_allclose(highest, features.max((1, 2)), rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("size", [(96, 96), (32, 32), (64, 96), (75, 130)], ids=str)
 def test_other_sizes_get_a_resized_table(timm_file, size):
     config, path, _, _ = timm_file
-    pictures = timm_models.pictures(2, size)
+    images = timm_models.images(2, size)
     static = build(config, path, input_shape=(*size, 3), include_top=False)
     name = "stage3_block2/attention/position/table"
     height, width = (-(-side // 16) for side in size)
@@ -814,9 +814,9 @@ def test_other_sizes_get_a_resized_table(timm_file, size):
     # Of unknown size: the table keeps the file's size, and is resized at run time.
     unknown = build(config, path, input_shape=(None, None, 3), include_top=False)
     assert snapshot(unknown)[name].shape == snapshot(build(config, path))[name].shape
-    expected = compute(static, pictures)
-    np.testing.assert_allclose(compute(unknown, pictures), expected, rtol=0, atol=5e-5)
-    assert compute(build(config, path, input_shape=(*size, 3)), pictures).shape == (2, 10)
+    expected = compute(static, images)
+    np.testing.assert_allclose(compute(unknown, images), expected, rtol=0, atol=5e-5)
+    assert compute(build(config, path, input_shape=(*size, 3)), images).shape == (2, 10)
 
 
 def test_the_table_of_the_file_s_size_is_the_file_s(timm_file):
@@ -834,12 +834,12 @@ def test_another_number_of_channels_is_refused(timm_file, channels):
         build(config, path, input_shape=(SIZE, SIZE, channels))
 
 
-def test_half_precision_takes_a_float32_file(timm_file, pictures):
+def test_half_precision_takes_a_float32_file(timm_file, images):
     config, path, _, expected = timm_file
     keras.config.set_dtype_policy("mixed_bfloat16")
     model = build(config, path)
     assert {v.dtype for v in model.trainable_variables} == {"float32"}
-    scores = compute(model, pictures)
+    scores = compute(model, images)
     assert scores.dtype == "float32"
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1)
 

@@ -24,8 +24,8 @@ import pytest
 import skimage.data
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.cli import main
-from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.inference import open_model
 from keras_coatnet.weights import foreign_files, keras_files
 from tests.conftest import TINY
@@ -373,7 +373,7 @@ ODD_IDENTITIES = {
     "long": ({"pixel_std": [10**400] * 3}, "pixel_std"),
     "size": ({"input_size": 10**9}, "at most"),
     "more than the file holds": ({"widths": [512, 512, 1024, 4096]}, "holds"),
-    "unknown field": ({"colour": 1}, "no configuration"),
+    "unknown field": ({"color": 1}, "no configuration"),
 }
 
 

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 
 FIXTURES = pathlib.Path(__file__).parents[1] / "fixtures"
 FILES = {64: "kecam_64_model.h5", 96: "kecam_96_weights.h5"}
@@ -37,8 +37,8 @@ def build(path, size, config=CONFIG, **kwargs):
     return keras_coatnet.CoAtNet(config, weights=path, **kwargs)
 
 
-def compute(model, pictures):
-    return keras.ops.convert_to_numpy(model(pictures, training=False))
+def compute(model, images):
+    return keras.ops.convert_to_numpy(model(images, training=False))
 
 
 def error(model, recorded, size):
@@ -62,7 +62,7 @@ def test_every_variable_is_the_file_s(recorded, size):
             np.testing.assert_array_equal(ours, theirs, ours.path)
 
 
-def test_normalises_raw_pixels_itself(recorded):
+def test_normalizes_raw_pixels_itself(recorded):
     """With ImageNet's mean and deviation, as its author's preprocessing has it."""
     images = recorded["images_64"]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
@@ -95,7 +95,7 @@ def test_the_file_of_one_size_loads_at_another(recorded):
     assert np.abs(classified - recorded["logits_96"]).max() > 0.1
 
 
-def test_a_picture_that_is_not_square(recorded):
+def test_an_image_that_is_not_square(recorded):
     model = build(FIXTURES / FILES[64], 64, input_shape=(64, 96, 3))
     scores = compute(model, recorded["images_96"][:, :64])
     assert scores.shape == (2, 10) and np.isfinite(scores).all()
@@ -124,8 +124,8 @@ def test_another_order_of_q_k_v_would_show(recorded, tmp_path):
     def reorder(name, dataset):
         if "mhsa_qkv_conv/kernel" in name:
             values = dataset[:]
-            heads = values.shape[-1] // (3 * CONFIG.head_size)
-            split = values.reshape(*values.shape[:-1], 3, heads, CONFIG.head_size)
+            heads = values.shape[-1] // (3 * CONFIG.head_dim)
+            split = values.reshape(*values.shape[:-1], 3, heads, CONFIG.head_dim)
             # As timm has it: of each head its query, key and value.
             dataset[:] = np.swapaxes(split, -2, -3).reshape(values.shape)
 

@@ -43,7 +43,7 @@ SECONDS, MEGABYTES = 10, 200  # of one file; a hang takes for ever, and the mach
 READER = """
 import json, pathlib, sys, warnings
 warnings.simplefilter("ignore")
-from keras_coatnet.families import ARCHITECTURES
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.weights import foreign_files, keras_files
 from keras_coatnet.weights.source import find_source
 

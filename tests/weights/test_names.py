@@ -46,7 +46,7 @@ class Hub:
 
     server: HubServer
     home: object
-    raw: np.ndarray  # pictures of 0 to 255
+    raw: np.ndarray  # images of 0 to 255
     expected: np.ndarray  # timm's logits of them
 
     def run(self, script, **environment):
@@ -225,6 +225,6 @@ def test_imagenet12k_brings_its_11821_classes(hub):
     result, _ = hub.run(IMAGENET_12K)
     assert result == {"shape": [None, 11821], "classes": 11821}
     # Its bias is made by an MLP, which means the same at every size: timm's at 64 is the same.
-    pictures = (hub.raw[:, 80:144, 80:144] / 255 - 0.5) / 0.5
-    expected = timm_models.logits(theirs, pictures)
+    images = (hub.raw[:, 80:144, 80:144] / 255 - 0.5) / 0.5
+    expected = timm_models.logits(theirs, images)
     np.testing.assert_allclose(hub.output, expected, rtol=0, atol=2e-5)

@@ -8,8 +8,8 @@ import pytest
 import skimage.data
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.cli import DEFAULT_MODEL, main
-from keras_coatnet.families import ARCHITECTURES
 from keras_coatnet.inference import open_model
 from keras_coatnet.weights.registry import CHECKPOINTS, WORDS
 from keras_coatnet.weights.source import find_source

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CHOICES, FREE_FIELDS, CoAtNetConfig
-from keras_coatnet.families import ARCHITECTURES
-from keras_coatnet.figures import count_params
-from keras_coatnet.variables import variables
+from keras_coatnet.counting.operations import count_params
+from keras_coatnet.counting.variables import variables
 from keras_coatnet.weights import foreign_files, timm_layout
 from keras_coatnet.weights.assign import _fit as fit
 from keras_coatnet.weights.assign import assign
@@ -40,8 +40,8 @@ def tolerance(name):
     return 2e-4 if name == "coatnet_bn_0_rw_224" else 2e-5
 
 
-def compute(model, pictures):
-    return keras.ops.convert_to_numpy(model(pictures, training=False))
+def compute(model, images):
+    return keras.ops.convert_to_numpy(model(images, training=False))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,8 +95,8 @@ def test_reduced_networks_give_timm_s_logits(name, tmp_path):
     ours = keras_coatnet.CoAtNet(
         config, weights=path, include_preprocessing=False, classifier_activation=None
     )
-    pictures = timm_models.pictures(4, SIZE)
-    Comparison(name, timm_models.logits(theirs, pictures), compute(ours, pictures)).check()
+    images = timm_models.images(4, SIZE)
+    Comparison(name, timm_models.logits(theirs, images), compute(ours, images)).check()
 
 
 @pytest.fixture
@@ -144,11 +144,11 @@ WHOLE = [
 )
 def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     size = ARCHITECTURES[name].input_size
-    # One picture of 384 pixels costs what three of 224 do.
-    pictures = timm_models.pictures(1 if size > 224 else 2, size)
+    # One image of 384 pixels costs what three of 224 do.
+    images = timm_models.images(1 if size > 224 else 2, size)
     theirs = timm_models.random_model(name, size, num_classes=1000)
     path = timm_models.save(theirs, tmp_path / "model.safetensors")
-    expected = timm_models.logits(theirs, pictures)
+    expected = timm_models.logits(theirs, images)
     del theirs
     gc.collect()  # models are in cycles, and two of these fill a gigabyte
     ours = keras_coatnet.CoAtNet(
@@ -156,7 +156,7 @@ def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     )
     (tmp_path / "model.safetensors").unlink()  # pytest keeps the folders of three runs
     assert ours.input_shape == (None, size, size, 3)
-    comparison = Comparison(name, expected, compute(ours, pictures))
+    comparison = Comparison(name, expected, compute(ours, images))
     del ours
     gc.collect()
     report(comparison)
@@ -170,7 +170,7 @@ OTHER_NUMBERS = {
     "batch_norm_epsilon": 1e-3,
     "transformer_norm_epsilon": 1e-5,
     "expansion": 2,
-    "head_size": 16,
+    "head_dim": 16,
     "ffn_expansion": 2,
     "squeeze_ratio": 0.125,
     "stem_bias": True,
@@ -187,7 +187,7 @@ OTHER_NUMBERS = {
 # timm's own modules below.
 INVISIBLE = {
     "transformer_norm_epsilon": "1e-5 and 1e-6 beside a variance of about 1",
-    "relative_position_width": "it has a table",
+    "relative_position_hidden_dim": "it has a table",
     "pixel_mean": "preprocessing only",
     "pixel_std": "preprocessing only",
 }
@@ -209,21 +209,21 @@ def right():
         "coatnet_0_rw_224", SIZE, small=True, depths=(1, 1, 2, 1)
     )
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    pictures = timm_models.pictures(2, SIZE)
-    return config, tensors, pictures, timm_models.logits(theirs, pictures)
+    images = timm_models.images(2, SIZE)
+    return config, tensors, images, timm_models.logits(theirs, images)
 
 
-def error_of(config, tensors, pictures, expected):
+def error_of(config, tensors, images, expected):
     """Largest difference to timm's logits; infinite if the values do not even fit."""
     inputs = {"include_preprocessing": False, "classifier_activation": None}
     model = keras_coatnet.CoAtNet(config, classes=timm_models.CLASSES, **inputs)
-    values, unknown = timm_layout.translate(tensors, config.head_size)
+    values, unknown = timm_layout.translate(tensors, config.head_dim)
     assert not unknown
     try:
         assign(model, values, "the file")
     except ValueError:
         return np.inf
-    return np.abs(compute(model, pictures) - expected).max()
+    return np.abs(compute(model, images) - expected).max()
 
 
 def test_the_list_of_mistakes_is_complete():
@@ -256,8 +256,8 @@ def right_convnext():
         "coatnext_nano_rw_224", SIZE, small=True, depths=(1, 1, 2, 1)
     )
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
-    pictures = timm_models.pictures(2, SIZE)
-    return config, tensors, pictures, timm_models.logits(theirs, pictures)
+    images = timm_models.images(2, SIZE)
+    return config, tensors, images, timm_models.logits(theirs, images)
 
 
 @pytest.mark.tensorflow_only
@@ -300,10 +300,10 @@ def test_turned_coordinates_show():
         name: -tensor if name.endswith("rel_pos.mlp.fc1.weight") else tensor
         for name, tensor in tensors.items()
     }
-    pictures = timm_models.pictures(4, SIZE)
-    expected = timm_models.logits(theirs, pictures)
-    assert error_of(config, tensors, pictures, expected) <= tolerance("coatnet_rmlp_1_rw_224")
-    assert error_of(config, turned, pictures, expected) > 1e-4
+    images = timm_models.images(4, SIZE)
+    expected = timm_models.logits(theirs, images)
+    assert error_of(config, tensors, images, expected) <= tolerance("coatnet_rmlp_1_rw_224")
+    assert error_of(config, turned, images, expected) > 1e-4
 
 
 # --- the configurations, field by field ------------------------------------------------------
@@ -410,7 +410,7 @@ def configuration_of(cfg):
         "stem_width": whole("stem_width"),
         "stem_bias": whole("stem_bias"),
         "hidden_head": hidden is not None,
-        # timm's NormMlpClassifierHead pools and then normalises; its ClassifierHead has no norm,
+        # timm's NormMlpClassifierHead pools and then normalizes; its ClassifierHead has no norm,
         # and one stands before it.
         "final_norm": "before_pool" if hidden is None else "after_pool",
         "expansion": int(conv("expand_ratio")),
@@ -421,11 +421,11 @@ def configuration_of(cfg):
         "conv_bias": conv("output_bias"),
         "batch_norm_epsilon": conv("norm_eps"),
         "batch_norm_momentum": 0.9,  # torch's default of 0.1 is the share of the new batch
-        "head_size": transformer("dim_head"),
-        "attention_width": "output" if transformer("expand_first") else "input",
+        "head_dim": transformer("dim_head"),
+        "attention_from": "output" if transformer("expand_first") else "input",
         "attention_bias": transformer("attn_bias"),
         "relative_position": POSITIONS[transformer("rel_pos_type")],
-        "relative_position_width": transformer("rel_pos_dim"),
+        "relative_position_hidden_dim": transformer("rel_pos_dim"),
         "transformer_pool": POOLS[transformer("pool_type")],
         "transformer_norm": NORMS[transformer("norm_layer")],
         "transformer_norm_epsilon": transformer("norm_eps"),
@@ -454,7 +454,7 @@ def test_configurations_are_timm_s_field_by_field(name):
     without_meaning = OF_MBCONV if ours.conv_block == "convnext" else set()
     fields = {f.name for f in dataclasses.fields(CoAtNetConfig)}
     assert {*expected, *of_checkpoint} == fields - without_meaning
-    # Built anew, so that both have gone through the same normalisation (a stem's pair of widths).
+    # Built anew, so that both have gone through the same normalization (a stem's pair of widths).
     theirs = CoAtNetConfig(**{**ours.to_dict(), **expected})
     for field in expected:
         assert getattr(ours, field) == getattr(theirs, field), field
@@ -509,8 +509,8 @@ def test_the_registry_says_what_timm_says_of_a_checkpoint(name):
     assert (ours.mean, ours.std) == (theirs.mean, theirs.std)
     assert ours.interpolation == theirs.interpolation
     assert (ours.crop_pct, ours.crop_mode) == (theirs.crop_pct, theirs.crop_mode)
-    assert ours.licence == theirs.license
-    # A checkpoint is loaded with the normalisation of its architecture.
+    assert ours.license == theirs.license
+    # A checkpoint is loaded with the normalization of its architecture.
     architecture = ARCHITECTURES[ours.architecture]
     assert (architecture.pixel_mean, architecture.pixel_std) == (ours.mean, ours.std)
 
@@ -554,7 +554,7 @@ def test_every_architecture_has_timm_s_variables(name):
     size = ARCHITECTURES[name].input_size
     parameters, tensors = shapes_of(name)
     assert parameters == count_params(name, (size, size, 3))
-    values, unknown = timm_layout.translate(tensors, ARCHITECTURES[name].head_size)
+    values, unknown = timm_layout.translate(tensors, ARCHITECTURES[name].head_dim)
     assert not unknown
     expected = {v.path: v.shape for v in variables(ARCHITECTURES[name], (size, size, 3))}
     assert set(values) == set(expected)

@@ -1,0 +1,336 @@
+"""Where training examples come from: folders of images and data sets of tensorflow-datasets.
+
+A `Source` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
+them, and what may be wrong with them, is the input pipeline's.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import pathlib
+import re
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import tensorflow as tf
+
+from keras_coatnet.paths import check_local
+from keras_coatnet.training.data import folders, idx, prepared
+from keras_coatnet.training.data.records import (
+    LABEL_EXPECTED,
+    Columns,
+    find_columns,
+    read_records,
+)
+from keras_coatnet.training.data.shard import Shard
+from keras_coatnet.training.engine.devices import keep_tensorflow_off_gpus
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A set of labeled images.
+
+    Attributes:
+        name: what it is, for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
+        count: how many examples there are.
+        classes: names of the classes, in the order of their labels.
+        examples: called with `(seed, start)`, gives one epoch as a `tf.data.Dataset` of
+            `{"image": scalar string, the encoded file; "label": scalar int64; "name": scalar
+            string, the path, file name or record's id}`. `seed`, at least 0, decides the order and
+            nothing else does, on any machine; None is the order on disk. `start` examples are left
+            out at the beginning, at no cost for folders, by reading past them for others.
+            Where several processes read one data set, it is called with `(seed, start, shard)` and
+            gives those examples alone that the `sharding.Shard` holds, in the same order; the
+            files of a folder's other images are not opened. A source that has to read all
+            examples ends with `return shard.filter(dataset, start)`.
+        fingerprint: equal for two sources of the same names and labels, wherever they lie; empty if
+            it is not known.
+    """
+
+    name: str
+    count: int
+    classes: tuple[str, ...]
+    examples: Callable[..., tf.data.Dataset]
+    fingerprint: str = ""
+
+
+def open_sources(
+    data: str | os.PathLike,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    train_split: str | None = None,
+    validation_split: str | None = None,
+    held_out: float = 0.2,
+    classes: str = "present",
+    seed: int = 0,
+) -> tuple[Source, Source]:
+    """Opens a data set for training. Nothing is downloaded.
+
+    `data` is one of:
+
+    - A folder with one sub-folder to train on and one to validate on, such as `train` and `val` or
+      `Training` and `Testing` (see `folders.find_pair`), each with one sub-folder for each class;
+      or with the classes directly, of which a share is held out then, the same of each class. See
+      `folders.read_folder` for images.
+    - A folder with the IDX files of MNIST and its like, `train-images-idx3-ubyte.gz` and so on.
+    - A name that tensorflow-datasets knows, or that lies prepared under `data_dir`: `"cifar10"`,
+      `"imagenet2012:5.1.0"`, `"gashissdb/160"`. `imagenet2012` and `gashissdb` are prepared first
+      if need be, from the published files in `<data_dir>/downloads/manual`.
+    - A prepared folder of tensorflow-datasets, with its `dataset_info.json`.
+
+    ImageNet-21k has no builder in tensorflow-datasets. What goes by that name was prepared with
+    builders of the users' own: one split (`train`, or big_vision's `full`), and a `label` or a list
+    `labels` out of 21,843 classes. Both are read; each list must hold a single label.
+
+    Args:
+        data: the data set. A folder of that name wins over a data set of tensorflow-datasets.
+        data_dir: where tensorflow-datasets keeps its data; None: `TFDS_DATA_DIR`, or else
+            `~/tensorflow_datasets`.
+        train_split: what to train on: a sub-folder, or a split in the words of tensorflow-datasets
+            (`"train[:90%]"`). None: `train`, or the only split if it is not for validation.
+        validation_split: what to validate on, likewise. None: `validation` or `test`; or else a
+            part of what there is to train on.
+        held_out: that part: a share above 0 and below 1, or a whole number of images from 2 on.
+        classes: of folders whose names are WordNet ids of ImageNet: `"present"`: the classes that
+            are there; `"imagenet"`: all of ImageNet's, with the labels of the public checkpoints.
+        seed: decides which images of a folder are held out. Of tensorflow-datasets, it is the
+            end of the split: its records were shuffled when it was prepared.
+
+    Returns:
+        The `Source` to train on and the one to validate on, with equal classes.
+
+    Raises:
+        ValueError: there is no such data or split, it is not prepared and files are missing, or it
+            makes no sense as a classification data set; one line that says what to do.
+        ImportError: tensorflow-datasets is needed and not installed.
+
+    Example:
+        train, validation = open_sources("flowers", held_out=0.1)
+    """
+    keep_tensorflow_off_gpus()
+    data = _checked(data, data_dir)
+    root = _folder(data)
+    if root is not None:
+        if idx.parts_of(root):
+            parts = idx.open_parts(root, train_split, validation_split, held_out, seed)
+            return tuple(map(_from_digits, parts))
+        pair = folders.find_pair(root, train_split, validation_split)
+        if pair is None:
+            everything = folders.read_folder(root, classes)
+            train, validation = folders.hold_out(everything, held_out, seed)
+            kept, held = "all others", f"{held_out:,.0f} images held out"
+            if held_out < 1:
+                kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+            return _from_folder(train, f"{root}, {kept}"), _from_folder(
+                validation, f"{root}, {held}"
+            )
+        train, validation = (folders.read_folder(part, classes) for part in pair)
+        folders.check_same_classes(train, validation)
+        return _from_folder(train), _from_folder(validation)
+    wanted = _names_in(train_split or "train") + _names_in(validation_split or "validation")
+    builder = prepared.prepare(data, data_dir, wanted)
+    splits = _default_splits(builder, train_split, validation_split, held_out)
+    columns = find_columns(builder)
+    return tuple(_from_builder(data, builder, columns, split) for split in splits)
+
+
+def open_source(
+    data: str | os.PathLike,
+    split: str | None = None,
+    *,
+    data_dir: str | os.PathLike | None = None,
+    classes: str = "imagenet",
+) -> Source:
+    """Opens one part of a data set, for evaluation. Nothing is downloaded.
+
+    Args:
+        data: as for `open_sources`; a folder may also be the part itself, such as ImageNet's
+            validation images in one folder for each WordNet id.
+        split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
+            validation, as `open_sources` finds it, or a folder of classes as a whole.
+        data_dir: as for `open_sources`.
+        classes: as for `open_sources`. Its default is for the public checkpoints; a network that
+            was trained on some of ImageNet's classes takes `"present"`.
+
+    Returns:
+        The `Source`.
+
+    Raises:
+        ValueError: as for `open_sources`.
+        ImportError: tensorflow-datasets is needed and not installed.
+
+    Example:
+        validation = open_source("/data/imagenet/val")
+    """
+    keep_tensorflow_off_gpus()
+    data = _checked(data, data_dir)
+    root = _folder(data)
+    if root is not None:
+        if idx.parts_of(root):
+            return _from_digits(idx.open_part(root, split))
+        return _from_folder(folders.read_folder(folders.find_part(root, split), classes))
+    builder = prepared.prepare(data, data_dir, _names_in(split or "validation"))
+    if split is None:
+        names = builder.info.splits
+        split = next((name for name in ("validation", "test") if name in names), "validation")
+    return _from_builder(data, builder, find_columns(builder), split)
+
+
+def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str:
+    check_local(data, "data")
+    check_local(data_dir, "data_dir")
+    if data is None:
+        raise ValueError("`data` must be a folder or a data set's name. Received: data=None")
+    return os.fspath(data)
+
+
+def describe(training: Source, validation: Source) -> str:
+    """What a run is trained and validated on, in lines.
+
+    Args:
+        training: what to train on.
+        validation: what to validate on.
+
+    Returns:
+        A line for each, and one more where the classes are some of ImageNet's.
+
+    Example:
+        print(describe(*open_sources("flowers")))
+    """
+    lines = [
+        f"training: {training.count:,} images of {len(training.classes):,} classes "
+        f"({training.name})",
+        f"validation: {validation.count:,} images ({validation.name})",
+    ]
+    known = folders.imagenet_of(training.classes)
+    if known is not None and len(known) > len(training.classes):
+        lines.append(
+            f"The classes are {len(training.classes):,} of ImageNet's {len(known):,}, and the "
+            f"network tells those {len(training.classes):,} apart. For a head of all {len(known):,}"
+            ', in the order of the public checkpoints: classes="imagenet" (--classes imagenet).'
+        )
+    return "\n".join(lines)
+
+
+# --- Folders ----------------------------------------------------------------------------------
+
+
+def _folder(data: str) -> pathlib.Path | None:
+    """The folder of images that `data` is; None if it is for tensorflow-datasets."""
+    path = pathlib.Path(data).expanduser()
+    spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
+    if path.exists() or spelt_as_path:
+        return None if prepared.is_prepared_folder(data) else path
+    return None
+
+
+def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
+    with tf.device("CPU"):
+        paths = tf.constant(folder.paths)
+
+    def read(index: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        path = paths[index]
+        return {"image": tf.io.read_file(path), "label": label, "name": path}
+
+    return Source(
+        name or str(folder.root),
+        len(folder.paths),
+        folder.classes,
+        _examples(folder.labels, read),
+        folder.fingerprint(),
+    )
+
+
+def _examples(
+    labels: np.ndarray, read: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
+) -> Callable[..., tf.data.Dataset]:
+    """`Source.examples` where `read` gives the example of a position and its label."""
+
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
+        order = np.arange(len(labels))
+        if seed is not None:
+            order = np.random.default_rng(seed).permutation(order)
+        order = order[start:]
+        if shard is not None:
+            order = order[shard.holds(np.arange(start, start + len(order)))]
+        chosen = tf.data.Dataset.from_tensor_slices((order, labels[order]))
+        return chosen.map(read, num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
+
+    return examples
+
+
+# --- IDX files --------------------------------------------------------------------------------
+
+
+def _from_digits(part: idx.Part) -> Source:
+    with tf.device("CPU"):
+        pixels = tf.constant(part.images[..., None])
+
+    def read(index: tf.Tensor, label: tf.Tensor) -> dict[str, tf.Tensor]:
+        name = tf.strings.join([f"{part.name}/", tf.strings.as_string(index)])
+        return {"image": tf.io.encode_png(pixels[index]), "label": label, "name": name}
+
+    examples = _examples(part.labels, read)
+    return Source(part.name, len(part.labels), part.classes, examples, part.fingerprint())
+
+
+# --- tensorflow-datasets ----------------------------------------------------------------------
+
+
+def _names_in(split: str) -> list[str]:
+    """Names of the splits in `"train[:50%]+test"`."""
+    return [re.split(r"\W", part.strip(), maxsplit=1)[0] for part in split.split("+")]
+
+
+def _default_splits(
+    builder: Any, train: str | None, validation: str | None, held_out: float
+) -> tuple[str, str]:
+    names = list(builder.info.splits)
+    if train is None:
+        nameless = len(names) == 1 and names[0] not in ("validation", "test")
+        train = names[0] if nameless else "train"
+    if validation is None:
+        validation = next((name for name in ("validation", "test") if name in names), None)
+    if validation is None:
+        if train not in names:
+            raise ValueError(
+                f"The data set {builder.info.full_name!r} has no split for validation. It has: "
+                f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
+            )
+        count = builder.info.splits[train].num_examples
+        kept = count - folders.count_held_out(held_out, count, builder.info.full_name)
+        train, validation = f"{train}[:{kept}]", f"{train}[{kept}:]"
+    return train, validation
+
+
+def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Source:
+    try:
+        count = builder.info.splits[split].num_examples
+    except (KeyError, ValueError, AssertionError) as error:
+        again = (
+            f" To add one, lay its files into downloads/manual and remove {builder.data_path}."
+            if builder.name in prepared.BY_HAND
+            else ""
+        )
+        raise ValueError(
+            f"The data set {data!r} has no split {split!r}. It has: "
+            f"{', '.join(builder.info.splits)}.{again}"
+        ) from error
+    if not count:
+        raise ValueError(f"The split {split!r} of the data set {data!r} is empty.")
+
+    def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
+        return read_records(builder, columns, split, seed, start, shard)
+
+    try:  # Splits without labels are common, and have -1 throughout.
+        next(iter(examples(None, 0)))
+    except tf.errors.InvalidArgumentError as error:
+        reason = re.search(rf"{LABEL_EXPECTED}[^]]*", error.message)
+        raise ValueError(
+            f"The split {split!r} of the data set {data!r} cannot be used. "
+            f"{reason[0] if reason else error.message}"
+        ) from error
+    fingerprint = f"{builder.info.full_name}, {split}"
+    return Source(f"{data}, {split}", count, columns.classes, examples, fingerprint)

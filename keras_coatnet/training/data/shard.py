@@ -1,0 +1,68 @@
+"""Which examples of each batch a process reads."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import tensorflow as tf
+
+
+@dataclasses.dataclass(frozen=True)
+class Shard:
+    """The same share of every batch: `count` examples, from the `first` on.
+
+    Examples are numbered by their place in an epoch, from 0; the batches follow one another.
+
+    Attributes:
+        batch_size: examples in a batch, of all processes together.
+        first: the first of them that is wanted, counted in the batch.
+        count: how many are wanted; they follow one another.
+
+    Example:
+        >>> shard = Shard(batch_size=8, first=4, count=2)
+        >>> [place for place in range(16) if shard.holds(place)]
+        [4, 5, 12, 13]
+        >>> shard.size(0, 14), shard.place(3)
+        (4, 13)
+    """
+
+    batch_size: int
+    first: int
+    count: int
+
+    @property
+    def is_everything(self) -> bool:
+        """Whether nothing is left out."""
+        return self.count == self.batch_size
+
+    def holds(self, place: Any) -> Any:
+        """Whether the example at a place is wanted; of a number, an array or a tensor."""
+        place = place % self.batch_size
+        return (place >= self.first) & (place < self.first + self.count)
+
+    def place(self, index: Any) -> Any:
+        """The place of a wanted example by its number among them; of a number or a tensor."""
+        return index // self.count * self.batch_size + self.first + index % self.count
+
+    def size(self, start: int, stop: int) -> int:
+        """How many examples are wanted of those from the place `start` on and before `stop`."""
+
+        def before(place: int) -> int:
+            rest = place % self.batch_size - self.first
+            return place // self.batch_size * self.count + min(max(rest, 0), self.count)
+
+        return before(stop) - before(start)
+
+    def filter(self, dataset: tf.data.Dataset, start: int) -> tf.data.Dataset:
+        """Leaves the other examples out of a dataset that has all of them.
+
+        Args:
+            dataset: one epoch, from the place `start` on.
+            start: that place.
+
+        Returns:
+            A `tf.data.Dataset` of the same elements, fewer of them.
+        """
+        numbered = dataset.enumerate(start).filter(lambda place, _: self.holds(place))
+        return numbered.map(lambda _, example: example)

@@ -1,0 +1,1 @@
+"""The training step on each backend, and the devices that it runs on."""

@@ -1,0 +1,136 @@
+"""How good a classifier is, on a set of labeled images."""
+
+from __future__ import annotations
+
+import pathlib
+import sys
+from typing import Any, TextIO
+
+import keras
+import numpy as np
+import tensorflow as tf
+
+from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
+from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
+from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
+from keras_coatnet.training.run.errors import TrainingError, in_words
+from keras_coatnet.training.run.log import Progress
+
+
+def evaluate(
+    model: keras.Model,
+    source: Source,
+    settings: ImageSettings,
+    *,
+    batch_size: int = 64,
+    positive: str | None = None,
+    unreadable_limit: int = 10,
+    stream: TextIO | None = None,
+) -> Evaluation:
+    """Evaluates any classifier of images, such as `keras_coatnet.inference.open_model` returns.
+
+    Args:
+        model: (batch, height, width, 3), raw pixels, to (batch, classes).
+        source: the images, with as many classes and in the same order.
+        settings: how they are made ready.
+        batch_size: images at once, at least 1.
+        positive: of two classes, the one that precision and F1 are about; None: the second.
+        unreadable_limit: how many images may be unreadable; they do not count.
+        stream: where progress goes; None: the error stream.
+
+    Returns:
+        An `Evaluation`.
+
+    Raises:
+        ValueError: the model is no classifier, has another number of classes, or too many images
+            cannot be read.
+
+    Example:
+        model, settings = open_model("coatnet_0_rw_224.sw_in1k")
+        found = evaluate(model, open_source("/data/imagenet/val"), settings)
+    """
+    classes = check_classifier(model)
+    if classes != len(source.classes):
+        raise ValueError(
+            f"The model tells {classes} classes apart, and {source.name} has "
+            f"{len(source.classes)}. Choose the model that was trained on such data."
+        )
+    if batch_size < 1:
+        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
+    batch_size = min(batch_size, source.count)
+    broken = UnreadableImages(unreadable_limit)
+    dataset = padded_evaluation_dataset(
+        source, **_pipeline_options(settings), global_batch_size=batch_size, broken=broken
+    )
+    counter = EvaluationCounter(source.classes, positive)
+    progress = Progress(
+        -(-source.count // batch_size), batch_size, sys.stderr if stream is None else stream
+    )
+    try:
+        with in_words(pathlib.Path(), broken, cluster=False):
+            for step, (images, labels, weights) in enumerate(dataset, 1):
+                scores = class_scores(model, images.numpy())
+                labels = labels.numpy()
+                top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
+                share = np.maximum(scores[np.arange(len(labels)), labels], 1e-30)
+                counter.update(labels, top, -np.log(share), weights.numpy())
+                progress.update(step, f"top1 {counter.result().top1:.4f}")
+    except TrainingError as error:
+        raise ValueError(str(error)) from error
+    finally:
+        progress.close()
+    for name in broken.names:
+        progress.message(f"not counted, as it cannot be read: {name}")
+    return counter.result()
+
+
+def evaluate_engine(
+    engine: Any,
+    source: Source,
+    settings: ImageSettings,
+    *,
+    batch_size: int,
+    broken: UnreadableImages,
+    positive: str | None = None,
+) -> Evaluation:
+    """Evaluates the network of a training engine, with its averaged weights if there are any.
+
+    Args:
+        engine: what `devices.make_engine` returned.
+        source: the images.
+        settings: how they are made ready.
+        batch_size: images at once, over all devices; it becomes a multiple of them.
+        broken: collects the images that cannot be read; they do not count.
+        positive: of two classes, the one that precision and F1 are about.
+
+    Returns:
+        An `Evaluation`.
+    """
+    chunks = engine.chunks
+    batch_size = -(-min(batch_size, source.count) // engine.replicas) * engine.replicas
+
+    def make_dataset(first: int, own: int) -> tf.data.Dataset:
+        return padded_evaluation_dataset(
+            source,
+            **_pipeline_options(settings),
+            global_batch_size=batch_size,
+            replicas=chunks,
+            first_replica=first,
+            local_replicas=own,
+            broken=broken,
+        )
+
+    counter = EvaluationCounter(source.classes, positive)
+    for labels, top, losses, weights in engine.predict(engine.iterate(chunks, make_dataset)):
+        counter.update(labels, top, losses, weights)
+    return counter.result()
+
+
+def _pipeline_options(settings: ImageSettings) -> dict[str, Any]:
+    return {
+        "size": settings.size,
+        "crop_pct": settings.crop_pct,
+        "crop_mode": settings.crop_mode,
+        "interpolation": settings.interpolation,
+    }

@@ -1,0 +1,1 @@
+"""A training run: the loop, its checkpoints, its log, and what goes wrong."""

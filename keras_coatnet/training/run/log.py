@@ -1,0 +1,433 @@
+"""What a run says of itself: rows in CSV and TensorBoard files, a line of progress, a summary."""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import csv
+import io
+import os
+import pathlib
+import shutil
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import Any, NamedTuple, TextIO
+
+from keras_coatnet.files import whole_file
+
+HISTORY, EVALUATIONS, TENSORBOARD = "history.csv", "evaluations.csv", "tensorboard"
+
+TRAINING_COLUMNS = (
+    "step",
+    "epoch",
+    "loss",
+    "learning_rate",
+    "gradient_norm",
+    "images_per_second",
+)
+
+# Seconds between two lines of progress, where the last one is rewritten and where it is not.
+_REWRITE_SECONDS, _LINE_SECONDS = 0.1, 10.0
+# The speed shown is that of this many seconds before.
+_WINDOW_SECONDS = 30.0
+
+Row = dict[str, "int | float | None"]
+
+
+class History(NamedTuple):
+    """The rows of a run.
+
+    Attributes:
+        training: rows of `history.csv`, a dictionary by column each.
+        evaluations: rows of `evaluations.csv`.
+    """
+
+    training: list[Row]
+    evaluations: list[Row]
+
+
+# --- Rows ------------------------------------------------------------------------------------
+
+
+class RunLog:
+    """Writes a run's numbers to `history.csv`, `evaluations.csv` and TensorBoard's event files.
+
+    Each row is handed to the system at once, so that a killed run keeps all that it logged. A run
+    that goes on from a checkpoint drops the rows after it: its files are those of a run that was
+    never interrupted, but for the measured speeds. The event files are written anew from the rows
+    then.
+
+    Args:
+        folder: where the files go; made if it does not exist.
+        resume_step: the step of the checkpoint that the run goes on from; None: a new run, which
+            replaces the files of an earlier one.
+
+    Raises:
+        ValueError: a file of the run that goes on is not one of ours.
+
+    Example:
+        >>> import tempfile
+        >>> folder = tempfile.mkdtemp()
+        >>> with RunLog(folder, resume_step=None) as log:
+        ...     log.train(step=1, epoch=0.1, loss=2.3, learning_rate=1e-3)
+        ...     log.evaluation(step=1, loss=2.2, top1=0.25)
+        >>> read_history(folder).evaluations
+        [{'step': 1, 'validation_loss': 2.2, 'validation_top1': 0.25}]
+    """
+
+    def __init__(self, folder: str | os.PathLike, *, resume_step: int | None = None) -> None:
+        self._folder = pathlib.Path(folder)
+        self._folder.mkdir(parents=True, exist_ok=True)
+        kept = History([], [])
+        if resume_step is not None:
+            before = (
+                [row for row in rows if row["step"] <= resume_step] for rows in read_history(folder)
+            )
+            kept = History(*before)
+        self._training = _Table(self._folder / HISTORY, kept.training, TRAINING_COLUMNS)
+        self._evaluations = _Table(self._folder / EVALUATIONS, kept.evaluations)
+        self._events = _Events(self._folder / TENSORBOARD)
+        for row in (*kept.training, *kept.evaluations):
+            self._events.add(row)
+        self._events.flush()
+
+    def train(
+        self,
+        *,
+        step: int,
+        epoch: float,
+        loss: float,
+        learning_rate: float,
+        gradient_norm: float | None = None,
+        images_per_second: float | None = None,
+    ) -> None:
+        """Adds a row of training.
+
+        Args:
+            step: optimizer steps done, from 1.
+            epoch: passes over the data done.
+            loss: of the step, or the mean since the last row.
+            learning_rate: of the step.
+            gradient_norm: global norm before clipping; None: not known.
+            images_per_second: None: not measured.
+        """
+        row = {
+            "step": step,
+            "epoch": epoch,
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "gradient_norm": gradient_norm,
+            "images_per_second": images_per_second,
+        }
+        self._add(self._training, row)
+
+    def evaluation(self, *, step: int, **metrics: float | None) -> None:
+        """Adds a row of an evaluation.
+
+        Args:
+            step: optimizer steps done before it.
+            **metrics: what was measured, e.g. `loss`, `top1`, `top5`; the column of each has
+                `validation_` before its name. The same ones at each call.
+
+        Raises:
+            ValueError: the metrics are not those of the rows before.
+        """
+        row = {"step": step} | {f"validation_{name}": value for name, value in metrics.items()}
+        self._add(self._evaluations, row)
+
+    def _add(self, table: _Table, row: Row) -> None:
+        row = {name: _plain(value) for name, value in row.items()}
+        table.add(row)
+        self._events.add(row)
+        self._events.flush()
+
+    def close(self) -> None:
+        """Closes the files."""
+        self._training.close()
+        self._evaluations.close()
+        self._events.close()
+
+    def __enter__(self) -> RunLog:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.close()
+
+
+def read_history(folder: str | os.PathLike) -> History:
+    """Reads what `RunLog` wrote, also of a run that goes on or was killed.
+
+    Args:
+        folder: the run's.
+
+    Returns:
+        A `History`; its lists are empty where there is no file. A last line that was only half
+        written is left out.
+
+    Raises:
+        ValueError: a file is not one of ours; the message names the line.
+    """
+    return History(*(_read(pathlib.Path(folder) / name) for name in (HISTORY, EVALUATIONS)))
+
+
+def _plain(value: Any) -> int | float | None:
+    """A number of any library as one of Python's, which is written with all its digits."""
+    return value if value is None or isinstance(value, int) else float(value)
+
+
+def _read(path: pathlib.Path) -> list[Row]:
+    if not path.exists():
+        return []
+    text = path.read_text(encoding="utf-8")
+    whole = text[: text.rfind("\n") + 1]  # a row counts once its end is written
+    rows = csv.DictReader(io.StringIO(whole, newline=""))
+    found = []
+    for number, row in enumerate(rows, start=2):
+        try:
+            found.append(_parsed(row))
+        except (KeyError, TypeError, ValueError) as error:
+            raise ValueError(
+                f"Line {number} of {path} is no row of a run's history: {dict(row)}. Move the file "
+                "away, or repair it."
+            ) from error
+    return found
+
+
+def _parsed(row: Mapping[str, str]) -> Row:
+    values = {
+        name: None if text == "" else float(text) for name, text in row.items() if name != "step"
+    }
+    return {"step": int(row["step"]), **values}
+
+
+class _Table:
+    """A CSV file that grows by rows; the first row decides the columns if nothing else does."""
+
+    def __init__(
+        self, path: pathlib.Path, rows: list[Row], columns: Iterable[str] | None = None
+    ) -> None:
+        self._path = path
+        self._columns = tuple(rows[0]) if rows else columns and tuple(columns)
+        # The rows before are replaced in one go, so that none is lost if this is interrupted.
+        with whole_file(path) as partial, partial.open("w", encoding="utf-8", newline="") as file:
+            if self._columns:
+                file.write(_line(self._columns))
+            file.writelines(_line(row.values()) for row in rows)
+        self._file = path.open("a", encoding="utf-8", newline="")
+
+    def add(self, row: Row) -> None:
+        line = _line(row.values())
+        if self._columns is None:
+            self._columns = tuple(row)
+            line = _line(self._columns) + line
+        if tuple(row) != self._columns:
+            raise ValueError(
+                f"{self._path} has the columns {', '.join(self._columns)}. "
+                f"Received a row of: {', '.join(row)}"
+            )
+        self._file.write(line)
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _line(cells: Iterable[Any]) -> str:
+    line = io.StringIO(newline="")
+    csv.writer(line, lineterminator="\n").writerow(
+        "" if cell is None else cell if isinstance(cell, str) else repr(cell) for cell in cells
+    )
+    return line.getvalue()
+
+
+class _Events:
+    """TensorBoard's event files.
+
+    `tf.summary.scalar` wants the package `tensorboard`, which nothing else here needs and
+    TensorFlow no longer brings; `tf.summary.write` with the same description does not.
+    """
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        import tensorflow as tf
+
+        for old in folder.glob("events.out.tfevents.*"):
+            old.unlink()
+        self._tf = tf
+        self._writer = tf.summary.create_file_writer(str(folder))
+        metadata = tf.compat.v1.SummaryMetadata
+        self._scalar = metadata(
+            plugin_data=metadata.PluginData(plugin_name="scalars"), data_class="DATA_CLASS_SCALAR"
+        )
+
+    def add(self, row: Row) -> None:
+        with self._writer.as_default(step=row["step"]):
+            for name, value in row.items():
+                if name != "step" and value is not None:
+                    value = self._tf.constant(value, "float32")
+                    self._tf.summary.write(name, value, metadata=self._scalar)
+
+    def flush(self) -> None:
+        self._writer.flush()
+
+    def close(self) -> None:
+        self._writer.close()
+
+
+# --- Progress --------------------------------------------------------------------------------
+
+
+class Progress:
+    """One line of progress: steps, the figures of the last, images a second, time left.
+
+    On a terminal the line is rewritten in place. Elsewhere a line is added every ten seconds.
+
+    Args:
+        total_steps: steps that the run has in all.
+        batch_size: images in a step, of all devices together.
+        stream: where the line goes; None: the error stream.
+        clock: seconds that only ever grow; `time.monotonic`.
+
+    Example:
+        >>> progress = Progress(100, batch_size=32, stream=sys.stdout)
+        >>> progress.update(1, "epoch 0.10  loss 2.3000")
+        step 1/100  epoch 0.10  loss 2.3000
+    """
+
+    def __init__(
+        self,
+        total_steps: int,
+        batch_size: int,
+        stream: TextIO | None = None,
+        *,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._total, self._batch_size = total_steps, batch_size
+        self._stream = sys.stderr if stream is None else stream
+        self._rewrites = self._stream.isatty()
+        self._clock = clock
+        self._times: collections.deque[tuple[float, int]] = collections.deque()
+        self._shown = float("-inf")
+        self._line = ""
+
+    @property
+    def images_per_second(self) -> float | None:
+        """Speed of the last half minute; None before the second step, whose start is not known."""
+        if len(self._times) < 2:
+            return None
+        (first, before), (last, after) = self._times[0], self._times[-1]
+        return (after - before) * self._batch_size / (last - first) if last > first else None
+
+    def update(self, step: int, figures: str) -> None:
+        """Takes note of a step, and shows it if it is time to.
+
+        Args:
+            step: steps done.
+            figures: what to show of it.
+        """
+        now = self._clock()
+        self._times.append((now, step))
+        while len(self._times) > 2 and self._times[1][0] <= now - _WINDOW_SECONDS:
+            self._times.popleft()
+        pause = _REWRITE_SECONDS if self._rewrites else _LINE_SECONDS
+        if now - self._shown < pause and step < self._total:
+            return
+        self._shown = now
+        parts = [f"step {step:,}/{self._total:,}", figures]
+        speed = self.images_per_second
+        if speed:
+            left = (self._total - step) * self._batch_size / speed
+            parts += [f"{speed:,.{0 if speed >= 10 else 1}f} images/s", f"{hours(left)} left"]
+        self._show("  ".join(parts))
+
+    def restart(self) -> None:
+        """Measures the speed anew, in a run that went back to an earlier step."""
+        self._times.clear()
+
+    def message(self, text: str) -> None:
+        """Writes lines above the line of progress.
+
+        Args:
+            text: one line or several.
+        """
+        line, self._line = self._line, ""
+        if line:
+            self._stream.write("\r" + " " * len(line) + "\r")
+        self._stream.write(text + "\n")
+        if line:
+            self._show(line)
+        self._stream.flush()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """Leaves the time spent inside, on an evaluation or a checkpoint, out of the speed."""
+        start = self._clock()
+        yield
+        passed = self._clock() - start
+        self._times = collections.deque((when + passed, step) for when, step in self._times)
+
+    def close(self) -> None:
+        """Ends the line."""
+        if self._line:
+            self._stream.write("\n")
+            self._stream.flush()
+            self._line = ""
+
+    def _show(self, line: str) -> None:
+        if self._rewrites:
+            # A line that the terminal wraps cannot be taken back.
+            line = line[: shutil.get_terminal_size().columns - 1]
+            self._stream.write("\r" + line.ljust(len(self._line)))
+            self._line = line
+        else:
+            self._stream.write(line + "\n")
+        self._stream.flush()
+
+
+def hours(seconds: float) -> str:
+    """A time as hours, minutes and seconds.
+
+    Args:
+        seconds: at least 0.
+
+    Returns:
+        A string such as `"26:03:05"`.
+
+    Example:
+        >>> hours(3725.4)
+        '1:02:05'
+    """
+    minutes, seconds = divmod(round(seconds), 60)
+    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
+
+
+# --- Summary ---------------------------------------------------------------------------------
+
+
+def summary(rows: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
+    """Two aligned columns: what it is, and its value.
+
+    Args:
+        rows: names and values. Whole numbers get commas, others four digits, None a dash; strings
+            and paths stay as they are.
+
+    Returns:
+        Lines of text.
+
+    Example:
+        >>> print(summary({"steps": 12000, "best top-1": 0.81234, "checkpoint": None}))
+        steps       12,000
+        best top-1  0.8123
+        checkpoint  -
+    """
+    pairs = list(rows.items() if isinstance(rows, Mapping) else rows)
+    width = max((len(name) for name, _ in pairs), default=0)
+    return "\n".join(f"{name:{width}}  {_shown(value)}" for name, value in pairs)
+
+
+def _shown(value: Any) -> str:
+    if value is None:
+        return "-"
+    if isinstance(value, int) and not isinstance(value, bool):
+        return f"{value:,}"
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

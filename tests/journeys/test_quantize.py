@@ -1,0 +1,92 @@
+"""Somebody makes a model small with Keras's `quantize` or trains it with LoRA, and keeps it."""
+
+import keras
+import numpy as np
+import pytest
+
+import keras_coatnet
+
+SHAPE = (32, 32, 3)
+CONFIG = keras_coatnet.CoAtNetConfig(
+    (16, 24, 32, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8, relative_position_hidden_dim=16
+)
+pytestmark = [
+    pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method"),
+    pytest.mark.usefixtures("small_heap"),
+]
+
+
+@pytest.fixture(scope="module")
+def images() -> np.ndarray:
+    return np.random.default_rng(0).uniform(0, 255, (4, *SHAPE)).astype("float32")
+
+
+def _build(relative_position: str) -> keras_coatnet.CoAtNetModel:
+    keras.utils.set_random_seed(0)  # how far 8 bits are off depends on the weights
+    config = CONFIG.replace(relative_position=relative_position)
+    return keras_coatnet.CoAtNet(config, input_shape=SHAPE, classes=3, classifier_activation=None)
+
+
+def _outputs(model: keras.Model, images: np.ndarray) -> np.ndarray:
+    return keras.ops.convert_to_numpy(model(images, training=False))
+
+
+def _modes(model: keras.Model) -> list[str | None]:
+    return [
+        layer.quantization_mode
+        for layer in model._flatten_layers()
+        if isinstance(layer, keras.layers.Dense)
+    ]
+
+
+@pytest.mark.parametrize("relative_position", ["table", "mlp"])
+@pytest.mark.parametrize("mode", ["int8", "int4", "float8", "int4 of 16"])
+def test_a_quantized_model_reloads_and_clones(relative_position, mode, images, tmp_path):
+    model = _build(relative_position)
+    before = _outputs(model, images)
+    if mode == "int4 of 16":
+        model.quantize(config=keras.quantizers.Int4QuantizationConfig(block_size=16))
+    else:
+        model.quantize(mode)
+    expected = _outputs(model, images)
+    assert np.abs(expected - before).max() < 0.05
+    assert set(_modes(model)) == {mode.partition(" ")[0]}
+    model.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-6)
+    clone = keras.models.clone_model(loaded)
+    assert _modes(clone) == _modes(model)
+    with pytest.raises(ValueError, match="quantized model cannot be fused"):
+        keras_coatnet.fuse(loaded)
+
+
+@pytest.mark.parametrize("relative_position", ["table", "mlp"])
+def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images, tmp_path):
+    model = _build(relative_position)
+    for layer in model._flatten_layers():
+        if isinstance(layer, keras.layers.Dense):
+            layer.enable_lora(2)
+            layer.lora_kernel_b.assign(np.full(layer.lora_kernel_b.shape, 0.05, "float32"))
+    expected = _outputs(model, images)
+    model.save(tmp_path / "tuned.keras")
+    loaded = keras.saving.load_model(tmp_path / "tuned.keras")
+    np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-5)
+    assert len(loaded.trainable_variables) == len(model.trainable_variables)
+
+
+@pytest.mark.parametrize("relative_position", ["table", "mlp"])
+def test_a_map_of_policies_quantizes_and_reloads(relative_position, images, tmp_path):
+    half = keras.DTypePolicy("mixed_bfloat16")
+    policies = {"stage[34].*": half}
+    keras.config.set_dtype_policy(keras.dtype_policies.DTypePolicyMap("float32", policies))
+    model = _build(relative_position)
+    attention = model.get_layer("stage3_block1").attention
+    assert attention.query.compute_dtype == "bfloat16"
+    assert attention.position.compute_dtype == "float32"  # and with it logits and softmax
+    assert model.get_layer("stage1_block1").expand.compute_dtype == "float32"
+    model.quantize("int8")
+    expected = _outputs(model, images)
+    model.save(tmp_path / "small.keras")
+    keras.config.set_dtype_policy("float32")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-6)

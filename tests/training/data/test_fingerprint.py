@@ -1,0 +1,119 @@
+"""A run goes on with the data it began with, or not at all."""
+
+from __future__ import annotations
+
+import io
+import pathlib
+import shutil
+
+import pytest
+
+from keras_coatnet.training import Recipe, open_sources, train
+from keras_coatnet.training.data.fingerprint import check_same_data, note_data
+from keras_coatnet.training.run.lock import LOCK
+from tests.training import runs, tars
+
+pytestmark = pytest.mark.tensorflow_only
+
+
+@pytest.fixture(scope="module")
+def begun(tmp_path_factory) -> tuple[Recipe, pathlib.Path]:
+    """A run as it is when it begins; tests/journeys/test_folder_layouts.py has a whole one."""
+    place = tmp_path_factory.mktemp("begun")
+    tars.write_classes(place / "pets", {"ant": 8, "bee": 8, "cat": 8})
+    options = {"data": str(place / "pets"), "batch_size": 8, "held_out": 6.0}
+    path = runs.write_recipe(place / "recipe", **options)
+    (place / "run").mkdir()
+    shutil.copy(path, place / "run" / "recipe.json")
+    recipe = Recipe.load(path)
+    note_data(place / "run", *open_sources(recipe.data, **recipe.data_options()))
+    return recipe, place
+
+
+def contents(run: pathlib.Path) -> dict[pathlib.Path, bytes]:
+    """What is in a run's files; its lock names whoever looked at it last."""
+    return {
+        path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != LOCK
+    }
+
+
+def rename(pets: pathlib.Path) -> None:
+    (pets / "ant").rename(pets / "dog")
+
+
+def add(pets: pathlib.Path) -> None:
+    (pets / "ant" / "new.jpg").write_bytes(tars.image(0, 99))
+
+
+def exchange(pets: pathlib.Path) -> None:
+    (pets / "ant" / "000.jpg").rename(pets / "ant" / "new.jpg")
+
+
+@pytest.mark.parametrize(
+    "change, reason",
+    [
+        (rename, "its 3 classes were with 'ant', and are with 'dog'"),
+        (add, "it had 18 training images, and there are 19"),
+        (exchange, "the names or labels of the training images are others"),
+    ],
+)
+def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, monkeypatch, change, reason):
+    recipe, place = begun
+    run = shutil.copytree(place / "run", tmp_path / "run")
+    before = contents(run)
+    kept = shutil.copytree(place / "pets", tmp_path / "kept")
+    try:
+        change(place / "pets")
+        with pytest.raises(ValueError, match="holds a run on other data") as caught:
+            train(recipe, run, stream=io.StringIO())
+    finally:
+        shutil.rmtree(place / "pets")
+        shutil.move(kept, place / "pets")
+    assert reason in str(caught.value) and "\n" not in str(caught.value)
+    assert contents(run) == before
+
+
+def test_data_that_moved_are_the_same(begun, tmp_path):
+    recipe, place = begun
+    moved = shutil.copytree(place / "pets", tmp_path / "moved")
+    sources = open_sources(moved, **recipe.data_options())
+    check_same_data(place / "run", *sources)
+    note_data(place / "run", *sources)  # keeps what was noted first
+    assert str(moved) not in (place / "run" / "data.json").read_text()
+    others = open_sources(moved, **{**recipe.data_options(), "seed": recipe.seed + 1})
+    with pytest.raises(ValueError, match="the names or labels of the training images"):
+        check_same_data(place / "run", *others)
+
+
+def test_a_run_of_an_older_version_knows_its_classes(begun, tmp_path):
+    recipe, place = begun
+    tmp_path.joinpath("classes.txt").write_text("ant\ncat\nbee\n")
+    sources = open_sources(recipe.data, **recipe.data_options())
+    with pytest.raises(ValueError, match="in the order 'ant', 'cat', 'bee', and are in the order"):
+        check_same_data(tmp_path, *sources)
+    tmp_path.joinpath("classes.txt").write_text("ant\nbee\ncat\n")
+    check_same_data(tmp_path, *sources)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"classes": []}', '{"classes": 1, "training": 2}'])
+def test_a_damaged_note_is_named(begun, tmp_path, content):
+    recipe, _ = begun
+    (tmp_path / "data.json").write_text(content)
+    with pytest.raises(ValueError, match="data.json does not say which data"):
+        check_same_data(tmp_path, *open_sources(recipe.data, **recipe.data_options()))
+
+
+def test_data_sets_of_tensorflow_datasets_have_an_identity(tmp_path):
+    import tensorflow_datasets as tfds
+
+    label = tfds.features.ClassLabel(names=["ant", "bee"])
+    features = {"image": tfds.features.Image(), "label": label}
+    examples = [{"image": tars.image(n % 2, n), "label": n % 2} for n in range(20)]
+    tars.store(tmp_path, "pets", features, {"train": examples})
+    sources = open_sources("pets", data_dir=tmp_path, held_out=4)
+    assert [source.count for source in sources] == [16, 4]
+    (tmp_path / "run").mkdir()
+    note_data(tmp_path / "run", *sources)
+    check_same_data(tmp_path / "run", *open_sources(tmp_path / "pets" / "1.0.0", held_out=4))
+    with pytest.raises(ValueError, match="it had 16 training images, and there are 15"):
+        check_same_data(tmp_path / "run", *open_sources("pets", data_dir=tmp_path, held_out=5))
