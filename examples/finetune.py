@@ -106,7 +106,7 @@ def load_data(args):
     """Returns batches to train with and held-out ones, the classes, and the steps of an epoch."""
     train, held_out = open_sources(args.images)
     options = {"size": args.image_size, "global_batch_size": args.batch_size, "broken": UNREADABLE}
-    augmentation = Augmentation(area=(0.35, 1.0), randaugment_layers=2, randaugment_magnitude=9)
+    augmentation = Augmentation(area=(0.35, 1.0))  # random crops, and flips
     batches = training_dataset(
         train, augmentation=augmentation, label_smoothing=0.1, seed=0, **options
     )
@@ -122,13 +122,12 @@ def build_model(args, classes):
     backbone = getattr(keras_coatnet, args.model)(
         weights=args.weights, include_top=False, pooling="avg", input_shape=(size, size, 3)
     )
-    backbone.trainable = False
-    inputs = keras.Input((size, size, 3))
-    # With training=False, BatchNorm keeps the statistics of ImageNet when all is trained, too.
-    features = backbone(inputs, training=False)
-    features = keras.layers.LayerNormalization()(features)
-    outputs = keras.layers.Dense(classes, activation="softmax", dtype="float32")(features)
-    return keras.Model(inputs, outputs), backbone
+    backbone.trainable = False  # frozen, BatchNorm also keeps its statistics
+    head = [
+        keras.layers.LayerNormalization(),
+        keras.layers.Dense(classes, activation="softmax", dtype="float32"),
+    ]
+    return keras.Sequential([backbone, *head]), backbone
 
 
 def fit(model, train, held_out, steps, epochs, learning_rate):

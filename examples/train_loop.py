@@ -65,6 +65,8 @@ from keras_coatnet.training import (
     training_dataset,
 )
 
+# Random crops and flips, and these; mixup and CutMix are there, too.
+AUGMENTATION = Augmentation(randaugment_layers=2, randaugment_magnitude=9)
 UNREADABLE = UnreadableImages(limit=10)  # images that are left out; more of them end the run
 
 
@@ -83,7 +85,7 @@ def train(args, strategy):
         return strategy.distribute_datasets_from_function(
             lambda context: training_dataset(
                 train_source,
-                augmentation=Augmentation(randaugment_layers=2, randaugment_magnitude=9),
+                augmentation=AUGMENTATION,
                 label_smoothing=0.1,
                 seed=0,
                 start_step=step,
