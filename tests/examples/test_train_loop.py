@@ -25,7 +25,7 @@ NETWORK = keras_coatnet.CoAtNetConfig(
     head_dim=8,
     batch_norm_momentum=0.5,
 )
-EPOCHS, STEPS = 15, 6  # of each epoch
+EPOCHS, STEPS = 5, 16  # of each epoch
 
 RUNS = """
 import argparse
@@ -57,7 +57,7 @@ def train(folder, devices, last_epoch=None):
 
 
 train("whole", 1)
-train("parts", 2, last_epoch=2)
+train("parts", 2, last_epoch=1)
 train("parts", 1)
 """
 
@@ -71,8 +71,8 @@ def read(printed: str, run: str) -> tuple[list[int], np.ndarray, list[float]]:
 
 @pytest.mark.slow
 def test_two_devices_learn_what_one_does_and_a_run_goes_on(tmp_path):
-    """One run on one device; the same, ended after two epochs on two, and gone on with on one."""
-    counts = {"ash": 21, "birch": 20, "cedar": 20}
+    """One run on one device; the same, ended after an epoch on two, and gone on with on one."""
+    counts = {"ash": 54, "birch": 54, "cedar": 55}
     data = tars.write_classes(tmp_path / "data", counts, size=(32, 32))
     done = scripts.run("train_loop", data, tmp_path, code=RUNS)
     assert done.returncode == 0, done.stderr[-3000:]
@@ -85,12 +85,12 @@ def test_two_devices_learn_what_one_does_and_a_run_goes_on(tmp_path):
 
     begun, on_two, _ = read(done.stdout, "parts 2")
     gone_on, on_one, _ = read(done.stdout, "parts 1")
-    assert begun + gone_on == steps and len(begun) == 2 * STEPS
-    np.testing.assert_allclose(on_two, losses[: 2 * STEPS], atol=1e-5)
-    np.testing.assert_allclose(on_one, losses[2 * STEPS :], atol=1e-3)
+    assert begun + gone_on == steps and len(begun) == STEPS
+    np.testing.assert_allclose(on_two, losses[:STEPS], atol=1e-5)
+    np.testing.assert_allclose(on_one, losses[STEPS:], atol=1e-3)
 
     model = keras_coatnet.CoAtNet(NETWORK, weights=tmp_path / "parts" / "final.weights.h5")
     images, labels = keras.utils.image_dataset_from_directory(
-        data, label_mode="int", image_size=(32, 32), batch_size=100, verbose=False
+        data, label_mode="int", image_size=(32, 32), batch_size=200, verbose=False
     ).get_single_element()
     assert (model.predict_on_batch(images).argmax(-1) == labels.numpy()).mean() >= 0.9
