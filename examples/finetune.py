@@ -169,5 +169,5 @@ def draw_mistakes(path, model, held_out, classes):
 if __name__ == "__main__":
     try:
         main(args)
-    except (ValueError, OSError, tf.errors.OpError) as error:
+    except (ValueError, OSError, ImportError, tf.errors.OpError) as error:
         fail(UNREADABLE.error or error)

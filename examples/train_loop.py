@@ -78,6 +78,8 @@ def train(args, strategy):
     train_source, test_source = open_sources(args.data)
     steps_per_epoch = train_source.count // args.batch_size
     last_step = args.epochs * steps_per_epoch
+    if last_step < 1:
+        raise ValueError(f"{train_source.count} images and {args.epochs} epochs give no step")
     common = {"size": args.image_size, "global_batch_size": args.batch_size, "broken": UNREADABLE}
 
     def train_batches(step):
@@ -116,8 +118,8 @@ def train(args, strategy):
             stochastic_depth=0.1,
         )
 
-    # Variables made in this scope exist once on each device. So does BatchNorm know that it is to
-    # take its statistics over the global batch.
+    # Variables made in this scope have a copy on each device, and BatchNorm layers built in it take
+    # their statistics over the global batch.
     with strategy.scope():
         model, average = make_model(), make_model()
         average.set_weights(model.get_weights())
