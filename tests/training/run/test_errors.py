@@ -13,13 +13,13 @@ import time
 import numpy as np
 import pytest
 import tensorflow as tf
+from keras_coatnet.training.run.errors import memory_advice, on_stop_signals
 
 from keras_coatnet.cli import main
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run import log, loop
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
-from keras_coatnet.training.run.errors import memory_advice, on_stop_signals
 from keras_coatnet.training.run.loop import train
 from tests.training import faults, runs
 
