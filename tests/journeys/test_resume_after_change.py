@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 
 import keras_coatnet
-import keras_coatnet.training.run.loop
 from keras_coatnet.cli import main
+from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.run.log import read_history
 from tests.training import runs
 
@@ -118,7 +118,7 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
     user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, unreadable_limit=2)
     for number in (0, 1):
         (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no image")
-    step = keras_coatnet.training.run.loop.Progress.update
+    step = Progress.update
 
     def update_and_interrupt(progress, number, figures):
         step(progress, number, figures)
@@ -126,7 +126,7 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras_coatnet.training.run.loop.Progress, "update", update_and_interrupt)
+        patch.setattr(Progress, "update", update_and_interrupt)
         assert "stopped at step 2 of 4, which is saved" in user.runs(status=130)
     moved = (tmp_path / "digits").rename(tmp_path / "elsewhere")
     said = user.runs(

@@ -40,9 +40,7 @@ def test_the_learning_curve_shows_all_that_was_logged(tmp_path):
     for color in plots._COLORS[:2]:
         assert _share_of(full, color) > 1e-3
     assert not list(tmp_path.glob(".*"))
-    _log(tmp_path, range(1, 4))  # no evaluation, no smoothing
-    plots.learning_curve(tmp_path)
-    short = _pixels(tmp_path / "curves.png")
+    short = _pixels(plots.learning_curve(*_history(range(1, 4)), path))  # no evaluation
     assert short.shape[0] < full.shape[0] and _share_of(short, plots._COLORS[1]) == 0
 
 
