@@ -105,7 +105,7 @@ def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
     assert 80 in held
     held.clear()
     said = user.runs("--gradient-accumulation-steps", 2)
-    assert "going on with accumulate 2 instead of 1" in said
+    assert "going on with gradient_accumulation_steps 2 instead of 1" in said
     assert set(held) == {40}  # the evaluation of 100 images, too
     assert len(read_history(user.output).evaluations) == 1
 
@@ -135,7 +135,7 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
     )
     assert "going on from step 2\n" in said
     assert f"data {moved} instead of {tmp_path / 'digits'}" in said
-    assert "accumulate 2 instead of 1, remat True instead of False" in said
+    assert "gradient_accumulation_steps 2 instead of 1, remat True instead of False" in said
     history = read_history(user.output)
     assert [row["step"] for row in history.training] == [1, 2, 4]
     assert [row["step"] for row in history.evaluations] == [4]

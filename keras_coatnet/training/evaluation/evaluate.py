@@ -1,4 +1,4 @@
-"""How good a classifier is, on a set of labeled images."""
+"""Evaluation of a classifier on a set of labeled images."""
 
 from __future__ import annotations
 
@@ -33,11 +33,11 @@ def evaluate(
     Args:
         model: (batch, height, width, 3), raw pixels, to (batch, classes).
         source: the images, with as many classes and in the same order.
-        settings: how they are made ready.
-        batch_size: images at once, at least 1.
-        positive: of two classes, the one that precision and F1 are about; None: the second.
-        unreadable_limit: how many images may be unreadable; they do not count.
-        stream: where progress goes; None: the error stream.
+        settings: how the images are resized and cropped.
+        batch_size: number of images per step, at least 1. Default: 64.
+        positive: of two classes, the one that precision and F1 are about. Default: the second.
+        unreadable_limit: number of images that may be unreadable; they do not count.
+        stream: where progress is shown. Default: the error stream.
 
     Returns:
         An `Evaluation`.
@@ -53,7 +53,7 @@ def evaluate(
     classes = check_classifier(model)
     if classes != len(source.classes):
         raise ValueError(
-            f"The model tells {classes} classes apart, and {source.name} has "
+            f"The model has {classes} classes, and {source.name} has "
             f"{len(source.classes)}. Choose the model that was trained on such data."
         )
     if batch_size < 1:

@@ -96,7 +96,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
     side = float(np.clip(3 + 0.28 * number, 5, 11))  # 1,000 classes: a pixel a cell, or more
     figure = _figure(side + 1, side)
     panel = figure.subplots()
-    import matplotlib
+    import matplotlib.colors
 
     # The root makes room for the rare mistakes, which are what one looks for.
     colors = matplotlib.colormaps["Blues"].with_extremes(bad="#f0e6dc")

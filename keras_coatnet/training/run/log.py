@@ -36,22 +36,26 @@ class History(NamedTuple):
     training: list[Row]
     evaluations: list[Row]
 
+    def until(self, step: int) -> History:
+        """The rows up to a step, which is included."""
+        return History(*([row for row in rows if (row["step"] or 0) <= step] for rows in self))
+
 
 class RunLog:
     """Writes a run's numbers to `history.csv`, `evaluations.csv` and TensorBoard's event files.
 
-    Each row is handed to the system at once, so that a killed run keeps all that it logged. A run
-    that goes on from a checkpoint drops the rows after it: its files are those of a run that was
-    never interrupted, but for the measured speeds. The event files are written anew from the rows
-    then.
+    Each row is written to the file at once, so that a killed run keeps all rows. A run that resumes
+    from a checkpoint drops the rows after it. Its files equal those of a run that was never
+    interrupted, except for the measured speeds. The event files are then written again from the
+    rows.
 
     Args:
-        folder: where the files go; made if it does not exist.
-        resume_step: the step of the checkpoint that the run goes on from; None: a new run, which
-            replaces the files of an earlier one.
+        folder: where the files are written; created if it does not exist.
+        resume_step: step of the checkpoint that the run resumes from. Default: None, a new run,
+            which replaces the files of an earlier one.
 
     Raises:
-        ValueError: a file of the run that goes on is not one of ours.
+        ValueError: a file of the run was not written by this class.
 
     Example:
         >>> import tempfile
@@ -68,10 +72,7 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = History([], [])
         if resume_step is not None:
-            before = (
-                [row for row in rows if row["step"] <= resume_step] for rows in read_history(folder)
-            )
-            kept = History(*before)
+            kept = read_history(folder).until(resume_step)
         self._training = _Table(self._folder / HISTORY, kept.training, TRAINING_COLUMNS)
         self._evaluations = _Table(self._folder / EVALUATIONS, kept.evaluations)
         self._events = _Events(self._folder / TENSORBOARD)
@@ -143,17 +144,17 @@ class RunLog:
 
 
 def read_history(folder: str | os.PathLike) -> History:
-    """Reads what `RunLog` wrote, also of a run that goes on or was killed.
+    """Reads the rows that `RunLog` wrote, also while the run goes on, or after it was killed.
 
     Args:
         folder: the run's.
 
     Returns:
-        A `History`; its lists are empty where there is no file. A last line that was only half
-        written is left out.
+        A `History`, with empty lists where there is no file. A last line that is incomplete is left
+        out.
 
     Raises:
-        ValueError: a file is not one of ours; the message names the line.
+        ValueError: a line is not a row of a history; the message says which.
     """
     return History(*(_read(pathlib.Path(folder) / name) for name in (HISTORY, EVALUATIONS)))
 

@@ -22,7 +22,7 @@ from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.checkpoints import RunState
 from keras_coatnet.training.run.folder import BEST, RunFolder
-from keras_coatnet.training.run.log import RunLog, read_history
+from keras_coatnet.training.run.log import Row, RunLog, read_history
 from keras_coatnet.training.run.signals import Stopped, on_stop_signals
 
 # Steps whose losses are left on the device before they are read.
@@ -268,10 +268,9 @@ class TrainingLoop:
         is_logged = any(row["step"] == self.step for row in self._logged_evaluations())
         return self.engine.any_process(self.engine.is_chief and not is_logged)
 
-    def _logged_evaluations(self) -> list[dict[str, Any]]:
+    def _logged_evaluations(self) -> list[Row]:
         """The evaluations up to the step that the run is at."""
-        rows = read_history(self.folder.path).evaluations
-        return [row for row in rows if row["step"] <= self.step]
+        return read_history(self.folder.path).until(self.step).evaluations
 
     def _evaluate(self, log: bool = True) -> Evaluation:
         """Evaluates the network, and logs it unless the log has this evaluation already."""
@@ -329,7 +328,7 @@ class TrainingLoop:
         self.step = state.step
         self.skipped = list(state.notes["skipped"])
         self.pending = [tuple(pair) for pair in state.notes["pending"]]
-        evaluated = [row["validation_top1"] for row in self._logged_evaluations()]
+        evaluated = [row["validation_top1"] or 0.0 for row in self._logged_evaluations()]
         self.best_top1 = max([state.notes["best_top1"], *evaluated])
         # Images are named by path. In data that were moved, they are found under their new names.
         if state.notes["data"] == self.recipe.data:

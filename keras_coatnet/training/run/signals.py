@@ -8,6 +8,7 @@ import signal
 import socket
 import threading
 from collections.abc import Callable, Iterator
+from typing import Any
 
 # Seconds that the main thread has to end by itself after a second Ctrl-C.
 _GRACE_SECONDS = 3.0
@@ -50,7 +51,7 @@ def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old[number])
         handler(number)
 
-    old = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    old: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     if old[signal.SIGINT] in (signal.SIG_IGN, None):  # a background job of a shell, or not Python's
         del old[signal.SIGINT]
     for number in old:
