@@ -63,7 +63,9 @@ def explain_errors(
     except (OSError, RuntimeError) as error:
         # A checkpoint's error is explained already. HDF5 has a text of its own for a full disk,
         # and may raise a RuntimeError.
-        is_bare = isinstance(error, OSError) and error.strerror in {os.strerror(number) for number in _NO_ROOM}
+        is_bare = isinstance(error, OSError) and error.strerror in {
+            os.strerror(number) for number in _NO_ROOM
+        }
         if is_bare or any(f"errno = {number}," in str(error) for number in _NO_ROOM):
             raise _disk_full(folder) from error
         if isinstance(error, RuntimeError) and _OUT_OF_MEMORY.search(str(error)):  # JAX's

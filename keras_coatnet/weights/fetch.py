@@ -143,18 +143,17 @@ def _ask_hub(checkpoint: Checkpoint, repo: str) -> tuple[str, Any]:
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     seconds = answer_seconds()
-    for revision in revisions(checkpoint):
+    *others, last = revisions(checkpoint)
+    for revision in (*others, last):
         url = hf_hub_url(repo, checkpoint.filename, revision=revision)
         _refuse_if_offline(url)
+        ask = functools.partial(get_hf_file_metadata, url, timeout=seconds)
         try:
-            ask = functools.partial(get_hf_file_metadata, url, timeout=seconds)
             return revision, _within(seconds, ask)
         except Exception as error:  # as above
-            failure = NoAnswer(url)
-            failure.__cause__ = error
-        if http_status(failure.__cause__) != 404:
-            break
-    raise failure
+            if revision == last or http_status(error) != 404:
+                raise NoAnswer(url) from error
+    raise AssertionError("`revisions` returns at least one")
 
 
 def _expected_of_answer(checkpoint: Checkpoint, metadata: Any, url: str) -> Expected:

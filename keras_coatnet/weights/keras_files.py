@@ -198,7 +198,7 @@ def _text(file: h5py.File, path: pathlib.Path) -> str:
     attribute = file.attrs.get_id(IDENTITY)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
         raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no text. Save it again.")
-    return file.attrs[IDENTITY]
+    return str(file.attrs[IDENTITY])
 
 
 def _count(datasets: Mapping[str, h5py.Dataset]) -> int:

@@ -69,7 +69,11 @@ class Checkpoint:
 
 
 def _read_registry() -> dict[str, Checkpoint]:
-    text = importlib.resources.files(__package__).joinpath("checkpoints.json").read_text("utf-8")
+    text = (
+        importlib.resources.files("keras_coatnet.weights")
+        .joinpath("checkpoints.json")
+        .read_text("utf-8")
+    )
     return {entry["name"]: _as_checkpoint(entry) for entry in json.loads(text)}
 
 

@@ -67,7 +67,7 @@ def find_source(
     """
     path = find_file(weights)
     if path is None:
-        return _named_source(registry.find(weights, size), candidates, asker)
+        return _named_source(registry.find(str(weights), size), candidates, asker)
     if path.name.endswith(keras_files.SUFFIXES):
         return _keras_source(path, candidates, asker)
     return _foreign_source(path, candidates, asker)
@@ -237,13 +237,12 @@ def _check_offered(
         known = [n for n, config in ARCHITECTURES.items() if architecture.same_network(config)]
         if not known:
             raise ValueError(
-                f"The weights {name} belong to a network of its own, which {asker} as it was "
-                f"called does not build. Use CoAtNet(config, weights=...) with "
-                f"config={architecture}."
+                f"The weights {name} belong to a network without a name, and {asker} builds another "
+                f"one. Use CoAtNet(config, weights=...) with config={architecture}."
             )
         raise ValueError(
-            f"The weights {name} belong to the architecture {known[0]!r}, which {asker} as it was "
-            f"called does not build. Use CoAtNet({known[0]!r}, weights=...)."
+            f"The weights {name} belong to the architecture {known[0]!r}, and {asker} builds another "
+            f"one. Use CoAtNet({known[0]!r}, weights=...)."
         )
 
 
@@ -260,7 +259,7 @@ def _refuse(name: str, shown: Mapping[str, object], asker: str) -> None:
         "own use CoAtNet(config, weights=...)."
     )
     raise ValueError(
-        f"The weights in {name} do not belong to a network that {asker} as it was called builds. "
+        f"The weights in {name} do not belong to the network that {asker} builds. "
         f"The file shows {', '.join(f'{field}={value!r}' for field, value in shown.items())}. "
         + advice
     )

@@ -121,7 +121,7 @@ def translate(
             prefix, modules, rest = "", _OUTSIDE_BLOCKS, name
         else:
             prefix = f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}/"
-            modules = kinds.get(match.group(1, 2), _MBCONV)
+            modules = kinds.get((match[1], match[2]), _MBCONV)
             rest = match[3]
         found = list(_translate_one(rest, tensor, modules, head_dim, name))
         if not found or any(prefix + path in values for path, _ in found):
@@ -136,7 +136,7 @@ def _kinds(names: Iterable[str]) -> dict[tuple[str, str], Mapping[str, str]]:
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         module = match[3].partition(".")[0]
         if module in _KINDS:
-            kinds[match.group(1, 2)] = _KINDS[module]
+            kinds[match[1], match[2]] = _KINDS[module]
     return kinds
 
 
@@ -239,14 +239,18 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         early = has(r".*\.se_early\..*")
         fields["squeeze_place"] = "before_norm" if early else "after_norm"
     last = [[run[-1] for run in stage] for stage in runs]
-    widths = [[_width(tensors, block) for block in stage] for stage in last]
-    if all(None not in stage for stage in widths):
+    widths = [
+        [width for width in (_width(tensors, block) for block in stage) if width is not None]
+        for stage in last
+    ]
+    if list(map(len, widths)) == list(map(len, last)):
         fields["widths"] = tuple(map(_one_or_pair, widths))
     if mlp and mlp[0].ndim:
         fields["relative_position_hidden_dim"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
-    if all(kernel is not None and kernel.ndim for kernel in stem):
-        fields["stem_width"] = tuple(len(kernel) for kernel in stem)
+    known = [len(kernel) for kernel in stem if kernel is not None and kernel.ndim]
+    if len(known) == 2:
+        fields["stem_width"] = tuple(known)
     return fields
 
 
@@ -256,7 +260,7 @@ def _runs(names: Iterable[str]) -> list[list[list[str]]]:
     kinds = _kinds(names)
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         stage, block = int(match[1]), int(match[2])
-        attends = kinds.get(match.group(1, 2)) is _TRANSFORMER
+        attends = kinds.get((match[1], match[2])) is _TRANSFORMER
         stages.setdefault(stage, {}).setdefault(attends, set()).add(block)
     return [
         [

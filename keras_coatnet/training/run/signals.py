@@ -51,7 +51,9 @@ def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
             signal.signal(number, old[number])
         handler(number)
 
-    old: dict[int, Any] = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    old: dict[int, Any] = {
+        number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)
+    }
     if old[signal.SIGINT] in (signal.SIG_IGN, None):  # a background job of a shell, or not Python's
         del old[signal.SIGINT]
     for number in old:
