@@ -81,7 +81,7 @@ def _hiding(make: Any) -> Any:
             record.exc_text = hide(logging.Formatter().formatException(record.exc_info))
         return record
 
-    setattr(make_hidden, _MARK, True)  # noqa: B010 (a function's type knows no such attribute)
+    setattr(make_hidden, _MARK, True)
     return make_hidden
 
 
