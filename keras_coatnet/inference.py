@@ -23,12 +23,13 @@ import numpy as np
 from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
-from keras_coatnet.architectures import architectures, find_architecture
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.model_graph import gives_logits, normalization_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
-from keras_coatnet.weights.source import find_file, find_source
+from keras_coatnet.weights.local_files import find_file, unknown_architecture
+from keras_coatnet.weights.source import find_source
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
@@ -320,11 +321,7 @@ def _open_checkpoint(
     name: str, architecture: str | CoAtNetConfig | None
 ) -> tuple[keras.Model, ImageSettings]:
     found = registry.find(name, None)
-    if architecture not in (None, found.architecture):
-        raise ValueError(
-            f"The checkpoint {found.name} is of the architecture {found.architecture!r}. "
-            f"Received: architecture={architecture!r}. Leave it out."
-        )
+    registry.check_architecture(found, architecture)
     model = CoAtNet(found.architecture, weights=found.name)
     return model, ImageSettings(
         found.input_size, found.interpolation, found.crop_pct, found.crop_mode
@@ -339,10 +336,7 @@ def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
         identity = None
         foreign_files.read(path)  # a damaged file has no architecture that could be named
     if identity is None:
-        raise ValueError(
-            f"{path} does not say which network its weights belong to. Name the architecture, one "
-            f"of: {', '.join(architectures())}."
-        )
+        raise unknown_architecture(path)
     return identity.architecture
 
 

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -111,7 +110,7 @@ def open_sources(
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
-    root = _folder(data)
+    root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
             parts = idx.open_parts(root, train_split, validation_split, held_out, seed)
@@ -166,7 +165,7 @@ def open_source(
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
-    root = _folder(data)
+    root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
             return _from_digits(idx.open_part(root, split))
@@ -215,15 +214,6 @@ def describe(training: Source, validation: Source) -> str:
 
 
 # --- Folders ----------------------------------------------------------------------------------
-
-
-def _folder(data: str) -> pathlib.Path | None:
-    """The folder of images that `data` is; None if it is for tensorflow-datasets."""
-    path = pathlib.Path(data).expanduser()
-    spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
-    if path.exists() or spelt_as_path:
-        return None if prepared.is_prepared_folder(data) else path
-    return None
 
 
 def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:

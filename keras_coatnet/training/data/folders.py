@@ -90,10 +90,7 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
         folder = read_folder("flowers/train")  # flowers/train/daisy/1.jpg, ...
     """
     root = pathlib.Path(root).expanduser()
-    names = subfolders(root)
-    if not names:
-        _refuse_without_classes(root)
-    _refuse_parts(root, names)
+    names = class_folders(root)
     found = {name: _images_below(root / name) for name in names}
     _report_others(root, [path for _, others in found.values() for path in others])
     empty = [name for name in names if not found[name][0]]
@@ -114,6 +111,26 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
         paths += images
         labels += [label] * len(images)
     return Folder(root, ordered, paths, np.array(labels, "int64"))
+
+
+def class_folders(root: pathlib.Path) -> list[str]:
+    """Names of the folders that hold the images of a class each, sorted.
+
+    Args:
+        root: The folder around them.
+
+    Returns:
+        The names.
+
+    Raises:
+        ValueError: there is no such folder, it holds no folders, or these are parts such as 2023/
+            and 2024/, each with the same classes.
+    """
+    names = subfolders(root)
+    if not names:
+        _refuse_without_classes(root)
+    _refuse_parts(root, names)
+    return names
 
 
 def subfolders(root: pathlib.Path) -> list[str]:

@@ -148,6 +148,22 @@ def is_prepared_folder(path: str) -> bool:
     return (pathlib.Path(path).expanduser() / "dataset_info.json").is_file()
 
 
+def folder_of_images(data: str) -> pathlib.Path | None:
+    """Finds the folder of images that a `data` argument means.
+
+    Args:
+        data: A path, or the name of a data set.
+
+    Returns:
+        The path, which need not exist; `None` if `data` is for tensorflow-datasets.
+    """
+    path = pathlib.Path(data).expanduser()
+    spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
+    if path.exists() or spelt_as_path:
+        return None if is_prepared_folder(data) else path
+    return None
+
+
 def _find_builder(tfds: ModuleType, name: str, root: pathlib.Path) -> Any:
     match = _NAME.fullmatch(name)
     if match and match["name"] == "gashissdb":
