@@ -28,7 +28,7 @@ from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.model_graph import gives_logits, normalization_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
-from keras_coatnet.weights.local_files import find_file, unknown_architecture
+from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
 from keras_coatnet.weights.source import find_source
 
 CROP_MODES = ("center", "squash")
@@ -330,7 +330,7 @@ def _open_checkpoint(
 
 def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
     """The configuration that `CoAtNetModel.save_weights` wrote into a file."""
-    if path.name.endswith(keras_files.SUFFIXES):
+    if path.name.endswith(KERAS_SUFFIXES):
         identity = keras_files.read_identity(path)
     else:
         identity = None

@@ -9,8 +9,9 @@ from collections.abc import Callable
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.arguments import number
 from keras_coatnet.training.data import folders, idx, prepared
+from keras_coatnet.training.evaluation.metrics import EvaluationCounter
 from keras_coatnet.weights import foreign_files, registry
-from keras_coatnet.weights.local_files import KERAS_SUFFIXES, find_file, unknown_architecture
+from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
 
 
 def whole_number_from(least: int) -> Callable[[str], int]:
@@ -90,7 +91,9 @@ def image_folder(data: str) -> pathlib.Path | None:
     return None if root is None or idx.parts_of(root) else root
 
 
-def check_training_images(data: str, train: str | None, validation: str | None) -> None:
+def check_training_images(
+    data: str, train: str | None, validation: str | None
+) -> tuple[str, ...] | None:
     """Checks that the folders to train and to validate on exist, and hold folders of classes.
 
     Args:
@@ -98,26 +101,49 @@ def check_training_images(data: str, train: str | None, validation: str | None) 
         train: The value of `--train-split`.
         validation: The value of `--validation-split`.
 
+    Returns:
+        Names of the classes to validate on; `None` if `data` is no folder of images.
+
     Raises:
         ValueError: A folder is missing or holds no classes, or several may be meant.
     """
     root = image_folder(data)
     if root is None:
-        return
-    for part in folders.find_pair(root, train, validation) or (root,):
-        folders.class_folders(part)
+        return None
+    parts = folders.find_pair(root, train, validation) or (root,)
+    *_, names = map(folders.class_folders, parts)
+    return tuple(names)
 
 
-def check_evaluation_images(data: str, split: str | None) -> None:
+def check_evaluation_images(data: str, split: str | None) -> tuple[str, ...] | None:
     """Checks that the folder to evaluate on exists, and holds folders of classes.
 
     Args:
         data: The value of `--data`.
         split: The value of `--split`.
 
+    Returns:
+        Names of the classes; `None` if `data` is no folder of images.
+
     Raises:
         ValueError: The folder is missing or holds no classes, or several may be meant.
     """
     root = image_folder(data)
-    if root is not None:
-        folders.class_folders(folders.find_part(root, split))
+    return None if root is None else tuple(folders.class_folders(folders.find_part(root, split)))
+
+
+def check_positive(classes: tuple[str, ...] | None, positive: str | None) -> None:
+    """Checks the class that precision and F1 are about.
+
+    Args:
+        classes: Names of the classes; `None` if they are not known yet.
+        positive: The value of `--positive`, or `None`.
+
+    Raises:
+        ValueError: There are more than two classes, or none of that name.
+    """
+    if positive is None or classes is None:
+        return
+    # Of ImageNet's classes, the model decides which ones are meant.
+    if folders.imagenet_of(classes) is None:
+        EvaluationCounter(classes, positive)

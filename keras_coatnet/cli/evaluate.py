@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from keras_coatnet.cli.checks import (
     check_crop_pct,
     check_evaluation_images,
+    check_positive,
     check_weights,
     whole_number_from,
 )
@@ -185,7 +186,8 @@ def _check(args: argparse.Namespace) -> None:
     else:
         check_weights(args.weights, args.architecture)
     if data is not None and (args.data is not None or args.split is not None):
-        check_evaluation_images(data, args.split)
+        classes = check_evaluation_images(data, args.split)
+        check_positive(classes, args.positive)
 
 
 def _task_of_weights(args: argparse.Namespace) -> _Task:

@@ -9,14 +9,15 @@ import typing
 from collections.abc import Callable
 from typing import Any
 
-from keras_coatnet.cli.checks import check_training_images, whole_number_from
+from keras_coatnet.architectures import ARCHITECTURES
+from keras_coatnet.cli.checks import check_positive, check_training_images, whole_number_from
 from keras_coatnet.cli.messages import CANNOT_CONTINUE, FINE, say
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.weights import registry
-from keras_coatnet.weights.local_files import SUFFIXES, find_file
+from keras_coatnet.weights.lookup import SUFFIXES, check_offered, find_file
 
 # All strategies of all backends, see `training.engine.devices`, which says what a backend offers.
 STRATEGIES = (
@@ -238,8 +239,11 @@ def _check(recipe: Recipe, args: argparse.Namespace) -> None:
     check_local(recipe.data, "data")
     check_local(args.data_dir, "data_dir")
     if recipe.weights is not None and find_file(recipe.weights) is None:
-        registry.find(recipe.weights, None)
-    check_training_images(recipe.data, recipe.train_split, recipe.validation_split)
+        checkpoint = registry.find(recipe.weights, None)
+        network = ARCHITECTURES[checkpoint.architecture]
+        check_offered(checkpoint.name, network, [recipe.architecture()], "CoAtNet")
+    classes = check_training_images(recipe.data, recipe.train_split, recipe.validation_split)
+    check_positive(classes, recipe.positive)
 
 
 def _train(recipe: Recipe, args: argparse.Namespace) -> int:

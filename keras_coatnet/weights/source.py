@@ -14,7 +14,7 @@ from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.weights import foreign_files, keras_files, registry, timm_layout
 from keras_coatnet.weights.assign import assign
-from keras_coatnet.weights.local_files import find_file
+from keras_coatnet.weights.lookup import KERAS_SUFFIXES, check_offered, find_file
 
 
 @dataclasses.dataclass(frozen=True)
@@ -65,7 +65,7 @@ def find_source(
     path = find_file(weights)
     if path is None:
         return _named_source(registry.find(weights, size), candidates, asker)
-    if path.name.endswith(keras_files.SUFFIXES):
+    if path.name.endswith(KERAS_SUFFIXES):
         return _keras_source(path, candidates, asker)
     return _foreign_source(path, candidates, asker)
 
@@ -85,7 +85,7 @@ def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker
     else:
         architecture, classes = identity.architecture, identity.classes or 0
         channels, preprocessing = identity.channels, identity.include_preprocessing
-        _check_offered(str(path), architecture, candidates, asker)
+        check_offered(str(path), architecture, candidates, asker)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         keras_files.load(model, path, fresh, identity)
@@ -121,7 +121,7 @@ def _named_source(
     checkpoint: registry.Checkpoint, candidates: Sequence[CoAtNetConfig], asker: str
 ) -> Source:
     architecture = ARCHITECTURES[checkpoint.architecture].replace(input_size=checkpoint.input_size)
-    _check_offered(checkpoint.name, architecture, candidates, asker)
+    check_offered(checkpoint.name, architecture, candidates, asker)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         from keras_coatnet.weights.fetch import fetch
@@ -149,23 +149,6 @@ def _translated(
             "CoAtNet, or of a later version."
         )
     return values
-
-
-def _check_offered(
-    name: str, architecture: CoAtNetConfig, candidates: Sequence[CoAtNetConfig], asker: str
-) -> None:
-    if not any(architecture.same_network(candidate) for candidate in candidates):
-        known = [n for n, config in ARCHITECTURES.items() if architecture.same_network(config)]
-        if not known:
-            raise ValueError(
-                f"The weights {name} belong to a network of its own, which {asker} as it was "
-                f"called does not build. Use CoAtNet(config, weights=...) with "
-                f"config={architecture}."
-            )
-        raise ValueError(
-            f"The weights {name} belong to the architecture {known[0]!r}, which {asker} as it was "
-            f"called does not build. Use CoAtNet({known[0]!r}, weights=...)."
-        )
 
 
 def _refuse(name: str, shown: Mapping[str, object], asker: str) -> None:

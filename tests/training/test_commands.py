@@ -12,6 +12,7 @@ import pytest
 
 from keras_coatnet import CoAtNet, cli
 from keras_coatnet.labels import class_names
+from keras_coatnet.training.engine import devices
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.log import read_history
 from tests import timm_models
@@ -160,10 +161,22 @@ def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
 
 def mistake(capsys, *arguments: object) -> str:
     """What the command line says of a mistake: one line."""
-    assert cli.main(list(map(str, arguments))) not in (0, None)
+    try:
+        status = cli.main(list(map(str, arguments)))
+    except SystemExit as end:  # of arguments that do not parse
+        status = end.code
+    assert status not in (0, None)
     lines = [line for line in capsys.readouterr().err.splitlines() if line.startswith("keras-coat")]
     assert len(lines) == 1
     return lines[0]
+
+
+@pytest.fixture
+def damaged(tmp_path) -> pathlib.Path:
+    """A file of weights that is there, and is refused as soon as somebody opens it."""
+    path = tmp_path / "damaged.keras"
+    path.write_bytes(b"no model")
+    return path
 
 
 @pytest.fixture
@@ -277,18 +290,20 @@ def test_values_out_of_range_are_told_before_the_first_step(
 def test_what_needs_no_data_is_told_before_they_are_read(
     capsys, tmp_path, small, options, expected
 ):
+    images = tars.write_classes(tmp_path / "images", {"rose": 3})
+    (images / "tulip").mkdir()  # without images, which shows when the data are read
     line = mistake(
         capsys,
-        *("train", "transfer", "--model", small, "--data", tmp_path / "missing"),
+        *("train", "transfer", "--model", small, "--data", images),
         *("--output", tmp_path / "run", "--image-size", 32, *options),
     )
     assert expected in line and not (tmp_path / "run").exists()
 
 
-def test_a_warning_is_a_line(tmp_path):
+def test_a_warning_is_a_line(tmp_path, damaged):
     flowers = tars.write_classes(tmp_path / "flowers", {"rose": 1, "tulip": 1})
     (flowers / "rose" / "notes.txt").touch()
-    done = run("evaluate", "--weights", "no_such.keras", "--data", flowers)
+    done = run("evaluate", "--weights", damaged, "--data", flowers)
     (line,) = (line for line in done.stderr.splitlines() if "notes.txt" in line)
     assert line.startswith("keras-coatnet: warning: 1 files below")
     assert "warnings.warn" not in done.stderr
@@ -296,7 +311,7 @@ def test_a_warning_is_a_line(tmp_path):
 
 @pytest.mark.parametrize("positive, classes", [("Rose", 2), ("rose", 3)])
 def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
-    capsys, tmp_path, small, positive, classes
+    capsys, tmp_path, small, damaged, positive, classes
 ):
     names = {name: 4 for name in ("rose", "tulip", "daisy")[:classes]}
     flowers = tars.write_classes(tmp_path / "flowers", names)
@@ -308,9 +323,9 @@ def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
     assert f"positive='{positive}'" in line and not (tmp_path / "run").exists()
     line = mistake(
         capsys,
-        *("evaluate", "--weights", "no_such.keras", "--data", flowers, "--positive", positive),
+        *("evaluate", "--weights", damaged, "--data", flowers, "--positive", positive),
     )
-    assert f"positive='{positive}'" in line  # before a model is looked for
+    assert f"positive='{positive}'" in line  # before the model is opened
 
 
 def test_the_positive_one_of_two_classes_of_imagenet(capsys, tmp_path, tiny):
@@ -325,7 +340,7 @@ def test_the_positive_one_of_two_classes_of_imagenet(capsys, tmp_path, tiny):
     assert "one of 'n01440764', 'n02102040', or 0 or 1. Received: positive='tench'" in line
 
 
-def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, monkeypatch):
+def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, damaged, monkeypatch):
     monkeypatch.setitem(sys.modules, "matplotlib.backends.backend_agg", None)
     line = mistake(
         capsys,
@@ -335,7 +350,7 @@ def test_without_matplotlib_nothing_begins(capsys, tmp_path, small, flowers, mon
     assert 'pip install "keras-coatnet[training]"' in line and not (tmp_path / "run").exists()
     line = mistake(
         capsys,
-        *("evaluate", "--weights", "no_such.keras", "--data", flowers, "--output", tmp_path / "e"),
+        *("evaluate", "--weights", damaged, "--data", flowers, "--output", tmp_path / "e"),
     )
     assert 'pip install "keras-coatnet[training]"' in line and not (tmp_path / "e").exists()
 
@@ -375,6 +390,11 @@ def test_remote_addresses_are_refused_by_name(capsys, tmp_path, flowers, monkeyp
     line = mistake(capsys, *arguments)
     assert "must be a path on this machine" in line and f"'{address}'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["flowers"]
+
+
+def test_every_strategy_of_a_backend_is_offered():
+    of_backends = {*devices.TENSORFLOW_STRATEGIES, *devices.JAX_STRATEGIES}
+    assert set(cli.train.STRATEGIES) == {"auto", *of_backends}
 
 
 def test_options_that_do_not_parse_end_with_one_line(capsys):

@@ -99,11 +99,6 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
             f"{root} has class folders without images: {_some(empty)}. Expected "
             f"{', '.join(SUFFIXES)} files in each; remove the folders, or fill them."
         )
-    if len(names) == 1:
-        raise ValueError(
-            f"{root} has one class only: {names[0]!r}. Expected a sub-folder for each of at least "
-            "two classes."
-        )
     ordered = _ordered(names, classes)
     paths, labels = [], []
     for label, name in enumerate(ordered):
@@ -123,13 +118,18 @@ def class_folders(root: pathlib.Path) -> list[str]:
         The names.
 
     Raises:
-        ValueError: there is no such folder, it holds no folders, or these are parts such as 2023/
-            and 2024/, each with the same classes.
+        ValueError: there is no such folder, it holds fewer than two folders, or these are parts
+            such as 2023/ and 2024/, each with the same classes.
     """
     names = subfolders(root)
     if not names:
         _refuse_without_classes(root)
     _refuse_parts(root, names)
+    if len(names) == 1:
+        raise ValueError(
+            f"{root} has one class only: {names[0]!r}. Expected a sub-folder for each of at least "
+            "two classes."
+        )
     return names
 
 

@@ -1,11 +1,16 @@
-"""Which file of this machine a `weights` argument means. Nothing here imports Keras."""
+"""What a `weights` argument means, as far as that shows before a file is opened.
+
+Nothing here imports Keras: the command line checks its arguments with it.
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
+from collections.abc import Sequence
 
-from keras_coatnet.architectures import architectures
+from keras_coatnet.architectures import ARCHITECTURES
+from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.paths import check_local
 from keras_coatnet.weights import foreign_files, pickles, registry
 
@@ -105,5 +110,34 @@ def unknown_architecture(path: pathlib.Path) -> ValueError:
     """
     return ValueError(
         f"{path} does not say which network its weights belong to. Name the architecture, one "
-        f"of: {', '.join(architectures())}."
+        f"of: {', '.join(ARCHITECTURES)}."
+    )
+
+
+def check_offered(
+    name: str, architecture: CoAtNetConfig, candidates: Sequence[CoAtNetConfig], asker: str
+) -> None:
+    """Checks that the network of weights is one that the caller may build.
+
+    Args:
+        name: What error messages call the weights.
+        architecture: The network that they belong to.
+        candidates: The networks that the caller may build.
+        asker: What error messages call the caller, e.g. `"CoAtNet0"`.
+
+    Raises:
+        ValueError: It is none of them.
+    """
+    if any(architecture.same_network(candidate) for candidate in candidates):
+        return
+    known = [n for n, config in ARCHITECTURES.items() if architecture.same_network(config)]
+    if not known:
+        raise ValueError(
+            f"The weights {name} belong to a network of its own, which {asker} as it was "
+            f"called does not build. Use CoAtNet(config, weights=...) with "
+            f"config={architecture}."
+        )
+    raise ValueError(
+        f"The weights {name} belong to the architecture {known[0]!r}, which {asker} as it was "
+        f"called does not build. Use CoAtNet({known[0]!r}, weights=...)."
     )
