@@ -18,6 +18,9 @@ from keras_coatnet.cli.checks import (
 from keras_coatnet.cli.messages import FINE
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
+from keras_coatnet.training.data.fingerprint import check_classes
+from keras_coatnet.training.data.folders import imagenet_of
+from keras_coatnet.training.evaluation.metrics import EvaluationCounter
 from keras_coatnet.training.recipe import Recipe
 
 if TYPE_CHECKING:
@@ -138,7 +141,7 @@ def run(args: argparse.Namespace) -> int:
     """
     _check(args)
     load_package()
-    from keras_coatnet.training import evaluate
+    from keras_coatnet.training.evaluation.evaluate import evaluate
 
     # Checked before the evaluation, which may take hours.
     if args.output:
@@ -179,13 +182,13 @@ def _check(args: argparse.Namespace) -> None:
     check_crop_pct(args.crop_pct)
     data = args.data
     if args.run_folder is not None:
-        recipe, _ = _recipe_and_weights(pathlib.Path(args.run_folder))
-        data = data or recipe.data
+        _, own, _ = _read_run(pathlib.Path(args.run_folder))
+        data = data or own
     elif data is None:
         raise ValueError("Which images? Give --data: a folder, or a data set's name.")
     else:
         check_weights(args.weights, args.architecture)
-    if data is not None and (args.data is not None or args.split is not None):
+    if args.data is not None or args.split is not None:
         classes = check_evaluation_images(data, args.split)
         check_positive(classes, args.positive)
 
@@ -193,9 +196,7 @@ def _check(args: argparse.Namespace) -> None:
 def _task_of_weights(args: argparse.Namespace) -> _Task:
     """A checkpoint, or a file of weights, on the data that are named."""
     from keras_coatnet.inference import check_classifier, open_model
-    from keras_coatnet.training import open_source
-    from keras_coatnet.training.data.folders import imagenet_of
-    from keras_coatnet.training.evaluation.metrics import EvaluationCounter
+    from keras_coatnet.training.data.datasets import open_source
 
     source = open_source(args.data, args.split, data_dir=args.data_dir)
     is_imagenet = imagenet_of(source.classes) is not None
@@ -212,17 +213,15 @@ def _task_of_weights(args: argparse.Namespace) -> _Task:
 def _task_of_run(args: argparse.Namespace) -> _Task:
     """What came of a run, on its own images or on others of the same classes."""
     from keras_coatnet.inference import open_model
-    from keras_coatnet.training import open_source, open_sources
-    from keras_coatnet.training.data.fingerprint import check_classes
-    from keras_coatnet.training.evaluation.metrics import EvaluationCounter
+    from keras_coatnet.training.data.datasets import open_source, open_sources
 
     folder = pathlib.Path(args.run_folder)
-    recipe, weights = _recipe_and_weights(folder)
+    recipe, data, weights = _read_run(folder)
     if args.data is None and args.split is None:
-        _, source = open_sources(recipe.data, data_dir=args.data_dir, **recipe.data_options())
+        _, source = open_sources(data, data_dir=args.data_dir, **recipe.data_options())
     else:
         source = open_source(
-            args.data or recipe.data, args.split, data_dir=args.data_dir, classes=recipe.classes
+            args.data or data, args.split, data_dir=args.data_dir, classes=recipe.classes
         )
     check_classes(folder, source)
     positive = args.positive or recipe.positive
@@ -231,11 +230,14 @@ def _task_of_run(args: argparse.Namespace) -> _Task:
     return _Task(model, source, recipe.image_settings(), positive)
 
 
-def _recipe_and_weights(folder: pathlib.Path) -> tuple[Recipe, pathlib.Path]:
-    """The recipe and the final weights of a run."""
+def _read_run(folder: pathlib.Path) -> tuple[Recipe, str, pathlib.Path]:
+    """The recipe, the data and the final weights of a run."""
     weights = folder / "final.weights.h5"
     if not weights.is_file():
         raise ValueError(
             f"{folder} holds no final.weights.h5: it is not the folder of a run that is complete."
         )
-    return Recipe.load(folder / "recipe.json"), weights
+    recipe = Recipe.load(folder / "recipe.json")
+    if recipe.data is None:
+        raise ValueError(f"The recipe in {folder} names no data, so it is not that of a run.")
+    return recipe, recipe.data, weights

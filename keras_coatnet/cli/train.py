@@ -16,6 +16,7 @@ from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.run.folder import check_folder
 from keras_coatnet.weights import registry
 from keras_coatnet.weights.lookup import SUFFIXES, check_offered, find_file
 
@@ -195,10 +196,11 @@ def run(args: argparse.Namespace) -> int:
     if args.recipe is None:
         raise ValueError(f"Which recipe? One of {', '.join(FAMILIES)}; see `train --list`.")
     recipe = _effective_recipe(args)
+    output = pathlib.Path(args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}")
     if not args.dry_run:
-        _check(recipe, args)
+        _check(recipe, output, args.data_dir)
     print(recipe.describe(), flush=True)
-    return FINE if args.dry_run else _train(recipe, args)
+    return FINE if args.dry_run else _train(recipe, output, args)
 
 
 def _list_recipes() -> None:
@@ -229,7 +231,7 @@ def _architecture_of(weights: str | None) -> str | None:
     return registry.find(weights, None).architecture
 
 
-def _check(recipe: Recipe, args: argparse.Namespace) -> None:
+def _check(recipe: Recipe, output: pathlib.Path, data_dir: str | None) -> None:
     """Checks what a run needs, as far as that costs nothing."""
     if recipe.data is None:
         raise ValueError(
@@ -237,23 +239,25 @@ def _check(recipe: Recipe, args: argparse.Namespace) -> None:
             "name of a data set of tensorflow-datasets."
         )
     check_local(recipe.data, "data")
-    check_local(args.data_dir, "data_dir")
+    check_local(data_dir, "data_dir")
     if recipe.weights is not None and find_file(recipe.weights) is None:
         checkpoint = registry.find(recipe.weights, None)
         network = ARCHITECTURES[checkpoint.architecture]
         check_offered(checkpoint.name, network, [recipe.architecture()], "CoAtNet")
+    check_folder(output, recipe)
     classes = check_training_images(recipe.data, recipe.train_split, recipe.validation_split)
     check_positive(classes, recipe.positive)
 
 
-def _train(recipe: Recipe, args: argparse.Namespace) -> int:
+def _train(recipe: Recipe, output: pathlib.Path, args: argparse.Namespace) -> int:
     load_package()
-    from keras_coatnet.training import Stopped, TrainingError, train
     from keras_coatnet.training.engine import devices
+    from keras_coatnet.training.errors import TrainingError
+    from keras_coatnet.training.run.signals import Stopped
+    from keras_coatnet.training.run.train import train
 
     if args.strategy in ("auto", "mirrored") and (args.devices or 1) > 1:
         devices.divide_cpu(args.devices)
-    output = args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}"
     try:
         result = train(
             recipe, output, data_dir=args.data_dir, strategy=args.strategy, devices=args.devices

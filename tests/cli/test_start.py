@@ -190,6 +190,14 @@ MISTAKES = {
         ["train", "transfer", "--data", "flowers", *WEIGHTS, "--model", "coatnet0"],
         "belong to the architecture 'coatnet_0_rw_224'",
     ),
+    "full output": (
+        ["train", "transfer", "--data", "flowers", "--output", "lone"],
+        "lone is not empty, and holds no run to go on with",
+    ),
+    "another run's output": (
+        ["train", "transfer", "--data", "flowers", "--output", "run"],
+        "run holds another run, with epochs=300",
+    ),
     "positive class": (
         ["train", "transfer", "--data", "flowers", "--positive", "daisy"],
         "'rose', 'tulip'.*positive='daisy'",

@@ -300,6 +300,7 @@ def test_what_needs_no_data_is_told_before_they_are_read(
     assert expected in line and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_a_warning_is_a_line(tmp_path, damaged):
     flowers = tars.write_classes(tmp_path / "flowers", {"rose": 1, "tulip": 1})
     (flowers / "rose" / "notes.txt").touch()

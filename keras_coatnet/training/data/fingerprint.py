@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.files import whole_file
-from keras_coatnet.training.data.datasets import Source
+
+if TYPE_CHECKING:
+    from keras_coatnet.training.data.datasets import Source
 
 FILE, CLASSES = "data.json", "classes.txt"
 
