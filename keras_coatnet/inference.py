@@ -1,93 +1,27 @@
-"""Images in, predictions out, on a finished model.
-
-An image is made ready as timm does for its evaluations, so that a public checkpoint meets the
-pixels that its published accuracy was measured on. Pillow does the resizing, as it does there: the
-pixels are equal, which no resize of a deep-learning library is (TensorFlow's antialiased bicubic
-one differs by 0.3 of 255 on average), and every common file format is read. As in timm, the
-orientation that a camera wrote into an image's EXIF tags is ignored.
-"""
+"""Opens a trained model and predicts the classes of images with it."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
 
 import keras
 import numpy as np
-from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
 from keras_coatnet.architectures import find_architecture
-from keras_coatnet.arguments import as_python, number, two_whole_numbers
 from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.images import ImageSettings, load_image
 from keras_coatnet.model_graph import gives_logits, normalization_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
 from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
 from keras_coatnet.weights.source import find_source
 
-CROP_MODES = ("center", "squash")
-INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
-
-# Pillow's names of the formats that are read. Left to itself it tries every format it knows, and
-# starts Ghostscript for an EPS file, whatever the file is called.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# What Pillow refuses to decode by default. `PIL.Image.MAX_IMAGE_PIXELS` is the program's to change.
-MOST_PIXELS = 178_956_970
-
 # Reading is mostly decompression, which Pillow does outside Python's lock.
 _READERS = 4
-
-
-@dataclasses.dataclass(frozen=True)
-class ImageSettings:
-    """How images are made ready for a model.
-
-    Args:
-        size: height and width that the model takes, in pixels; one number for a square.
-        interpolation: how images are resized: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...; always
-            antialiased.
-        crop_pct: share of the resized image's side that is kept, above 0 and at most 1. The
-            default is that of most public checkpoints.
-        crop_mode: `"center"`: the shorter side is resized to size / crop_pct and the middle cut
-            out; `"squash"`: both sides are resized to it, which changes the proportions.
-
-    Raises:
-        ValueError: an argument has no such value.
-
-    Example:
-        >>> ImageSettings(224).size
-        (224, 224)
-    """
-
-    size: int | tuple[int, int]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.95
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        size = as_python(self.size)
-        if isinstance(size, int):
-            size = (size, size)
-        try:
-            size = two_whole_numbers("size", size)
-        except ValueError as error:
-            raise ValueError(
-                f"`size` must be a number of pixels, or (height, width). Received: {self.size!r}"
-            ) from error
-        object.__setattr__(self, "size", size)
-        for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
-                    f"Received: {getattr(self, field)!r}"
-                )
-        object.__setattr__(self, "crop_pct", number("crop_pct", self.crop_pct, above=0, most=1))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,169 +37,6 @@ class Prediction:
     path: pathlib.Path
     scores: np.ndarray | None = None
     error: str | None = None
-
-
-# --- Images --------------------------------------------------------------------------------
-
-
-def load_image(
-    path: str | os.PathLike,
-    size: int | tuple[int, int],
-    interpolation: str = "bicubic",
-    crop_pct: float = 0.95,
-    crop_mode: str = "center",
-) -> np.ndarray:
-    """Reads an image and makes it ready for a model, as timm's evaluation transform does.
-
-    Gray, palette and CMYK images become RGB. Transparent parts become white, and 16-bit values
-    are scaled to 8 bits, where timm would show what lies beneath and cut values off at 255. Of an
-    animation the first frame is taken.
-
-    Args:
-        path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP;
-            its name may be any.
-        size: height and width to return, in pixels; one number for a square.
-        interpolation: how to resize, see `ImageSettings`.
-        crop_pct: share of the resized image's side to keep.
-        crop_mode: `"center"` or `"squash"`.
-
-    Returns:
-        (height, width, 3), uint8: raw pixels, 0 to 255.
-
-    Raises:
-        ValueError: the file is missing, damaged or no image (the message names it), or an
-            argument makes no sense.
-
-    Example:
-        >>> from skimage import data
-        >>> load_image(os.path.join(data.data_dir, "coffee.png"), 224).shape
-        (224, 224, 3)
-    """
-    settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        image = read_rgb(path)
-    except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"{path} is no image, or damaged: {error}") from error
-    try:
-        return resize_and_crop(image, settings)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def read_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Reads an image as one of three channels of 8 bits, as `load_image` says.
-
-    Args:
-        file: a path, or a file that is open: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or
-            WebP.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ValueError: it has more than 178,956,970 pixels, or floating-point ones.
-        Exception: any other that Pillow's decoders raise for files they cannot read.
-
-    Example:
-        >>> from skimage import data
-        >>> read_rgb(os.path.join(data.data_dir, "coffee.png")).size
-        (600, 400)
-    """
-    with Image.open(file, formats=_formats()) as image:
-        # The header alone is read yet.
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(
-                f"it has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in "
-                "all are read. Make it smaller."
-            )
-        return as_rgb(image)
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of the formats that this build of Pillow knows."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def resize_and_crop(image: Image.Image, settings: ImageSettings) -> np.ndarray:
-    """Resizes an image and cuts it to size, as timm's evaluation transform does.
-
-    Args:
-        image: of mode RGB.
-        settings: size, interpolation and crop.
-
-    Returns:
-        (height, width, 3), uint8.
-
-    Raises:
-        ValueError: the image is so narrow that it would become huge before it is cut.
-
-    Example:
-        >>> resize_and_crop(Image.new("RGB", (500, 375)), ImageSettings(224)).shape
-        (224, 224, 3)
-    """
-    width, height = resized_size(*image.size, settings)
-    if width * height > MOST_PIXELS // 2:  # one pixel high and thousands wide, say
-        raise ValueError(
-            f"it is too narrow for crop_mode='center': {image.width} x {image.height} pixels "
-            f"would become {width} x {height}. Use crop_mode='squash', or cut it."
-        )
-    resized = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
-    top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
-    return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image as one of three channels of 8 bits, as `load_image` says.
-
-    Args:
-        image: of any of Pillow's modes.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ValueError: its pixels are floating-point numbers.
-    """
-    if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-        values = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray((values / 257).round().astype("uint8"))
-    elif image.mode == "F":
-        raise ValueError("it holds floating-point pixels, of unknown range. Save it with 8 bits.")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def resized_size(width: int, height: int, settings: ImageSettings) -> tuple[int, int]:
-    """Width and height to resize to before the crop, rounded as torchvision and timm round.
-
-    Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        settings: how it is made ready.
-
-    Returns:
-        (width, height), in pixels.
-
-    Example:
-        >>> resized_size(500, 375, ImageSettings(224, crop_pct=0.875))
-        (341, 256)
-    """
-    target_height, target_width = (math.floor(side / settings.crop_pct) for side in settings.size)
-    if settings.crop_mode == "squash":
-        return target_width, target_height
-    if target_width == target_height:
-        short = min(width, height)
-        return int(target_width * width / short), int(target_height * height / short)
-    ratio = min(width / target_width, height / target_height)
-    return round(width / ratio), round(height / ratio)
 
 
 # --- Models ----------------------------------------------------------------------------------

@@ -26,7 +26,7 @@ from keras_coatnet.training.recipe import Recipe
 if TYPE_CHECKING:
     import keras
 
-    from keras_coatnet.inference import ImageSettings
+    from keras_coatnet.images import ImageSettings
     from keras_coatnet.training.data.datasets import Source
 
 _EXAMPLES = """\

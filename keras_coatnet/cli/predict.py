@@ -15,9 +15,10 @@ from keras_coatnet.cli.checks import check_crop_pct, check_weights, whole_number
 from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.cli.tables import aligned
+from keras_coatnet.files import files_below
+from keras_coatnet.images import SUFFIXES
 from keras_coatnet.labels import class_names
 from keras_coatnet.paths import check_local
-from keras_coatnet.training.data.folders import files_below
 
 if TYPE_CHECKING:
     import numpy as np
@@ -27,12 +28,6 @@ if TYPE_CHECKING:
 DEFAULT_MODEL = "coatnet_0_rw_224.sw_in1k"
 
 _LOG_SECONDS = 10  # between two lines of progress where the error stream is no terminal
-
-# Endings of the files in a folder that are taken as images. A file given by its own name may have
-# any.
-IMAGE_SUFFIXES = tuple(
-    ".avif .bmp .gif .jp2 .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split()
-)
 
 _EXAMPLES = """\
 examples:
@@ -224,8 +219,7 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSE
         found = list(_images_below(path, unreadable)) if path.is_dir() else [path]
         if not found and len(unreadable) == before:
             raise ValueError(
-                f"There is no image in the folder {path}: no file ends in "
-                f"{', '.join(IMAGE_SUFFIXES)}."
+                f"There is no image in the folder {path}: no file ends in {', '.join(SUFFIXES)}."
             )
         paths += found
     return paths, unreadable
@@ -234,7 +228,7 @@ def _find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSE
 def _images_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
     # Hidden files are passed over: file managers leave some that end like an image.
     for path in files_below(folder, unreadable.append):
-        if path.lower().endswith(IMAGE_SUFFIXES):
+        if path.lower().endswith(SUFFIXES):
             yield pathlib.Path(path)
 
 

@@ -8,24 +8,21 @@ import math
 import os
 import pathlib
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
+from keras_coatnet.images import CROP_MODES, ImageSettings
 from keras_coatnet.paths import check_local
-
-if TYPE_CHECKING:
-    from keras_coatnet.inference import ImageSettings
+from keras_coatnet.training.choices import LABELINGS
 
 SCHEDULES = ("cosine", "linear", "constant")
 LOSSES = ("softmax", "sigmoid")
 CROPS = ("random_resized", "center", "whole")
 FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
 PRECISIONS = ("float32", "mixed_bfloat16")
-CROP_MODES = ("center", "squash")
-LABELINGS = ("present", "imagenet")
 NAN_POLICIES = ("stop", "skip")
 
 
@@ -267,8 +264,6 @@ class Recipe:
 
     def image_settings(self) -> ImageSettings:
         """How evaluation makes images ready."""
-        from keras_coatnet.inference import ImageSettings
-
         return ImageSettings(
             self.image_size,
             interpolation=self.interpolation,

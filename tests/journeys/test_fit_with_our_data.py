@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import keras_coatnet
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import (
     AdamW,
     Augmentation,

@@ -2,7 +2,7 @@
 
 JPEG, of which data sets at this scale are made, is decoded by TensorFlow: only the rows and columns
 of the crop, at a half, quarter or eighth of the size where that is still enough pixels, and with
-the same exact transforms as Pillow. All else goes to Pillow, as `keras_coatnet.inference` reads
+the same exact transforms as Pillow. All else goes to Pillow, as `keras_coatnet.images` reads
 images: other formats, files with something after their end, whatever TensorFlow refuses. So
 training, evaluation and prediction see the same pixels in the same file.
 
@@ -23,7 +23,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import MOST_PIXELS, ImageSettings, read_rgb, resize_and_crop
+from keras_coatnet.images import MAX_PIXELS, ImageSettings, read_rgb, resize_and_crop
 from keras_coatnet.training.data.augment import Augmentation
 
 _SHOWN = 10  # names in an error's message
@@ -197,7 +197,7 @@ def _is_plain_jpeg(contents: tf.Tensor) -> tf.Tensor:
 def _decode_jpeg(content, seed, size, augmentation):
     shape = tf.io.extract_jpeg_shape(content)
     pixels = tf.reduce_prod(tf.cast(shape[:2], tf.int64))
-    with tf.control_dependencies([tf.debugging.Assert(pixels <= MOST_PIXELS, [pixels])]):
+    with tf.control_dependencies([tf.debugging.Assert(pixels <= MAX_PIXELS, [pixels])]):
         shape = tf.identity(shape)
     box = _crop_box(shape, seed, size, augmentation)
     shrink = tf.reduce_min(box[2:] // tf.constant(size))
@@ -297,7 +297,7 @@ def _reason(content: bytes, error: Exception) -> str:
 def decode_for_evaluation(
     content: tf.Tensor, name: tf.Tensor, settings: ImageSettings, broken: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Reads one image as `keras_coatnet.inference.load_image` does.
+    """Reads one image as `keras_coatnet.images.load_image` does.
 
     Args:
         content: scalar string, the encoded file.

@@ -7,19 +7,19 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-import errno
 import hashlib
 import os
 import pathlib
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable
 
 import numpy as np
 
 from keras_coatnet.arguments import as_python, whole_number
+from keras_coatnet.files import files_below, list_folder
 from keras_coatnet.labels import class_names
-from keras_coatnet.training.recipe import LABELINGS
+from keras_coatnet.training.choices import LABELINGS
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 # Formats that a data set may well be in, and that would otherwise be left out as "no images".
@@ -142,66 +142,7 @@ def subfolders(root: pathlib.Path) -> list[str]:
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
         raise ValueError(f"Expected a folder of images, one sub-folder a class. {root} {what}.")
-    return list(_listed(root, _refuse_unreadable)[0])
-
-
-def files_below(folder: str | os.PathLike, unreadable: Callable[[OSError], None]) -> Iterator[str]:
-    """All files below a folder that are not hidden, in an order that does not change.
-
-    Links are followed. A folder that is reached twice, by a link to a folder above it say, counts
-    once. Hidden folders are passed over.
-
-    Args:
-        folder: where to begin.
-        unreadable: called with the error of each folder or link that cannot be read; it is left out
-            if this returns.
-
-    Yields:
-        The files, those of a folder before those of the folders in it.
-    """
-    seen = set()
-    pending = [os.fspath(folder)]
-    while pending:
-        place = pending.pop()
-        try:
-            status = os.stat(place)
-        except OSError as error:
-            unreadable(error)
-            continue
-        if (status.st_dev, status.st_ino) in seen:
-            continue
-        seen.add((status.st_dev, status.st_ino))
-        folders, files = _listed(place, unreadable)
-        yield from (os.path.join(place, name) for name in files)
-        pending += [os.path.join(place, name) for name in reversed(folders)]
-
-
-def _listed(
-    folder: str | os.PathLike, unreadable: Callable[[OSError], None]
-) -> tuple[list[str], list[str]]:
-    """Names of the folders and of the files in a folder that are not hidden, sorted."""
-    folders, files = [], []
-    try:
-        with os.scandir(folder) as entries:
-            found = [entry for entry in entries if not entry.name.startswith(".")]
-    except OSError as error:
-        unreadable(error)
-        return [], []
-    for entry in sorted(found, key=lambda entry: entry.name):
-        try:
-            if entry.is_dir():
-                folders.append(entry.name)
-                continue
-            if not entry.is_file():
-                entry.stat()  # which fails for a link to nothing
-                raise OSError(errno.EINVAL, "it is no file, but a pipe or the like", entry.path)
-        except FileNotFoundError:
-            unreadable(OSError(errno.ENOENT, "it is a link to nothing", entry.path))
-        except OSError as error:
-            unreadable(error)
-        else:
-            files.append(entry.name)
-    return folders, files
+    return list(list_folder(root, _refuse_unreadable)[0])
 
 
 def _refuse_unreadable(error: OSError) -> None:

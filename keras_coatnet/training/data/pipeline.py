@@ -13,7 +13,7 @@ import inspect
 
 import tensorflow as tf
 
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training.data.augment import Augmentation, flip, mix
 from keras_coatnet.training.data.datasets import Source
 from keras_coatnet.training.data.decode import (
@@ -165,14 +165,14 @@ def evaluation_dataset(
     """Batches for evaluation: every example once, in the source's natural order.
 
     It is what `model.evaluate` takes, and `validation_data` of `model.fit`. The pixels are those of
-    `keras_coatnet.inference.load_image`. Images that cannot be read are left out, and the last
+    `keras_coatnet.images.load_image`. Images that cannot be read are left out, and the last
     batch is as large as the examples that are left.
 
     Args:
         source: where the examples come from.
         size: height and width of the images; one number for a square.
         crop_pct: share of the resized image's side that is kept (timm's `crop_pct`).
-        interpolation: how images are resized, see `keras_coatnet.inference.ImageSettings`.
+        interpolation: how images are resized, see `keras_coatnet.images.ImageSettings`.
         global_batch_size: examples in a batch, at least 1.
         crop_mode: `"center"` or `"squash"`, see `ImageSettings`.
         broken: told of images that cannot be read; ends the run if they are too many.

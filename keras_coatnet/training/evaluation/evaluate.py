@@ -10,7 +10,8 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
+from keras_coatnet.images import ImageSettings
+from keras_coatnet.inference import check_classifier, class_scores
 from keras_coatnet.training.data.datasets import Source
 from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
 from keras_coatnet.training.errors import TrainingError, explain_errors

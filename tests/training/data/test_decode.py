@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import Augmentation, UnreadableImages
 from keras_coatnet.training.data.decode import decode_for_evaluation, decode_for_training
 from tests import hostile_images

@@ -1,4 +1,4 @@
-"""The input pipeline: the same batches however it is cut, resumed or run; unreadable images named."""
+"""The pipeline gives the same batches however it is cut or resumed, and names unreadable images."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import load_image
+from keras_coatnet.images import load_image
 from keras_coatnet.training.data import pipeline
 from keras_coatnet.training.data.datasets import Source, open_source
 from keras_coatnet.training.data.pipeline import (
