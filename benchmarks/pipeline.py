@@ -31,7 +31,7 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
 from keras_coatnet.training.data.randaugment import DRAWS, randaugment
 
@@ -78,13 +78,13 @@ def _pipeline(contents: list[bytes], **augmentation) -> tf.data.Dataset:
         )
 
     return training_dataset(
-        Source("photographs", count, tuple(map(str, range(1000))), examples),
+        ImageDataset("photographs", count, tuple(map(str, range(1000))), examples),
         size=SIZE,
         augmentation=Augmentation(**augmentation),
         label_smoothing=0.1,
         global_batch_size=BATCH,
         seed=1,
-        broken=UnreadableImages(0),
+        unreadable=UnreadableImages(0),
     ).map(lambda images, labels: images)
 
 

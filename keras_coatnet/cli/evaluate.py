@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import keras
 
     from keras_coatnet.images import ImageSettings
-    from keras_coatnet.training.data.datasets import Source
+    from keras_coatnet.training.data.datasets import ImageDataset
 
 _EXAMPLES = """\
 examples:
@@ -122,7 +122,7 @@ class _Task:
     """A classifier, and the images that it is evaluated on."""
 
     model: keras.Model
-    source: Source
+    source: ImageDataset
     settings: ImageSettings
     positive: str | None
 
@@ -196,16 +196,16 @@ def _check(args: argparse.Namespace) -> None:
 def _task_of_weights(args: argparse.Namespace) -> _Task:
     """A checkpoint, or a file of weights, on the data that are named."""
     from keras_coatnet.inference import check_classifier, open_model
-    from keras_coatnet.training.data.datasets import open_source
+    from keras_coatnet.training.data.datasets import open_dataset
 
-    source = open_source(args.data, args.split, data_dir=args.data_dir)
+    source = open_dataset(args.data, args.split, data_dir=args.data_dir)
     is_imagenet = imagenet_of(source.classes) is not None
     if not is_imagenet:
         EvaluationCounter(source.classes, args.positive)  # checks it before a download
     model, settings = open_model(args.weights, args.architecture)
     if is_imagenet and check_classifier(model) != len(source.classes):
         # The model was trained on some of ImageNet's classes.
-        source = open_source(args.data, args.split, data_dir=args.data_dir, classes="present")
+        source = open_dataset(args.data, args.split, data_dir=args.data_dir, classes="present")
     EvaluationCounter(source.classes, args.positive)
     return _Task(model, source, settings, args.positive)
 
@@ -213,14 +213,14 @@ def _task_of_weights(args: argparse.Namespace) -> _Task:
 def _task_of_run(args: argparse.Namespace) -> _Task:
     """What came of a run, on its own images or on others of the same classes."""
     from keras_coatnet.inference import open_model
-    from keras_coatnet.training.data.datasets import open_source, open_sources
+    from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 
     folder = pathlib.Path(args.run_folder)
     recipe, data, weights = _read_run(folder)
     if args.data is None and args.split is None:
-        _, source = open_sources(data, data_dir=args.data_dir, **recipe.data_options())
+        _, source = open_datasets(data, data_dir=args.data_dir, **recipe.data_options())
     else:
-        source = open_source(
+        source = open_dataset(
             args.data or data, args.split, data_dir=args.data_dir, classes=recipe.classes
         )
     check_classes(folder, source)

@@ -15,7 +15,7 @@ _PUBLIC = {
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),
     "engine.remat": ("remat",),
-    "data.datasets": ("Source", "open_source", "open_sources"),
+    "data.datasets": ("ImageDataset", "open_dataset", "open_datasets"),
     "errors": ("TrainingError",),
     "run.result": ("Result",),
     "run.signals": ("Stopped",),

@@ -258,7 +258,7 @@ class Recipe:
         return config.replace(stochastic_depth=self.stochastic_depth, input_size=self.image_size)
 
     def data_options(self) -> dict[str, Any]:
-        """How the data is opened: arguments of `open_sources`."""
+        """How the data is opened: arguments of `open_datasets`."""
         names = ("train_split", "validation_split", "held_out", "classes", "seed")
         return {name: getattr(self, name) for name in names}
 

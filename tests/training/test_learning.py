@@ -20,7 +20,7 @@ from keras_coatnet.training import (
     devices,
     evaluate,
     find_recipe,
-    open_sources,
+    open_datasets,
     remat,
     train,
 )
@@ -325,7 +325,7 @@ def test_frozen_variables_do_not_change_by_a_bit(up_to, few, tmp_path):
 def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     result = train(few, tmp_path / "run")
     model = keras_coatnet.CoAtNet(SMALLEST, weights=result.folder / "final.weights.h5")
-    _, held_out = open_sources(few.data, held_out=few.held_out, seed=few.seed)
+    _, held_out = open_datasets(few.data, held_out=few.held_out, seed=few.seed)
     found = evaluate(model, held_out, few.image_settings())
     assert found.loss == pytest.approx(result.evaluation.loss, abs=1e-5)
     np.testing.assert_array_equal(found.confusion, result.evaluation.confusion)

@@ -1,6 +1,6 @@
 """Where training examples come from: folders of images and data sets of tensorflow-datasets.
 
-A `Source` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
+An `ImageDataset` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
 them, and what may be wrong with them, is the input pipeline's.
 """
 
@@ -28,7 +28,7 @@ from keras_coatnet.training.engine.devices import keep_tensorflow_off_gpus
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ImageDataset:
     """A set of labeled images.
 
     Attributes:
@@ -55,7 +55,7 @@ class Source:
     fingerprint: str = ""
 
 
-def open_sources(
+def open_datasets(
     data: str | os.PathLike,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -64,7 +64,7 @@ def open_sources(
     held_out: float = 0.2,
     classes: str = "present",
     seed: int = 0,
-) -> tuple[Source, Source]:
+) -> tuple[ImageDataset, ImageDataset]:
     """Opens a data set for training. Nothing is downloaded.
 
     `data` is one of:
@@ -98,7 +98,7 @@ def open_sources(
             end of the split: its records were shuffled when it was prepared.
 
     Returns:
-        The `Source` to train on and the one to validate on, with equal classes.
+        The `ImageDataset` to train on and the one to validate on, with equal classes.
 
     Raises:
         ValueError: there is no such data or split, it is not prepared and files are missing, or it
@@ -106,7 +106,7 @@ def open_sources(
         ImportError: tensorflow-datasets is needed and not installed.
 
     Example:
-        train, validation = open_sources("flowers", held_out=0.1)
+        train, validation = open_datasets("flowers", held_out=0.1)
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
@@ -135,33 +135,33 @@ def open_sources(
     return tuple(_from_builder(data, builder, columns, split) for split in splits)
 
 
-def open_source(
+def open_dataset(
     data: str | os.PathLike,
     split: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
     classes: str = "imagenet",
-) -> Source:
+) -> ImageDataset:
     """Opens one part of a data set, for evaluation. Nothing is downloaded.
 
     Args:
-        data: as for `open_sources`; a folder may also be the part itself, such as ImageNet's
+        data: as for `open_datasets`; a folder may also be the part itself, such as ImageNet's
             validation images in one folder for each WordNet id.
         split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
-            validation, as `open_sources` finds it, or a folder of classes as a whole.
-        data_dir: as for `open_sources`.
-        classes: as for `open_sources`. Its default is for the public checkpoints; a network that
+            validation, as `open_datasets` finds it, or a folder of classes as a whole.
+        data_dir: as for `open_datasets`.
+        classes: as for `open_datasets`. Its default is for the public checkpoints; a network that
             was trained on some of ImageNet's classes takes `"present"`.
 
     Returns:
-        The `Source`.
+        The `ImageDataset`.
 
     Raises:
-        ValueError: as for `open_sources`.
+        ValueError: as for `open_datasets`.
         ImportError: tensorflow-datasets is needed and not installed.
 
     Example:
-        validation = open_source("/data/imagenet/val")
+        validation = open_dataset("/data/imagenet/val")
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
@@ -185,7 +185,7 @@ def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str
     return os.fspath(data)
 
 
-def describe(training: Source, validation: Source) -> str:
+def describe(training: ImageDataset, validation: ImageDataset) -> str:
     """What a run is trained and validated on, in lines.
 
     Args:
@@ -196,7 +196,7 @@ def describe(training: Source, validation: Source) -> str:
         A line for each, and one more where the classes are some of ImageNet's.
 
     Example:
-        print(describe(*open_sources("flowers")))
+        print(describe(*open_datasets("flowers")))
     """
     lines = [
         f"training: {training.count:,} images of {len(training.classes):,} classes "
@@ -216,7 +216,7 @@ def describe(training: Source, validation: Source) -> str:
 # --- Folders ----------------------------------------------------------------------------------
 
 
-def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
+def _from_folder(folder: folders.Folder, name: str | None = None) -> ImageDataset:
     with tf.device("CPU"):
         paths = tf.constant(folder.paths)
 
@@ -224,7 +224,7 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
         path = paths[index]
         return {"image": tf.io.read_file(path), "label": label, "name": path}
 
-    return Source(
+    return ImageDataset(
         name or str(folder.root),
         len(folder.paths),
         folder.classes,
@@ -236,7 +236,7 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
 def _examples(
     labels: np.ndarray, read: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 ) -> Callable[..., tf.data.Dataset]:
-    """`Source.examples` where `read` gives the example of a position and its label."""
+    """`ImageDataset.examples` where `read` gives the example of a position and its label."""
 
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         order = np.arange(len(labels))
@@ -254,7 +254,7 @@ def _examples(
 # --- IDX files --------------------------------------------------------------------------------
 
 
-def _from_digits(part: idx.Part) -> Source:
+def _from_digits(part: idx.Part) -> ImageDataset:
     with tf.device("CPU"):
         pixels = tf.constant(part.images[..., None])
 
@@ -263,7 +263,7 @@ def _from_digits(part: idx.Part) -> Source:
         return {"image": tf.io.encode_png(pixels[index]), "label": label, "name": name}
 
     examples = _examples(part.labels, read)
-    return Source(part.name, len(part.labels), part.classes, examples, part.fingerprint())
+    return ImageDataset(part.name, len(part.labels), part.classes, examples, part.fingerprint())
 
 
 # --- tensorflow-datasets ----------------------------------------------------------------------
@@ -295,7 +295,7 @@ def _default_splits(
     return train, validation
 
 
-def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Source:
+def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> ImageDataset:
     try:
         count = builder.info.splits[split].num_examples
     except (KeyError, ValueError, AssertionError) as error:
@@ -323,4 +323,4 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Sour
             f"{reason[0] if reason else error.message}"
         ) from error
     fingerprint = f"{builder.info.full_name}, {split}"
-    return Source(f"{data}, {split}", count, columns.classes, examples, fingerprint)
+    return ImageDataset(f"{data}, {split}", count, columns.classes, examples, fingerprint)

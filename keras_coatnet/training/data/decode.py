@@ -38,7 +38,7 @@ class UnreadableImages:
     is kept in `error`, to be raised instead.
 
     Args:
-        limit: how many different images may be broken, at least 0.
+        limit: how many different images may be unreadable, at least 0.
 
     Attributes:
         limit: as given.
@@ -48,9 +48,9 @@ class UnreadableImages:
         ValueError: the limit is no such number.
 
     Example:
-        >>> broken = UnreadableImages(limit=1)
-        >>> broken.add("cat/17.jpg", "it is empty")
-        >>> broken.names
+        >>> unreadable = UnreadableImages(limit=1)
+        >>> unreadable.add("cat/17.jpg", "it is empty")
+        >>> unreadable.names
         ['cat/17.jpg']
     """
 
@@ -123,7 +123,7 @@ def decode_for_training(
     seeds: tf.Tensor,
     size: tuple[int, int],
     augmentation: Augmentation,
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes a few images; meant for a parallel map over small groups.
 
@@ -137,7 +137,7 @@ def decode_for_training(
         seeds: (group, 2), int64: decide the crops.
         size: height and width to return.
         augmentation: how to crop.
-        broken: told of what cannot be read.
+        unreadable: told of what cannot be read.
 
     Returns:
         (group, height, width, 3), uint8, and (group,), bool: whether each could be read. The others
@@ -150,7 +150,7 @@ def decode_for_training(
 
     def slow(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels, is_valid = tf.numpy_function(
-            functools.partial(_read_or_report, broken=broken),
+            functools.partial(_read_or_report, unreadable=unreadable),
             [contents[index], names[index]],
             [tf.uint8, tf.bool],
             stateful=True,
@@ -262,8 +262,8 @@ def _center_box(shape, size, ratio):
     return tf.concat([(shape[:2] - kept) // 2, kept], axis=0)
 
 
-def _read_or_report(content, name, broken):
-    pixels = _read(content, name, broken, np.asarray)
+def _read_or_report(content, name, unreadable):
+    pixels = _read(content, name, unreadable, np.asarray)
     if pixels is None:
         return np.zeros([1, 1, 3], "uint8"), np.bool_(False)
     return pixels, np.bool_(True)
@@ -272,14 +272,14 @@ def _read_or_report(content, name, broken):
 def _read(
     content: bytes,
     name: bytes,
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
     finish: Callable[[Image.Image], np.ndarray],
 ) -> np.ndarray | None:
     """The pixels that `finish` makes of an image; None, and noted, if it cannot be read."""
     try:
         return finish(read_rgb(io.BytesIO(content)))
     except Exception as error:  # each of Pillow's decoders has errors of its own
-        broken.add(name.decode("utf-8", "replace"), _reason(content, error))
+        unreadable.add(name.decode("utf-8", "replace"), _reason(content, error))
         return None
 
 
@@ -295,7 +295,7 @@ def _reason(content: bytes, error: Exception) -> str:
 
 
 def decode_for_evaluation(
-    content: tf.Tensor, name: tf.Tensor, settings: ImageSettings, broken: UnreadableImages
+    content: tf.Tensor, name: tf.Tensor, settings: ImageSettings, unreadable: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Reads one image as `keras_coatnet.images.load_image` does.
 
@@ -303,7 +303,7 @@ def decode_for_evaluation(
         content: scalar string, the encoded file.
         name: scalar string, for messages.
         settings: size, interpolation and crop.
-        broken: told of it when it cannot be read.
+        unreadable: told of it when it cannot be read.
 
     Returns:
         (height, width, 3), uint8, and a scalar, bool: whether it could be read. If not, it is
@@ -311,7 +311,7 @@ def decode_for_evaluation(
     """
 
     def read(content: bytes, name: bytes) -> tuple[np.ndarray, np.bool_]:
-        pixels = _read(content, name, broken, functools.partial(resize_and_crop, settings=settings))
+        pixels = _read(content, name, unreadable, functools.partial(resize_and_crop, settings=settings))
         if pixels is None:
             return np.zeros([*settings.size, 3], "uint8"), np.bool_(False)
         return pixels, np.bool_(True)

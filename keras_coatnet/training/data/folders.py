@@ -393,7 +393,7 @@ def _report_others(root: pathlib.Path, others: list[str]) -> None:
         warnings.warn(
             f"{len(others)} files below {root} are no images and are left out, such as "
             f"{others[0]}.",
-            stacklevel=4,  # whoever called `open_sources`
+            stacklevel=4,  # whoever called `open_datasets`
         )
 
 

@@ -15,7 +15,7 @@ import tensorflow as tf
 
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.training.data.augment import Augmentation, flip, mix
-from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.decode import (
     UnreadableImages,
     decode_for_evaluation,
@@ -46,7 +46,7 @@ _as_written = tf.autograph.experimental.do_not_convert
 
 
 def training_dataset(
-    source: Source,
+    source: ImageDataset,
     *,
     size: int | tuple[int, int],
     augmentation: Augmentation,
@@ -58,7 +58,7 @@ def training_dataset(
     replicas: int = 1,
     first_replica: int = 0,
     local_replicas: int = 1,
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
 ) -> tf.data.Dataset:
     """Batches for training, without an end: each epoch in an order of its own.
 
@@ -82,7 +82,7 @@ def training_dataset(
         first_replica: the first chunk of each part that is wanted here.
         local_replicas: how many chunks of each part are wanted here; they follow one another. The
             others are not decoded, and those of a folder not read.
-        broken: told of images that cannot be read; ends the run if they are too many.
+        unreadable: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
         A dataset of (images, labels), a chunk each: (chunk, height, width, 3), float32, 0 to 255,
@@ -95,7 +95,7 @@ def training_dataset(
     Example:
         batches = training_dataset(
             source, size=224, augmentation=Augmentation(mixup=0.8), label_smoothing=0.1,
-            global_batch_size=256, seed=1, broken=UnreadableImages(limit=10),
+            global_batch_size=256, seed=1, unreadable=UnreadableImages(limit=10),
         )
     """
     size = ImageSettings(size).size
@@ -112,7 +112,7 @@ def training_dataset(
     def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         seeds = tf.stack([tf.fill(tf.shape(position), crop_key), position], axis=1)
         images, are_valid = decode_for_training(
-            example["image"], example["name"], seeds, size, augmentation, broken
+            example["image"], example["name"], seeds, size, augmentation, unreadable
         )
         return position, images, example["label"], are_valid
 
@@ -135,7 +135,7 @@ def training_dataset(
         images, labels = tf.cond(
             tf.reduce_all(are_valid),
             lambda: (images, labels),
-            lambda: _with_stand_ins(images, labels, are_valid, broken),
+            lambda: _with_stand_ins(images, labels, are_valid, unreadable),
         )
         labels = _smoothed_one_hot(labels, len(source.classes), label_smoothing, source.name)
         if not augmentation.mixes:
@@ -153,14 +153,14 @@ def training_dataset(
 
 
 def evaluation_dataset(
-    source: Source,
+    source: ImageDataset,
     *,
     size: int | tuple[int, int],
     crop_pct: float,
     interpolation: str,
     global_batch_size: int,
     crop_mode: str = "center",
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
 ) -> tf.data.Dataset:
     """Batches for evaluation: every example once, in the source's natural order.
 
@@ -175,7 +175,7 @@ def evaluation_dataset(
         interpolation: how images are resized, see `keras_coatnet.images.ImageSettings`.
         global_batch_size: examples in a batch, at least 1.
         crop_mode: `"center"` or `"squash"`, see `ImageSettings`.
-        broken: told of images that cannot be read; ends the run if they are too many.
+        unreadable: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
         A dataset of (images, labels): (batch, height, width, 3), float32, 0 to 255, and
@@ -188,7 +188,7 @@ def evaluation_dataset(
     Example:
         batches = evaluation_dataset(
             validation, size=224, crop_pct=0.95, interpolation="bicubic", global_batch_size=64,
-            broken=UnreadableImages(limit=0),
+            unreadable=UnreadableImages(limit=0),
         )
         model.compile(AdamW(1e-4), keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
         model.fit(training_batches, steps_per_epoch=100, validation_data=batches)
@@ -201,14 +201,14 @@ def evaluation_dataset(
         labels = _smoothed_one_hot(labels, len(source.classes), 0.0, source.name)
         return tf.cast(images, tf.float32), labels
 
-    dataset = _decoded_for_evaluation(source.examples(None, 0), settings, broken)
+    dataset = _decoded_for_evaluation(source.examples(None, 0), settings, unreadable)
     dataset = dataset.filter(lambda image, label, is_valid: is_valid)
     dataset = dataset.batch(global_batch_size).map(finish)
     return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
 
 
 def padded_evaluation_dataset(
-    source: Source,
+    source: ImageDataset,
     *,
     size: int | tuple[int, int],
     crop_pct: float,
@@ -218,7 +218,7 @@ def padded_evaluation_dataset(
     replicas: int = 1,
     first_replica: int = 0,
     local_replicas: int = 1,
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
 ) -> tf.data.Dataset:
     """The examples of `evaluation_dataset` in batches of one size, for replicas that keep in step.
 
@@ -237,7 +237,7 @@ def padded_evaluation_dataset(
         first_replica: the first chunk of each global batch that is wanted here.
         local_replicas: how many chunks of each global batch are wanted here. The others are not
             decoded, and those of a folder not read.
-        broken: told of images that cannot be read; ends the run if they are too many.
+        unreadable: told of images that cannot be read; ends the run if they are too many.
 
     Returns:
         A dataset of (images, labels, weights): (global_batch_size / replicas, height, width, 3),
@@ -262,7 +262,7 @@ def padded_evaluation_dataset(
         return tf.cast(images, tf.float32), labels, tf.cast(are_valid, tf.float32)
 
     examples = _shard_of(source, None, 0, shard).take(own)
-    dataset = _decoded_for_evaluation(examples, settings, broken)
+    dataset = _decoded_for_evaluation(examples, settings, unreadable)
     padding = tf.data.Dataset.from_tensors(black).repeat(shard.size(0, padded) - own)
     dataset = dataset.concatenate(padding).batch(chunk, drop_remainder=True).map(finish)
     return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
@@ -289,7 +289,7 @@ def _chunk_size(
 
 
 def _check_training(
-    source: Source,
+    source: ImageDataset,
     augmentation: Augmentation,
     label_smoothing: float,
     chunk: int,
@@ -314,7 +314,7 @@ def _check_training(
         raise ValueError(f"`start_step` must be at least 0. Received: {start_step!r}")
 
 
-def _check_can_share(source: Source, shard: Shard) -> None:
+def _check_can_share(source: ImageDataset, shard: Shard) -> None:
     """Refuses to read a part of a source whose `examples` takes no `Shard`."""
     if shard.is_everything:
         return
@@ -323,7 +323,7 @@ def _check_can_share(source: Source, shard: Shard) -> None:
     except TypeError as error:
         raise ValueError(
             f"Only a part of {source.name} is wanted here, and its `examples` does not take the "
-            "`Shard` that says which. Expected a third argument, as `Source` describes."
+            "`Shard` that says which. Expected a third argument, as `ImageDataset` describes."
         ) from error
 
 
@@ -336,7 +336,7 @@ def _derived_seed(seed: int, purpose: str) -> int:
 # --- Examples --------------------------------------------------------------------------------
 
 
-def _shard_of(source: Source, seed: int | None, start: int, shard: Shard) -> tf.data.Dataset:
+def _shard_of(source: ImageDataset, seed: int | None, start: int, shard: Shard) -> tf.data.Dataset:
     """The examples of one epoch that are wanted, from the place `start` on."""
     if shard.is_everything:
         return source.examples(seed, start)
@@ -344,7 +344,7 @@ def _shard_of(source: Source, seed: int | None, start: int, shard: Shard) -> tf.
 
 
 def _all_epochs(
-    source: Source, global_batch_size: int, seed: int, start_step: int, shard: Shard
+    source: ImageDataset, global_batch_size: int, seed: int, start_step: int, shard: Shard
 ) -> tf.data.Dataset:
     """(position in the run, example) of the wanted ones, without an end.
 
@@ -382,13 +382,13 @@ def _all_epochs(
 
 
 def _decoded_for_evaluation(
-    examples: tf.data.Dataset, settings: ImageSettings, broken: UnreadableImages
+    examples: tf.data.Dataset, settings: ImageSettings, unreadable: UnreadableImages
 ) -> tf.data.Dataset:
     """(image, label, whether it could be read) of each example."""
 
     @_as_written
     def decode(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        image, is_valid = decode_for_evaluation(example["image"], example["name"], settings, broken)
+        image, is_valid = decode_for_evaluation(example["image"], example["name"], settings, unreadable)
         return image, example["label"], is_valid
 
     return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
@@ -407,14 +407,14 @@ def _options() -> tf.data.Options:
 
 
 def _with_stand_ins(
-    images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, broken: UnreadableImages
+    images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, unreadable: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Puts the nearest valid image in each broken one's place; of two, the one it mixes with."""
     count = images.shape[0]
 
     def check(any_valid: tf.Tensor) -> tf.Tensor:
         if not any_valid:
-            broken.refuse_batch(count)
+            unreadable.refuse_batch(count)
         return any_valid
 
     any_valid = tf.py_function(check, [tf.reduce_any(are_valid)], tf.bool)

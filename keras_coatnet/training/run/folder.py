@@ -18,7 +18,7 @@ from keras_coatnet.training.run.checkpoints import CheckpointFolder, RunState
 from keras_coatnet.training.run.lock import locked
 
 if TYPE_CHECKING:
-    from keras_coatnet.training.data.datasets import Source
+    from keras_coatnet.training.data.datasets import ImageDataset
 
 RECIPE, FINAL, BEST = "recipe.json", "final.weights.h5", "best.weights.h5"
 
@@ -73,7 +73,7 @@ class RunFolder:
         self,
         path: pathlib.Path,
         recipe: Recipe,
-        datasets: tuple[Source, Source],
+        datasets: tuple[ImageDataset, ImageDataset],
         engine: Any,
         held: contextlib.ExitStack,
     ) -> None:

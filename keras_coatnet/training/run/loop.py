@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
 from keras_coatnet.training.engine.optimizer import WarmUpSchedule
 from keras_coatnet.training.errors import TrainingError
@@ -55,7 +55,7 @@ class TrainingLoop:
     def __init__(
         self,
         recipe: Recipe,
-        datasets: tuple[Source, Source],
+        datasets: tuple[ImageDataset, ImageDataset],
         folder: RunFolder,
         engine: Any,
         schedule: WarmUpSchedule,
@@ -190,7 +190,7 @@ class TrainingLoop:
             replicas=self.engine.chunks,
             first_replica=first,
             local_replicas=own,
-            broken=self.unreadable,
+            unreadable=self.unreadable,
         )
 
     def _read(self, unread: list[tuple[int, Any, Any]]) -> None:

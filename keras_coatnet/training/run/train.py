@@ -16,7 +16,7 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.files import whole_file
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
-from keras_coatnet.training.data.datasets import Source, describe, open_sources
+from keras_coatnet.training.data.datasets import ImageDataset, describe, open_datasets
 from keras_coatnet.training.data.fingerprint import check_same_data
 from keras_coatnet.training.data.pipeline import UnreadableImages
 from keras_coatnet.training.engine.devices import (
@@ -126,7 +126,7 @@ def train(
         ):
             if alone:
                 held.enter_context(locked(folder))
-            datasets = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
+            datasets = open_datasets(recipe.data, data_dir=data_dir, **recipe.data_options())
             if alone:
                 check_same_data(folder, *datasets)
             EvaluationCounter(datasets[1].classes, recipe.positive)  # raises if there is none
@@ -149,7 +149,7 @@ def train(
         keras.config.set_dtype_policy(policy)
 
 
-def _make_engine(recipe: Recipe, dataset: Source, chosen: Any) -> tuple[Any, WarmUpSchedule]:
+def _make_engine(recipe: Recipe, dataset: ImageDataset, chosen: Any) -> tuple[Any, WarmUpSchedule]:
     """Builds network, optimizer and training step on the devices that were chosen."""
     steps = recipe.epochs * recipe.steps_per_epoch(dataset.count)
     schedule = WarmUpSchedule(

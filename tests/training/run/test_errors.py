@@ -15,7 +15,7 @@ import pytest
 import tensorflow as tf
 
 from keras_coatnet.cli import main
-from keras_coatnet.training import open_sources, progress
+from keras_coatnet.training import open_datasets, progress
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
@@ -412,7 +412,7 @@ def error_line(capfd) -> str:
 
 def break_images(data: pathlib.Path, count: int) -> list[str]:
     """Makes images unreadable that are trained on with the seed 0."""
-    source, _ = open_sources(data)
+    source, _ = open_datasets(data)
     names = [
         item["name"].decode() for item in source.examples(None, 0).take(count).as_numpy_iterator()
     ]
@@ -439,13 +439,13 @@ def test_a_few_broken_images_are_counted(tmp_path, capfd):
 
 def with_sources(monkeypatch, change) -> None:
     """Changes what is trained on, after it was opened."""
-    opened = open_sources
+    opened = open_datasets
 
     def open_and_change(*arguments, **options):
         training, validation = opened(*arguments, **options)
         return change(training), validation
 
-    monkeypatch.setattr(sys.modules[train.__module__], "open_sources", open_and_change)
+    monkeypatch.setattr(sys.modules[train.__module__], "open_datasets", open_and_change)
 
 
 def test_images_that_vanish_are_named(tmp_path, capfd, monkeypatch):

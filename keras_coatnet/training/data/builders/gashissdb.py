@@ -55,7 +55,7 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
     pixels. The splits are `train` and `validation`.
 
     Example, with GasHisSDB.zip or GasHisSDB/160/Abnormal/... in D/downloads/manual:
-        train, validation = open_sources("gashissdb/160", data_dir="D")
+        train, validation = open_datasets("gashissdb/160", data_dir="D")
     """
 
     VERSION = tfds.core.Version("1.0.0")
