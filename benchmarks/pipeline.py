@@ -31,9 +31,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
+from keras_coatnet.training.data.augment import Augmentation
 from keras_coatnet.training.data.datasets import ImageDataset
-from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
+from keras_coatnet.training.data.pipeline import training_dataset
 from keras_coatnet.training.data.randaugment import DRAWS, randaugment
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 SIZE, BATCH, LAYERS, MAGNITUDE = 224, 64, 2, 15
 SLOW_BATCH = 8  # where few images are timed: a batch or two are always ready at the start

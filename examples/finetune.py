@@ -66,13 +66,13 @@ def reload(folder):
     Any other model could be evaluated so.
     """
     import keras_coatnet
-    from keras_coatnet.training import Recipe, evaluate, open_datasets
+    from keras_coatnet.training import Recipe, evaluate, open_sources
 
     recipe = Recipe.load(folder / "recipe.json")
     # The file knows the input's size and the number of classes. A network that has a function of
     # its own is CoAtNet0(weights=...) and so on.
     model = keras_coatnet.CoAtNet(recipe.architecture(), weights=folder / "final.weights.h5")
-    _, held_out = open_datasets(recipe.data, held_out=recipe.held_out, seed=recipe.seed)
+    _, held_out = open_sources(recipe.data, held_out=recipe.held_out, seed=recipe.seed)
     return model, evaluate(model, held_out, recipe.picture_settings())
 
 

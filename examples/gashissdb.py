@@ -51,10 +51,10 @@ def main(arguments=None):
 def evaluate_again(folder, recipe, data_dir):
     """Evaluates the weights that were saved, as `python -m keras_coatnet evaluate --run` does."""
     from keras_coatnet.inference import open_model
-    from keras_coatnet.training import evaluate, open_dataset
+    from keras_coatnet.training import evaluate, open_source
 
     model, _ = open_model(folder / "final.weights.h5")
-    source = open_dataset(recipe.data, "validation", data_dir=data_dir)
+    source = open_source(recipe.data, "validation", data_dir=data_dir)
     found = evaluate(model, source, recipe.picture_settings(), positive=recipe.positive)
     found.save(folder / "evaluation")
     return found

@@ -11,7 +11,9 @@ from typing import Any
 _PUBLIC = {
     "evaluation.evaluate": ("evaluate",),
     "engine.optimizer": ("AdamW", "WarmUpSchedule"),
-    "data.pipeline": ("Augmentation", "UnreadableImages", "evaluation_dataset", "training_dataset"),
+    "data.augment": ("Augmentation",),
+    "data.pipeline": ("evaluation_dataset", "training_dataset"),
+    "data.unreadable": ("UnreadableImages",),
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),
     "engine.remat": ("remat",),

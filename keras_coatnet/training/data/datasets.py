@@ -17,14 +17,14 @@ import tensorflow as tf
 
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
+from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
 from keras_coatnet.training.data.records import (
-    LABEL_EXPECTED,
     Columns,
     find_columns,
+    find_label_error,
     read_records,
 )
 from keras_coatnet.training.data.shard import Shard
-from keras_coatnet.training.engine.devices import keep_tensorflow_off_gpus
 
 
 @dataclasses.dataclass(frozen=True)
@@ -317,10 +317,9 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Imag
     try:  # Splits without labels are common, and have -1 throughout.
         next(iter(examples(None, 0)))
     except tf.errors.InvalidArgumentError as error:
-        reason = re.search(rf"{LABEL_EXPECTED}[^]]*", error.message)
         raise ValueError(
             f"The split {split!r} of the data set {data!r} cannot be used. "
-            f"{reason[0] if reason else error.message}"
+            f"{find_label_error(error) or error.message}"
         ) from error
     fingerprint = f"{builder.info.full_name}, {split}"
     return ImageDataset(f"{data}, {split}", count, columns.classes, examples, fingerprint)

@@ -16,21 +16,10 @@ import tensorflow as tf
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.training.data.augment import Augmentation, flip, mix
 from keras_coatnet.training.data.datasets import ImageDataset
-from keras_coatnet.training.data.decode import (
-    UnreadableImages,
-    decode_for_evaluation,
-    decode_for_training,
-)
+from keras_coatnet.training.data.decode import decode_for_evaluation, decode_for_training
 from keras_coatnet.training.data.randaugment import DRAWS, randaugment
 from keras_coatnet.training.data.shard import Shard
-
-__all__ = [
-    "Augmentation",
-    "UnreadableImages",
-    "evaluation_dataset",
-    "padded_evaluation_dataset",
-    "training_dataset",
-]
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 _ELEMENT = {
     "image": tf.TensorSpec([], tf.string),
@@ -388,7 +377,9 @@ def _decoded_for_evaluation(
 
     @_as_written
     def decode(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        image, is_valid = decode_for_evaluation(example["image"], example["name"], settings, unreadable)
+        image, is_valid = decode_for_evaluation(
+            example["image"], example["name"], settings, unreadable
+        )
         return image, example["label"], is_valid
 
     return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)

@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import json
 import os
-import warnings
 from collections.abc import Callable
 from typing import Any
 
 import keras
 
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
 from keras_coatnet.training.engine.optimizer import AdamW
 from keras_coatnet.training.recipe import Recipe
 
@@ -69,27 +69,6 @@ def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None =
     if backend == "jax":
         return _jax_distribution(strategy, devices, recipe)
     return _tensorflow_strategy(strategy, devices)
-
-
-def keep_tensorflow_off_gpus() -> None:
-    """Hides the GPUs from TensorFlow where it only reads the data: it would take their memory.
-
-    To be called before TensorFlow computes anything. It does nothing on the backend tensorflow. If
-    TensorFlow holds GPUs already, it warns.
-    """
-    if keras.backend.backend() == "tensorflow":
-        return
-    import tensorflow as tf
-
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        warnings.warn(
-            "TensorFlow, which reads the data, has started already and keeps memory of the GPUs "
-            f"from {keras.backend.backend()}. Call tf.config.set_visible_devices([], 'GPU') right "
-            "after the import of tensorflow.",
-            stacklevel=3,
-        )
 
 
 def in_cluster(chosen: Any) -> bool:

@@ -13,7 +13,8 @@ import tensorflow as tf
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.inference import check_classifier, class_scores
 from keras_coatnet.training.data.datasets import ImageDataset
-from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
+from keras_coatnet.training.data.pipeline import padded_evaluation_dataset
+from keras_coatnet.training.data.unreadable import UnreadableImages
 from keras_coatnet.training.errors import TrainingError, explain_errors
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
 from keras_coatnet.training.progress import Progress

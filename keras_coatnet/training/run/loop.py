@@ -12,8 +12,10 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
+from keras_coatnet.training.data.augment import Augmentation
 from keras_coatnet.training.data.datasets import ImageDataset
-from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
+from keras_coatnet.training.data.pipeline import training_dataset
+from keras_coatnet.training.data.unreadable import UnreadableImages
 from keras_coatnet.training.engine.optimizer import WarmUpSchedule
 from keras_coatnet.training.errors import TrainingError
 from keras_coatnet.training.evaluation.evaluate import evaluate_engine

@@ -18,7 +18,7 @@ from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data.datasets import ImageDataset, describe, open_datasets
 from keras_coatnet.training.data.fingerprint import check_same_data
-from keras_coatnet.training.data.pipeline import UnreadableImages
+from keras_coatnet.training.data.unreadable import UnreadableImages
 from keras_coatnet.training.engine.devices import (
     check_batch,
     choose_devices,

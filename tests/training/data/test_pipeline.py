@@ -12,16 +12,15 @@ import tensorflow as tf
 from PIL import Image
 
 from keras_coatnet.images import load_image
-from keras_coatnet.training.data import pipeline
+from keras_coatnet.training.data.augment import Augmentation
 from keras_coatnet.training.data.datasets import ImageDataset, open_dataset
 from keras_coatnet.training.data.pipeline import (
-    Augmentation,
-    UnreadableImages,
     evaluation_dataset,
     padded_evaluation_dataset,
     training_dataset,
 )
 from keras_coatnet.training.data.shard import Shard
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -240,7 +239,9 @@ def test_a_worker_evaluates_the_files_of_its_own_images_alone(folder, opened):
 
 def test_a_source_that_cannot_be_shared_is_refused():
     source = _source()
-    alone = ImageDataset("own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start))
+    alone = ImageDataset(
+        "own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start)
+    )
     assert len(_take(_training(alone), 1)) == 1
     for make in (_training, _evaluation):
         with pytest.raises(ValueError, match="own data .* does not take the `Shard`"):
@@ -536,7 +537,11 @@ def test_unreadable_images_count_once_and_up_to_the_limit():
     unreadable = UnreadableImages(limit=1)
     for _ in range(3):
         unreadable.add("a", "cut off")
-    assert unreadable.names == ["a"] and unreadable.reasons == {"a": "cut off"} and unreadable.error is None
+    assert (
+        unreadable.names == ["a"]
+        and unreadable.reasons == {"a": "cut off"}
+        and unreadable.error is None
+    )
     with pytest.raises(ValueError, match=r"2 images .* limit of 1: a \(cut off\), b \(empty\)"):
         unreadable.add("b", "empty")
     with pytest.raises(ValueError, match="2 images"):
@@ -621,7 +626,9 @@ def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
     )
     padded = [
         np.concatenate(part)
-        for part in zip(*_evaluation(_source(contents), unreadable=UnreadableImages(1)), strict=True)
+        for part in zip(
+            *_evaluation(_source(contents), unreadable=UnreadableImages(1)), strict=True
+        )
     ]
     images, labels, weights = padded
     for _ in range(2):  # of which the second is another epoch's validation
@@ -671,13 +678,3 @@ def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
         options = dataset.options()
         policy = options.experimental_distribute.auto_shard_policy
         assert options.deterministic and policy == tf.data.experimental.AutoShardPolicy.OFF
-
-
-def test_names_that_the_trainer_uses_are_here():
-    assert set(pipeline.__all__) == {
-        "Augmentation",
-        "UnreadableImages",
-        "evaluation_dataset",
-        "padded_evaluation_dataset",
-        "training_dataset",
-    }
