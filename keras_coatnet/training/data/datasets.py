@@ -1,7 +1,7 @@
-"""Where training examples come from: folders of images and data sets of tensorflow-datasets.
+"""Opens data sets: folders of images, IDX files, and data sets of tensorflow-datasets.
 
-An `ImageDataset` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
-them, and what may be wrong with them, is the input pipeline's.
+An `ImageDataset` yields encoded images, one epoch at a time, in an order that a seed decides. The
+input pipeline decodes them, and handles those that cannot be read.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ import tensorflow as tf
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
 from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
+from keras_coatnet.training.data.held_out import count_held_out
 from keras_coatnet.training.data.records import (
     Columns,
     find_columns,
@@ -32,20 +33,20 @@ class ImageDataset:
     """A set of labeled images.
 
     Attributes:
-        name: what it is, for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
+        name: its name for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
         count: how many examples there are.
         classes: names of the classes, in the order of their labels.
-        examples: called with `(seed, start)`, gives one epoch as a `tf.data.Dataset` of
+        examples: a function of `(seed, start)` that returns one epoch as a `tf.data.Dataset` of
             `{"image": scalar string, the encoded file; "label": scalar int64; "name": scalar
-            string, the path, file name or record's id}`. `seed`, at least 0, decides the order and
-            nothing else does, on any machine; None is the order on disk. `start` examples are left
-            out at the beginning, at no cost for folders, by reading past them for others.
-            Where several processes read one data set, it is called with `(seed, start, shard)` and
-            gives those examples alone that the `sharding.Shard` holds, in the same order; the
-            files of a folder's other images are not opened. A source that has to read all
-            examples ends with `return shard.filter(dataset, start)`.
-        fingerprint: equal for two sources of the same names and labels, wherever they lie; empty if
-            it is not known.
+            string, the path, file name or record's id}`. The order depends on `seed` (at least 0)
+            only, on every machine; None is the order on disk. The first `start` examples are left
+            out: folders skip them at no cost, others read past them.
+            For several processes it also takes a third argument, a `shard.Shard`, and returns only
+            the examples that the shard holds, in the same order; folders do not open the other
+            files. A function that has to read all examples ends with
+            `return shard.filter(dataset, start)`.
+        fingerprint: equal for two data sets with the same names and labels, wherever they are;
+            empty if unknown.
     """
 
     name: str
@@ -113,26 +114,22 @@ def open_datasets(
     root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
-            parts = idx.open_parts(root, train_split, validation_split, held_out, seed)
-            return tuple(map(_from_digits, parts))
+            train, validation = idx.open_parts(root, train_split, validation_split, held_out, seed)
+            return _from_digits(train), _from_digits(validation)
         pair = folders.find_pair(root, train_split, validation_split)
         if pair is None:
-            everything = folders.read_folder(root, classes)
-            train, validation = folders.hold_out(everything, held_out, seed)
-            kept, held = "all others", f"{held_out:,.0f} images held out"
-            if held_out < 1:
-                kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
-            return _from_folder(train, f"{root}, {kept}"), _from_folder(
-                validation, f"{root}, {held}"
-            )
-        train, validation = (folders.read_folder(part, classes) for part in pair)
-        folders.check_same_classes(train, validation)
-        return _from_folder(train), _from_folder(validation)
+            return _hold_out(folders.read_folder(root, classes), held_out, seed)
+        first, second = (folders.read_folder(part, classes) for part in pair)
+        folders.check_same_classes(first, second)
+        return _from_folder(first), _from_folder(second)
     wanted = _names_in(train_split or "train") + _names_in(validation_split or "validation")
     builder = prepared.prepare(data, data_dir, wanted)
-    splits = _default_splits(builder, train_split, validation_split, held_out)
+    first, second = _default_splits(builder, train_split, validation_split, held_out)
     columns = find_columns(builder)
-    return tuple(_from_builder(data, builder, columns, split) for split in splits)
+    return (
+        _from_builder(data, builder, columns, first),
+        _from_builder(data, builder, columns, second),
+    )
 
 
 def open_dataset(
@@ -216,6 +213,19 @@ def describe(training: ImageDataset, validation: ImageDataset) -> str:
 # --- Folders ----------------------------------------------------------------------------------
 
 
+def _hold_out(
+    folder: folders.Folder, held_out: float, seed: int
+) -> tuple[ImageDataset, ImageDataset]:
+    train, validation = folders.hold_out(folder, held_out, seed)
+    kept, held = "all others", f"{held_out:,.0f} images held out"
+    if held_out < 1:
+        kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+    return (
+        _from_folder(train, f"{folder.root}, {kept}"),
+        _from_folder(validation, f"{folder.root}, {held}"),
+    )
+
+
 def _from_folder(folder: folders.Folder, name: str | None = None) -> ImageDataset:
     with tf.device("CPU"):
         paths = tf.constant(folder.paths)
@@ -283,16 +293,16 @@ def _default_splits(
         train = names[0] if nameless else "train"
     if validation is None:
         validation = next((name for name in ("validation", "test") if name in names), None)
-    if validation is None:
-        if train not in names:
-            raise ValueError(
-                f"The data set {builder.info.full_name!r} has no split for validation. It has: "
-                f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
-            )
-        count = builder.info.splits[train].num_examples
-        kept = count - folders.count_held_out(held_out, count, builder.info.full_name)
-        train, validation = f"{train}[:{kept}]", f"{train}[{kept}:]"
-    return train, validation
+    if validation is not None:
+        return train, validation
+    if train not in names:
+        raise ValueError(
+            f"The data set {builder.info.full_name!r} has no split for validation. It has: "
+            f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
+        )
+    count = builder.info.splits[train].num_examples
+    kept = count - count_held_out(held_out, count, builder.info.full_name)
+    return f"{train}[:{kept}]", f"{train}[{kept}:]"
 
 
 def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> ImageDataset:
