@@ -7,6 +7,7 @@ import dataclasses
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import keras
 import numpy as np
@@ -26,7 +27,7 @@ _READERS = 4
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The scores of one image.
 
     Attributes:
         path: the image's file.
@@ -45,24 +46,25 @@ class Prediction:
 def open_model(
     weights: str | os.PathLike, architecture: str | CoAtNetConfig | None = None
 ) -> tuple[keras.Model, ImageSettings]:
-    """Opens a classifier by name or from a file, and says how its images are made ready.
+    """Opens a classifier by name or from a file, with the settings of its images.
 
     Args:
-        weights: the name of one of `keras_coatnet.checkpoints()`, which is fetched first if need
-            be; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors` or
-            `.h5` file.
-        architecture: the network of a file of weights, a name out of
-            `keras_coatnet.architectures()` or a `CoAtNetConfig`. Only files of other libraries need
-            it: weights saved from a model of this package know theirs.
+        weights: one of `keras_coatnet.checkpoints()`, which is downloaded if it is not in the
+            cache; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors`
+            or `.h5` file.
+        architecture: the network of a file of weights: one of `keras_coatnet.architectures()` or a
+            `CoAtNetConfig`. Only files of other libraries need it, because files that this package
+            saved name their network.
 
     Returns:
-        The model, and the `ImageSettings` that its accuracy was measured with; of a file, its
-        input's size and the defaults. It takes raw pixels, unless it was saved from a CoAtNet with
-        include_preprocessing=False; `class_scores` and `predict_images` know.
+        The model, and the `ImageSettings` that its accuracy was measured with (for a file, the
+        input size of the model and the defaults). The model takes raw pixels, unless it was saved
+        from a CoAtNet with include_preprocessing=False, which `class_scores` and `predict_images`
+        handle.
 
     Raises:
-        ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
-            known, or it has no classifier.
+        ValueError: there is no such checkpoint or file, it cannot be loaded, its network is
+            unknown, or it has no classifier.
 
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
@@ -83,9 +85,10 @@ def open_model(
 def _load_whole_model(path: pathlib.Path) -> keras.Model:
     keras_files.read_identity(path)  # refuses what is not safe to load
     try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises what the first part that fails does
+        model: Any = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # of any type: Keras passes on what a layer raises
         raise ValueError(f"{path} cannot be loaded: {error}") from error
+    return model
 
 
 def _open_checkpoint(
@@ -112,17 +115,17 @@ def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
 
 
 def default_settings(model: keras.Model) -> ImageSettings:
-    """How images are made ready for a model of which nothing else is known.
+    """Returns how to prepare images for a model, from its input shape alone.
 
     Args:
         model: a model that takes (batch, height, width, 3).
 
     Returns:
-        `ImageSettings` of the model's size, or of the size that a CoAtNet of unknown height and
-        width is for, with `crop_pct=0.95` of the middle.
+        `ImageSettings` with the model's input size and the defaults. If the model takes any size,
+        the size is that of its architecture, or 224.
 
     Raises:
-        ValueError: the model takes something else.
+        ValueError: the model does not take batches of RGB images.
 
     Example:
         >>> default_settings(CoAtNet("coatnet0")).size
@@ -136,8 +139,7 @@ def default_settings(model: keras.Model) -> ImageSettings:
         )
     config = getattr(model, "architecture", None)
     sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
-    known = zip(shape[1:3], sides, strict=True)
-    return ImageSettings(tuple(side or default for side, default in known))
+    return ImageSettings((shape[1] or sides[0], shape[2] or sides[1]))
 
 
 # --- Predictions -----------------------------------------------------------------------------
@@ -149,21 +151,19 @@ def predict_images(
     settings: ImageSettings | None = None,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
-    """Classifies images, a batch at a time; the next is read while one is computed.
+    """Classifies images in batches; the next batch is read while one is computed.
 
     Args:
-        model: a classifier: (batch, height, width, 3) to (batch, classes). Where its last layer
-            gives logits, the scores are their softmax. It takes raw pixels, or has a
-            CoAtNet inside that knows what it takes, as for `class_scores`.
-        paths: the images' files.
-        settings: how they are made ready; None: `default_settings(model)`.
-        batch_size: images that the model sees at once, at least 1.
+        model: a classifier: (batch, height, width, 3) to (batch, classes), see `class_scores`.
+        paths: the image files.
+        settings: how to prepare the images; `None`: `default_settings(model)`.
+        batch_size: number of images in a batch, at least 1.
 
     Yields:
-        A `Prediction` for each path, in their order, also for those that cannot be read.
+        A `Prediction` for each path, in order, also for files that cannot be read.
 
     Raises:
-        ValueError: the model is no classifier of images, or `batch_size` is below 1.
+        ValueError: the model does not classify images, or `batch_size` is below 1.
 
     Example:
         >>> from skimage import data
@@ -195,17 +195,17 @@ def predict_images(
 
 
 def check_classifier(model: keras.Model) -> int:
-    """Checks that a model is a classifier, and that the pixels which it takes are known.
+    """Checks that a model is a classifier, and that it is known which pixels it takes.
 
     Args:
         model: a model.
 
     Returns:
-        How many classes it tells apart.
+        The number of classes.
 
     Raises:
-        ValueError: its output is not (batch, classes), or a CoAtNet without preprocessing stands
-            in it behind layers that may or may not normalize.
+        ValueError: the output is not (batch, classes), or the model contains a CoAtNet without
+            preprocessing after layers that may or may not normalize the pixels.
 
     Example:
         >>> check_classifier(CoAtNet("coatnet0"))
@@ -234,20 +234,20 @@ def _predict_group(
 
 
 def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """What a classifier says of images.
+    """Computes the scores of a batch of images.
 
     Args:
-        model: a classifier: a CoAtNet, also fused, or a model with one inside. Where that was built
-            without preprocessing, the pixels are normalized for it, unless a layer before it does
+        model: a classifier: a CoAtNet, also fused, or a model that contains one. If that was built
+            without preprocessing, the pixels are normalized first, unless a layer before it does
             so. Any other model takes raw pixels.
         images: (batch, height, width, 3), raw pixels, 0 to 255.
 
     Returns:
-        (batch, classes), float32: the model's output, or the softmax of its logits, wherever in the
-        model the last layer stands.
+        (batch, classes), float32: the model's output, or its softmax if the last layer returns
+        logits, also where that layer belongs to a model inside the model.
 
     Raises:
-        ValueError: nobody can know which pixels the model takes, or whether it gives logits.
+        ValueError: it is unknown which pixels the model takes, or whether it returns logits.
 
     Example:
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -258,7 +258,8 @@ def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
     pixels = images.astype("float32")
     config = normalization_before(model)
     if config is not None:
-        mean, std = np.float32(config.pixel_mean), np.float32(config.pixel_std)
+        mean = np.array(config.pixel_mean, "float32")
+        std = np.array(config.pixel_std, "float32")
         if len(mean) != pixels.shape[-1]:
             mean, std = mean.mean(), std.mean()
         pixels = (pixels / 255.0 - mean) / std

@@ -1,6 +1,7 @@
-"""What is done to training images: the choices, and those parts that work on whole batches.
+"""How training images are augmented: the choices, flips, and mixing within a batch.
 
-The crop is in `decoding`, since it is part of reading; RandAugment is in `randaugment`.
+Crops are in `decode`, because a JPEG's crop is part of its decoding; RandAugment is in
+`randaugment`.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ CROPS = ("random_resized", "center", "whole")
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images.
+    """How training images are augmented.
 
     Args:
         crop: `"random_resized"`: a random part of random area and proportions, resized (Szegedy et
@@ -27,7 +28,7 @@ class Augmentation:
         aspect: width over height of a random crop, at least and at most.
         center_ratio: share of the shorter side that `"center"` keeps; also of a random crop where
             none could be fitted in.
-        flip: whether every second image, on average, is mirrored left to right.
+        flip: whether to mirror images left to right, each with a probability of 1/2.
         randaugment_layers: how many random operations of RandAugment follow; 0: none.
         randaugment_magnitude: how strong they are, 0 to 30 on the scale of the TPU EfficientNet
             code; what it means for each operation is in `keras_coatnet.training.data.randaugment`.
@@ -73,7 +74,7 @@ class Augmentation:
         self._require("aspect", 0 < self.aspect[0] <= self.aspect[1] <= 100, "0 < least <= most")
         for field in ("mixup", "cutmix"):
             value = getattr(self, field)
-            # Below, both of Beta's gamma variates may fall under the smallest positive number.
+            # With a smaller alpha, both gamma variates of Beta may underflow to 0.
             self._require(field, value == 0 or 0.01 <= value <= 100, "0 (none), or 0.01 to 100")
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
@@ -87,7 +88,7 @@ class Augmentation:
 
 
 def _two_numbers(argument: str, value: Any) -> tuple[float, float]:
-    """A pair as a tuple; a recipe that was saved has a list."""
+    """Returns a pair as a tuple; a recipe that was saved as JSON has a list."""
     try:
         first, second = (number(argument, part) for part in value)
     except (TypeError, ValueError) as error:
@@ -120,8 +121,8 @@ def mix(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mixes neighbors, 0 with 1, 2 with 3 and so on, by mixup or CutMix.
 
-    Each of a pair keeps the same share of itself. The shares of a whole global batch are drawn at
-    once, so that they do not depend on how it is cut into chunks.
+    Both images of a pair keep the same share of themselves. The shares of the whole global batch
+    are drawn at once, so that they do not depend on how it is divided into chunks.
 
     Args:
         images: (batch, height, width, 3), uint8, of known shape; an even batch.
@@ -135,6 +136,7 @@ def mix(
         (batch, height, width, 3), float32, and (batch, classes), float32.
     """
     count, height, width = images.shape[:3]
+    assert count is not None  # the pipeline drops the remainder of an epoch
     pairs = count // 2
     drawn = _mixing_shares(augmentation, seed, total // 2)
     share, cuts, y, x = (values[first // 2 : first // 2 + pairs] for values in drawn)
@@ -153,7 +155,7 @@ def mix(
 
 
 def _mixing_shares(augmentation, seed, pairs):
-    """For each pair: the share that one keeps of itself, whether it is cut, and a box's center."""
+    """Draws for each pair: an image's share of itself, whether to use CutMix, a box's center."""
     gamma_seed, cut_seed, place_seed = tf.unstack(tf.random.split(seed, num=3))
     if augmentation.mixup > 0 and augmentation.cutmix > 0:
         cuts = tf.random.stateless_uniform([pairs], cut_seed) < 0.5

@@ -287,10 +287,10 @@ def _names_in(split: str) -> list[str]:
 def _default_splits(
     builder: Any, train: str | None, validation: str | None, held_out: float
 ) -> tuple[str, str]:
-    names = list(builder.info.splits)
+    names = list(map(str, builder.info.splits))
     if train is None:
-        nameless = len(names) == 1 and names[0] not in ("validation", "test")
-        train = names[0] if nameless else "train"
+        is_only_split = len(names) == 1 and names[0] not in ("validation", "test")
+        train = names[0] if is_only_split else "train"
     if validation is None:
         validation = next((name for name in ("validation", "test") if name in names), None)
     if validation is not None:

@@ -66,8 +66,8 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
     """Lists the images of a folder that holds one sub-folder for each class.
 
     Images (.bmp, .gif, .jpeg, .jpg, .png, in either case) may lie in further folders below their
-    class, also in folders that are links. Hidden files and folders are skipped. Other files are left
-    out with a warning.
+    class, also in folders that are links. Hidden files and folders are skipped. Other files are
+    left out with a warning.
 
     The classes are ordered by name, those of ImageNet as its public checkpoints order them.
 
@@ -240,8 +240,8 @@ def _called(
     found = [name for name in names if _PART_ENDING.sub("", name.lower()) in synonyms]
     if len(found) > 1 and any(subfolders(root / name) for name in found):
         raise ValueError(
-            f"{root} has {len(found)} sub-folders that may be for {purpose}: {some_names(found)}. Name "
-            "the one that is meant (--train-split, --validation-split; --split of evaluate)."
+            f"{root} has {len(found)} sub-folders that may be for {purpose}: {some_names(found)}. "
+            "Name the one that is meant (--train-split, --validation-split; --split of evaluate)."
         )
     return found[0] if found else None
 

@@ -13,8 +13,8 @@ import tensorflow as tf
 from keras_coatnet.training.data.prepared import import_tfds
 from keras_coatnet.training.data.shard import Shard
 
-# Marks the message about a wrong label. Labels are checked inside TensorFlow's graph, where an error
-# cannot have a class of its own: it arrives as an InvalidArgumentError, with more text around it.
+# Marks the message about a wrong label. Labels are checked inside TensorFlow's graph, where errors
+# have no class of their own: it arrives as an InvalidArgumentError, with more text around it.
 _LABEL_ERROR = "LabelError: "
 
 _MOST_SCANNED = 1_000_000  # labels that are read to learn how many classes there are
