@@ -15,7 +15,7 @@ from keras_coatnet.training.data.shard import Shard
 
 # Marks the message about a wrong label. Labels are checked inside TensorFlow's graph, where errors
 # have no class of their own: it arrives as an InvalidArgumentError, with more text around it.
-_LABEL_ERROR = "LabelError: "
+LABEL_ERROR = "LabelError: "
 
 _MOST_SCANNED = 1_000_000  # labels that are read to learn how many classes there are
 
@@ -189,7 +189,7 @@ def find_label_error(error: tf.errors.OpError) -> str | None:
         What was expected for which record, and what was received; `None` if the error has another
         cause.
     """
-    found = re.search(rf"{_LABEL_ERROR}(.*)\]", error.message)
+    found = re.search(rf"{LABEL_ERROR}(.*)\]", error.message)
     return found[1] if found else None
 
 
@@ -227,7 +227,7 @@ def _reader(columns: Columns) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.T
         labels = tf.reshape(tf.cast(record[columns.label], "int64"), [-1])
         fits = (tf.size(labels) == 1) & tf.reduce_all((labels >= 0) & (labels <= highest))
         received = tf.strings.reduce_join(tf.strings.as_string(labels), separator=", ")
-        expected = f"{_LABEL_ERROR}Expected one label from 0 to {highest} for "
+        expected = f"{LABEL_ERROR}Expected one label from 0 to {highest} for "
         wrong = [expected, name, ". Received: ", received]
         with tf.control_dependencies([tf.debugging.Assert(fits, [tf.strings.join(wrong)])]):
             return {"image": record[columns.image], "label": labels[0], "name": tf.identity(name)}

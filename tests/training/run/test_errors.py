@@ -16,6 +16,7 @@ import tensorflow as tf
 
 from keras_coatnet.cli import main
 from keras_coatnet.training import open_datasets, progress
+from keras_coatnet.training.data.records import LABEL_ERROR
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
@@ -468,7 +469,7 @@ def test_wrong_labels_are_named(recipe, tmp_path, capfd, monkeypatch):
     def mislabel(source):
         def check(item):
             fits = item["label"] != 3
-            with tf.control_dependencies([tf.debugging.Assert(fits, [text])]):
+            with tf.control_dependencies([tf.debugging.Assert(fits, [LABEL_ERROR + text])]):
                 return {**item, "label": tf.identity(item["label"])}
 
         return dataclasses.replace(
