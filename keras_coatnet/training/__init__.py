@@ -10,7 +10,8 @@ from typing import Any
 
 _PUBLIC = {
     "evaluation.evaluate": ("evaluate",),
-    "engine.optimizer": ("AdamW", "WarmUpSchedule"),
+    "engine.optimizer": ("AdamW",),
+    "engine.schedule": ("WarmUpSchedule",),
     "data.pipeline": ("Augmentation", "UnreadableImages", "evaluation_dataset", "training_dataset"),
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),

@@ -15,18 +15,20 @@ from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
+from keras_coatnet.training.choices import (
+    CROPS,
+    DTYPE_POLICIES,
+    FREEZES,
+    LABELINGS,
+    LOSSES,
+    NAN_POLICIES,
+    SCHEDULES,
+)
 
 if TYPE_CHECKING:
     from keras_coatnet.inference import ImageSettings
 
-SCHEDULES = ("cosine", "linear", "constant")
-LOSSES = ("softmax", "sigmoid")
-CROPS = ("random_resized", "center", "whole")
-FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
-PRECISIONS = ("float32", "mixed_bfloat16")
 CROP_MODES = ("center", "squash")
-LABELINGS = ("present", "imagenet")
-NAN_POLICIES = ("stop", "skip")
 
 
 def _field(default: Any, help: str, choices: tuple | None = None, decides: bool = True) -> Any:
@@ -113,7 +115,7 @@ class Recipe:
 
     # What the machine needs. With another `gradient_accumulation_steps`, BatchNorm takes its statistics from parts
     # of another size, and other blocks are dropped at random; all else is rounding.
-    precision: str = _field("float32", "what layers compute in", PRECISIONS)
+    precision: str = _field("float32", "what layers compute in", DTYPE_POLICIES)
     gradient_accumulation_steps: int = _running(
         1, "parts in which a device computes its share of a batch; BatchNorm sees one at a time"
     )

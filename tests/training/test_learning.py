@@ -24,8 +24,8 @@ from keras_coatnet.training import (
     remat,
     train,
 )
-from keras_coatnet.training.engine.optimizer import freeze, layer_rate_scales
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
+from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from tests import helpers, timm_models
 from tests.training import tars
 

@@ -11,8 +11,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_coatnet.arguments import boolean, choice, number, whole_number
-
-CROPS = ("random_resized", "center", "whole")
+from keras_coatnet.training.choices import CROPS
 
 
 @dataclasses.dataclass(frozen=True)

@@ -19,7 +19,7 @@ import numpy as np
 
 from keras_coatnet.arguments import as_python, whole_number
 from keras_coatnet.labels import class_names
-from keras_coatnet.training.recipe import LABELINGS
+from keras_coatnet.training.choices import LABELINGS
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 # Formats that a data set may well be in, and that would otherwise be left out as "no images".

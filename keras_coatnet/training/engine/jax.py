@@ -11,7 +11,9 @@ import keras
 import numpy as np
 
 from keras_coatnet.model import CoAtNetModel
-from keras_coatnet.training.engine.optimizer import AdamW, average_share, per_example_loss
+from keras_coatnet.training.engine.average import momentum_at
+from keras_coatnet.training.engine.losses import per_example_loss
+from keras_coatnet.training.engine.optimizer import AdamW
 from keras_coatnet.training.engine.state import check_same_keys, named_variables, numbered
 from keras_coatnet.training.recipe import Recipe
 
@@ -151,7 +153,7 @@ class JaxEngine:
         trainable, optimizer = self.optimizer.stateless_apply(optimizer, gradients, trainable)
         if averages:
             iterations = optimizer[self._iterations_index()]
-            share = average_share(self.recipe.ema, iterations)
+            share = momentum_at(iterations, self.recipe.ema)
             current = self._averaged([*trainable, *others])
             averages = [v + (a - v) * share for a, v in zip(averages, current, strict=True)]
         return trainable, optimizer, averages, norm

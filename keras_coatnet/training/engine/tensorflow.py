@@ -16,8 +16,10 @@ import numpy as np
 import tensorflow as tf
 
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.training.engine.average import momentum_at
 from keras_coatnet.training.engine.devices import is_chief
-from keras_coatnet.training.engine.optimizer import AdamW, average_share, per_example_loss
+from keras_coatnet.training.engine.losses import per_example_loss
+from keras_coatnet.training.engine.optimizer import AdamW
 from keras_coatnet.training.engine.state import check_same_keys, named_variables, numbered
 from keras_coatnet.training.recipe import Recipe
 
@@ -226,7 +228,7 @@ class TensorFlowEngine:
     def _update_averages(self) -> None:
         if not self._averages:
             return
-        share = average_share(self.recipe.ema, self.optimizer.iterations)
+        share = momentum_at(self.optimizer.iterations, self.recipe.ema)
 
         def mix(average: tf.Variable, value: Any, share: Any) -> None:
             average.assign(value + (average - value) * share)

@@ -36,8 +36,9 @@ from keras_coatnet.training.engine.devices import (
     is_chief,
     make_engine,
 )
-from keras_coatnet.training.engine.optimizer import AdamW, WarmUpSchedule, freeze, layer_rate_scales
+from keras_coatnet.training.engine.optimizer import AdamW
 from keras_coatnet.training.engine.remat import remat
+from keras_coatnet.training.engine.schedule import WarmUpSchedule
 from keras_coatnet.training.evaluation import plots
 from keras_coatnet.training.evaluation.evaluate import evaluate_engine
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
@@ -51,6 +52,7 @@ from keras_coatnet.training.run.errors import (
 )
 from keras_coatnet.training.run.lock import locked
 from keras_coatnet.training.run.log import Progress, RunLog, read_history, summary
+from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from keras_coatnet.weights.source import find_source
 
 _MOST_UNREAD = 16  # steps whose losses are left on the device
