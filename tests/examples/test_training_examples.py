@@ -62,7 +62,12 @@ def test_imagenet_from_its_tars(tmp_path, smallest, capsys):
     """The paper's recipe, from a file that makes it small; and a batch that changes its rates."""
     tars.write_imagenet(tmp_path / "data")
     small = find_recipe("in1k_pretrain").replace(
-        model=str(smallest), image_size=32, epochs=2, batch_size=16, learning_rate=1e-3, ema=0.9
+        model=str(smallest),
+        image_size=32,
+        epochs=2,
+        batch_size=16,
+        learning_rate=1e-3,
+        ema_momentum=0.9,
     )
     small.save(tmp_path / "small.json")
     arguments = ("--recipe", tmp_path / "small.json", "--data-dir", tmp_path / "data")

@@ -58,8 +58,8 @@ def trained(tmp_path_factory, imagenet, small):
     done = run(
         *("train", "in1k_pretrain", "--model", small, "--data-dir", imagenet, "--output", output),
         *("--image-size", 32, "--batch-size", 16, "--epochs", 40, "--learning-rate", 5e-3),
-        *("--evaluation-epochs", 20, "--log-steps", 10, "--precision", "float32"),
-        *("--randaugment-layers", 0, "--stochastic-depth", 0, "--warmup", 0.05),
+        *("--evaluation-epochs", 20, "--log-steps", 10, "--dtype-policy", "float32"),
+        *("--randaugment-num-ops", 0, "--stochastic-depth", 0, "--warmup", 0.05),
     )
     assert done.returncode == 0, done.stderr[-3000:]
     return output, done
@@ -245,7 +245,7 @@ def test_a_batch_that_the_data_cannot_fill(capsys, tmp_path, flowers):
         ("--mixup", 0.001, "`mixup` must be 0 (none), or 0.01 to 100"),
         ("--cutmix", 200, "`cutmix` must be 0 (none), or 0.01 to 100"),
         ("--label-smoothing", 1, "`label_smoothing` must be at least 0 and below 1"),
-        ("--randaugment-layers", 17, "`randaugment_layers` must be from 0 to 16"),
+        ("--randaugment-num-ops", 17, "`randaugment_num_ops` must be from 0 to 16"),
         ("--randaugment-magnitude", 31, "`randaugment_magnitude` must be from 0 to 30"),
         ("--learning-rate", "inf", "`learning_rate` must be above 0"),
     ],
@@ -416,8 +416,14 @@ def test_every_recipe_is_listed_and_every_field_is_an_option(capsys):
 
 def test_overrides_reach_the_effective_recipe(capsys):
     cli.main(
-        "train in1k_pretrain --ema 0.99 --no-flip --clip-norm none --batch-size 2048 --dry-run".split()
+        "train in1k_pretrain --ema-momentum 0.99 --no-flip --global-clipnorm none "
+        "--batch-size 2048 --dry-run".split()
     )
     shown = dict(line.split(maxsplit=1) for line in capsys.readouterr().out.splitlines())
-    expected = {"ema": "0.99", "flip": "False", "clip_norm": "None", "learning_rate": "0.0005"}
+    expected = {
+        "ema_momentum": "0.99",
+        "flip": "False",
+        "global_clipnorm": "None",
+        "learning_rate": "0.0005",
+    }
     assert {name: shown[name] for name in expected} == expected

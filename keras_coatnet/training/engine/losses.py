@@ -35,5 +35,5 @@ def per_example_loss(kind: str, labels: Tensor, logits: Tensor) -> Tensor:
     if kind == "softmax":
         return ops.negative(ops.sum(labels * ops.log_softmax(logits, axis=-1), axis=-1))
     # max(x, 0) - x y + log(1 + exp(-|x|)): no overflow on either side.
-    losses = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(-ops.abs(logits)))
+    losses = ops.relu(logits) - logits * labels + ops.log1p(ops.exp(ops.negative(ops.abs(logits))))
     return ops.sum(losses, axis=-1)

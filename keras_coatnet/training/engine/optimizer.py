@@ -23,7 +23,7 @@ NO_DECAY = (r"bias$", r"gamma$", r"beta$", r"scale$", r"/position/table$")
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class AdamW(keras.optimizers.AdamW):
-    """Keras's AdamW with a learning rate for each layer, and without decay where there should be none.
+    """Keras's AdamW with a learning rate for each layer, and without decay of biases and norms.
 
     Args:
         learning_rate: a number or a schedule.

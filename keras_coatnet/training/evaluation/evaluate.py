@@ -13,6 +13,7 @@ import tensorflow as tf
 from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
 from keras_coatnet.training.data.datasets import Source
 from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
 from keras_coatnet.training.run.errors import TrainingError, in_words
 from keras_coatnet.training.run.log import Progress
@@ -86,7 +87,7 @@ def evaluate(
 
 
 def evaluate_engine(
-    engine: Any,
+    engine: Engine,
     source: Source,
     settings: ImageSettings,
     *,
@@ -122,7 +123,7 @@ def evaluate_engine(
         )
 
     counter = EvaluationCounter(source.classes, positive)
-    for labels, top, losses, weights in engine.predict(engine.iterate(chunks, make_dataset)):
+    for labels, top, losses, weights in engine.evaluate(engine.iterate(chunks, make_dataset)):
         counter.update(labels, top, losses, weights)
     return counter.result()
 

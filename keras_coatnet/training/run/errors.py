@@ -125,7 +125,7 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
         One sentence or two; each names an option of `train`.
     """
     share = recipe.batch_size // replicas
-    smallest = 2 if recipe.mixup or recipe.cutmix else 1  # mixing takes images in pairs
+    smallest = 2 if recipe.mixes_pairs else 1
     parts = (
         parts
         for parts in range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
@@ -137,7 +137,7 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
     ]
     if not recipe.remat:
         going_on.append("--remat (computes blocks twice)")
-    anew = ["--precision mixed_bfloat16"] if recipe.precision == "float32" else []
+    anew = ["--dtype-policy mixed_bfloat16"] if recipe.dtype_policy == "float32" else []
     anew += ["a smaller --batch-size or --image-size"]
     first = f"Start the same command with {' or '.join(going_on)} to go on. " if going_on else ""
     return f"{first}In another output folder, {' or '.join(anew)} helps, too."

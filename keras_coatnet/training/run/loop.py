@@ -29,11 +29,9 @@ from keras_coatnet.training.data.datasets import Source, describe, open_sources
 from keras_coatnet.training.data.fingerprint import check_same_data, note_data
 from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
 from keras_coatnet.training.engine.devices import (
+    Devices,
     check_batch,
     choose_devices,
-    count_replicas,
-    in_cluster,
-    is_chief,
     make_engine,
 )
 from keras_coatnet.training.engine.optimizer import AdamW
@@ -162,25 +160,25 @@ def train(
     architecture = recipe.architecture()
     if recipe.weights is not None:
         find_source(recipe.weights, [architecture], None, "CoAtNet")
-    chosen = choose_devices(recipe, strategy, devices)
-    if is_chief(chosen):
+    chosen = choose_devices(architecture, strategy, devices)
+    if chosen.is_chief:
         plots.check_matplotlib()
-    check_batch(chosen, recipe)
+    check_batch(chosen, recipe.step_config(), in_pairs=recipe.mixes_pairs)
     folder = pathlib.Path(output)
     _check_folder(folder, recipe)
     broken = UnreadableImages(recipe.unreadable_limit)
     policy = keras.config.dtype_policy()
-    advice = memory_advice(recipe, count_replicas(chosen))
+    advice = memory_advice(recipe, chosen.replicas)
     try:
-        keras.config.set_dtype_policy(recipe.precision)
+        keras.config.set_dtype_policy(recipe.dtype_policy)
         with (
-            in_words(folder, broken, in_cluster(chosen), advice),
+            in_words(folder, broken, chosen.in_cluster, advice),
             contextlib.ExitStack() as held,
         ):
-            if not in_cluster(chosen):  # else `_open_folder` does, where all processes are refused
+            if not chosen.in_cluster:  # else `_open_folder` does, where all processes are refused
                 held.enter_context(locked(folder))
             sources = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
-            if not in_cluster(chosen):
+            if not chosen.in_cluster:
                 check_same_data(folder, *sources)
             EvaluationCounter(sources[1].classes, recipe.positive)  # says if there is none
             return _Run(recipe, sources, folder, chosen, broken, stream or sys.stderr, held).run()
@@ -219,7 +217,7 @@ class _Run:
         recipe: Recipe,
         sources: tuple[Source, Source],
         folder: pathlib.Path,
-        chosen: Any,
+        chosen: Devices,
         broken: UnreadableImages,
         stream: TextIO,
         held: contextlib.ExitStack,
@@ -229,7 +227,7 @@ class _Run:
         self.training, self.validation = sources
         self.folder = folder
         self.stream = stream
-        self.in_cluster = in_cluster(chosen)
+        self.in_cluster = chosen.in_cluster
         self.held = held  # what ends with the run
         self.steps_per_epoch = recipe.steps_per_epoch(self.training.count)
         self.total_steps = recipe.epochs * self.steps_per_epoch
@@ -243,7 +241,7 @@ class _Run:
         self.broken = broken
         self.checkpoints = CheckpointFolder(folder / "checkpoints", recipe.keep_checkpoints)
         keras.utils.set_random_seed(recipe.seed)
-        self.engine = make_engine(chosen, self._model, self._optimizer, recipe)
+        self.engine = make_engine(chosen, self._model, self._optimizer, recipe.step_config())
         self.stop_signal: int | None = None
         self.changes = ""  # from the recipe with which an earlier command ran
         self.shown_loss: float | None = None  # the last one that was read
@@ -432,7 +430,7 @@ class _Run:
             crop=recipe.crop,
             area=(recipe.crop_area, 1.0),
             flip=recipe.flip,
-            randaugment_layers=recipe.randaugment_layers,
+            randaugment_num_ops=recipe.randaugment_num_ops,
             randaugment_magnitude=recipe.randaugment_magnitude,
             mixup=recipe.mixup,
             cutmix=recipe.cutmix,

@@ -1,4 +1,4 @@
-"""The share of the moving average that stays. `test_learning` has the average of a whole network."""
+"""The momentum of the moving average. `test_learning` has the average of a whole network."""
 
 import pytest
 
