@@ -296,8 +296,8 @@ class Recipe:
         )
 
     @property
-    def mixes_pairs(self) -> bool:
-        """Whether mixup or CutMix mixes images in pairs, so that each chunk needs an even number."""
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs, by mixup or CutMix."""
         return self.mixup > 0 or self.cutmix > 0
 
     def data_options(self) -> dict[str, Any]:

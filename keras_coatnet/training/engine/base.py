@@ -11,6 +11,7 @@ from __future__ import annotations
 import abc
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -186,7 +187,7 @@ class Engine(abc.ABC):
             variable.assign(state[key])
         self._set_averages([state[key] for key in averages])
 
-    def save_weights(self, path: str) -> None:
+    def save_weights(self, path: str | os.PathLike) -> None:
         """Saves the weights that are evaluated: the averaged ones, if there are any."""
         with self._averaged_weights():
             self.model.save_weights(path)
