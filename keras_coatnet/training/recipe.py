@@ -344,7 +344,7 @@ class Recipe:
         try:
             return cls(**_read_json(pathlib.Path(path)))
         except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no recipe: {error}") from error
+            raise ValueError(f"{path} does not hold a recipe: {error}") from error
 
     def describe(self) -> str:
         """The fields as text, one to a line."""
@@ -402,13 +402,13 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than the limit of {_MOST_JSON}")
     try:
         found = json.loads(path.read_text("utf-8"))
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not the names and values of fields")
+        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
     return found
 
 
@@ -416,4 +416,4 @@ def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
     try:
         return CoAtNetConfig.from_dict(_read_json(path))
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no CoAtNetConfig: {error}") from error
+        raise ValueError(f"{path} does not hold a CoAtNetConfig: {error}") from error

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -286,6 +289,24 @@ def test_recipes_travel_through_files(tmp_path, tiny):
             Recipe.load(tmp_path / "bad.json")
         with pytest.raises(ValueError, match="bad.json"):
             Recipe(model=str(tmp_path / "bad.json")).architecture()
+
+
+def test_recipes_need_neither_keras_nor_tensorflow():
+    """The command line lists and checks them within half a second, without the package's names."""
+    code = (
+        "import sys, types\n"
+        "for name in ('keras_coatnet', 'keras_coatnet.training'):\n"
+        "    package = sys.modules[name] = types.ModuleType(name)\n"
+        "    package.__path__ = [name.replace('.', '/')]\n"
+        "from keras_coatnet.training.named_recipes import find_recipe\n"
+        "find_recipe('in1k_pretrain').architecture()\n"
+        "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
 
 
 def test_every_field_says_what_it_is():
