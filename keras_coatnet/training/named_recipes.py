@@ -72,9 +72,9 @@ def _depths(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
 _IN1K_DEPTHS = {"coatnet0": 0.2, "coatnet1": 0.3, "coatnet2": 0.5, "coatnet3": 0.7}
 _IN21K_DEPTHS = {"coatnet2": 0.3, "coatnet3": 0.5, "coatnet4": 0.7}
 
-# Where the table says "center crop", evaluation takes the middle 87.5%; elsewhere it takes the whole
-# image, made square. Training crops are Inception's in both. What the paper does not say (AdamW's
-# betas and epsilon, which norm is clipped) has `Recipe`'s defaults.
+# Where the table says "center crop", evaluation takes the middle 87.5%; elsewhere it takes the
+# whole image, made square. Training crops are Inception's in both. What the paper does not say
+# (AdamW's betas and epsilon, which norm is clipped) has `Recipe`'s defaults.
 _PRETRAINING = {
     "image_size": 224,
     "batch_size": 4096,
