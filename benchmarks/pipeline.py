@@ -117,7 +117,7 @@ def _layer(images: tf.data.Dataset, layer: Callable) -> tf.data.Dataset:
 
 def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
     jpegs, pngs = _photographs("JPEG"), _photographs("PNG")
-    strong = {"randaugment_layers": LAYERS, "randaugment_magnitude": MAGNITUDE}
+    strong = {"randaugment_num_ops": LAYERS, "randaugment_magnitude": MAGNITUDE}
 
     def decode(content: tf.Tensor) -> tf.Tensor:
         return tf.shape(tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"))

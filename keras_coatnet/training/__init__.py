@@ -10,7 +10,8 @@ from typing import Any
 
 _PUBLIC = {
     "evaluation.evaluate": ("evaluate",),
-    "engine.optimizer": ("AdamW", "WarmUpSchedule"),
+    "engine.optimizer": ("AdamW",),
+    "engine.schedule": ("WarmUpSchedule",),
     "data.augment": ("Augmentation",),
     "data.pipeline": ("evaluation_dataset", "training_dataset"),
     "data.unreadable": ("UnreadableImages",),

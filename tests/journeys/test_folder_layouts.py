@@ -93,7 +93,7 @@ def run(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     place = tmp_path_factory.mktemp("run")
     root = part_of_imagenet(place / "images")
     options = {"data": str(root), "epochs": 1, "batch_size": 6}
-    cheap = {"ema": None, "mixup": 0.0, "stochastic_depth": 0.0, "randaugment_layers": 0}
+    cheap = {"ema_momentum": None, "mixup": 0.0, "stochastic_depth": 0.0, "randaugment_num_ops": 0}
     recipe = runs.write_recipe(place / "recipe", **options, **cheap)
     command = ["train", str(recipe), "--output", str(place / "run")]
     assert cli.main(command) == 0

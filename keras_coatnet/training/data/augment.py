@@ -12,8 +12,7 @@ from typing import Any
 import tensorflow as tf
 
 from keras_coatnet.arguments import boolean, choice, number, whole_number
-
-CROPS = ("random_resized", "center", "whole")
+from keras_coatnet.training.choices import CROPS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -29,7 +28,7 @@ class Augmentation:
         center_ratio: share of the shorter side that `"center"` keeps; also of a random crop where
             none could be fitted in.
         flip: whether to mirror images left to right, each with a probability of 1/2.
-        randaugment_layers: how many random operations of RandAugment follow; 0: none.
+        randaugment_num_ops: how many random operations of RandAugment follow; 0: none.
         randaugment_magnitude: how strong they are, 0 to 30 on the scale of the TPU EfficientNet
             code; what it means for each operation is in `keras_coatnet.training.data.randaugment`.
         mixup: alpha of mixup (arXiv 1710.09412): two images are blended, in shares drawn from
@@ -41,7 +40,7 @@ class Augmentation:
         ValueError: a value is out of its range.
 
     Example:
-        >>> Augmentation(randaugment_layers=2, randaugment_magnitude=15, mixup=0.8).mixes
+        >>> Augmentation(randaugment_num_ops=2, randaugment_magnitude=15, mixup=0.8).mixes
         True
     """
 
@@ -50,20 +49,20 @@ class Augmentation:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     center_ratio: float = 0.875
     flip: bool = True
-    randaugment_layers: int = 0
+    randaugment_num_ops: int = 0
     randaugment_magnitude: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+        layers, magnitude = self.randaugment_num_ops, self.randaugment_magnitude
         checked = {
             "crop": choice("crop", self.crop, CROPS),
             "area": _two_numbers("area", self.area),
             "aspect": _two_numbers("aspect", self.aspect),
             "center_ratio": number("center_ratio", self.center_ratio, above=0, most=1),
             "flip": boolean("flip", self.flip),
-            "randaugment_layers": whole_number("randaugment_layers", layers, 0, 16),
+            "randaugment_num_ops": whole_number("randaugment_num_ops", layers, 0, 16),
             "randaugment_magnitude": number("randaugment_magnitude", magnitude, least=0, most=30),
             "mixup": number("mixup", self.mixup, least=0),
             "cutmix": number("cutmix", self.cutmix, least=0),

@@ -5,7 +5,6 @@ from __future__ import annotations
 import warnings
 
 import keras
-import tensorflow as tf
 
 
 def keep_tensorflow_off_gpus() -> None:
@@ -18,6 +17,8 @@ def keep_tensorflow_off_gpus() -> None:
     backend = keras.backend.backend()
     if backend == "tensorflow":
         return
+    import tensorflow as tf
+
     try:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:

@@ -108,7 +108,7 @@ def training_dataset(
 
     @_as_written
     def augment(position: tf.Tensor, image: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        layers = augmentation.randaugment_layers
+        layers = augmentation.randaugment_num_ops
         draws = tf.random.stateless_uniform([1 + DRAWS * layers], tf.stack([augment_key, position]))
         image = tf.ensure_shape(image, [height, width, 3])
         if augmentation.flip:

@@ -15,6 +15,7 @@ from keras_coatnet.inference import check_classifier, class_scores
 from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.pipeline import padded_evaluation_dataset
 from keras_coatnet.training.data.unreadable import UnreadableImages
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.errors import TrainingError, explain_errors
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
 from keras_coatnet.training.progress import Progress
@@ -88,7 +89,7 @@ def evaluate(
 
 
 def evaluate_engine(
-    engine: Any,
+    engine: Engine,
     source: ImageDataset,
     settings: ImageSettings,
     *,
@@ -124,7 +125,7 @@ def evaluate_engine(
         )
 
     counter = EvaluationCounter(source.classes, positive)
-    for labels, top, losses, weights in engine.predict(engine.iterate(chunks, make_dataset)):
+    for labels, top, losses, weights in engine.evaluate(engine.iterate(chunks, make_dataset)):
         counter.update(labels, top, losses, weights)
     return counter.result()
 

@@ -16,7 +16,8 @@ from keras_coatnet.training.data.augment import Augmentation
 from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.pipeline import training_dataset
 from keras_coatnet.training.data.unreadable import UnreadableImages
-from keras_coatnet.training.engine.optimizer import WarmUpSchedule
+from keras_coatnet.training.engine.base import Engine
+from keras_coatnet.training.engine.schedule import WarmUpSchedule
 from keras_coatnet.training.errors import TrainingError
 from keras_coatnet.training.evaluation.evaluate import evaluate_engine
 from keras_coatnet.training.evaluation.metrics import Evaluation
@@ -59,7 +60,7 @@ class TrainingLoop:
         recipe: Recipe,
         datasets: tuple[ImageDataset, ImageDataset],
         folder: RunFolder,
-        engine: Any,
+        engine: Engine,
         schedule: WarmUpSchedule,
         unreadable: UnreadableImages,
         progress: Progress,
@@ -175,7 +176,7 @@ class TrainingLoop:
             crop=recipe.crop,
             area=(recipe.crop_area, 1.0),
             flip=recipe.flip,
-            randaugment_layers=recipe.randaugment_layers,
+            randaugment_num_ops=recipe.randaugment_num_ops,
             randaugment_magnitude=recipe.randaugment_magnitude,
             mixup=recipe.mixup,
             cutmix=recipe.cutmix,

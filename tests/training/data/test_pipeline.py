@@ -27,7 +27,7 @@ pytestmark = pytest.mark.tensorflow_only
 SKIMAGE = pathlib.Path(skimage.data.data_dir)
 CLASSES = ("cat", "coffee", "rocket")
 COUNT, BATCH = 22, 8  # two steps an epoch, six examples left over
-FULL = Augmentation(randaugment_layers=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
+FULL = Augmentation(randaugment_num_ops=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
 PLAIN = Augmentation(crop="whole", flip=False)
 
 
@@ -299,8 +299,8 @@ def test_smoothing_is_the_published_formula():
 
 
 def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
-    apart = Augmentation(randaugment_layers=1, randaugment_magnitude=5)
-    together = Augmentation(randaugment_layers=1, randaugment_magnitude=5, mixup=0.8)
+    apart = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5)
+    together = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5, mixup=0.8)
     images, labels = _take(_training(augmentation=apart, label_smoothing=0.0), 1)[0]
     mixed, mixed_labels = _take(_training(augmentation=together, label_smoothing=0.0), 1)[0]
     for index in range(BATCH):

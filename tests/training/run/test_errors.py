@@ -184,9 +184,9 @@ def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, capfd, monkeyp
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
     assert error_line(capfd) == (
         "keras-coatnet: error: the device is out of memory. Start the same command with "
-        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go on. In "
-        "another output folder, --precision mixed_bfloat16 or a smaller --batch-size or --image-size "
-        "helps, too."
+        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go "
+        "on. In another output folder, --dtype-policy mixed_bfloat16 or a smaller --batch-size or "
+        "--image-size helps, too."
     )
 
 
@@ -194,7 +194,7 @@ def test_only_what_can_still_help_is_named():
     recipe = Recipe(batch_size=96, gradient_accumulation_steps=4, mixup=0.8)
     assert "--gradient-accumulation-steps 6 " in memory_advice(recipe, replicas=1)
     assert "--gradient-accumulation-steps 8 " in memory_advice(recipe, replicas=6)
-    recipe = recipe.replace(remat=True, precision="mixed_bfloat16")
+    recipe = recipe.replace(remat=True, dtype_policy="mixed_bfloat16")
     assert memory_advice(recipe, replicas=12) == (
         "In another output folder, a smaller --batch-size or --image-size helps, too."
     )
