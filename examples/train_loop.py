@@ -61,12 +61,12 @@ from keras_coatnet.training import (
     UnreadableImages,
     WarmUpSchedule,
     evaluation_dataset,
-    open_sources,
+    open_datasets,
     training_dataset,
 )
 
 # Random crops and flips, and these; mixup and CutMix are there, too.
-AUGMENTATION = Augmentation(randaugment_layers=2, randaugment_magnitude=9)
+AUGMENTATION = Augmentation(randaugment_num_ops=2, randaugment_magnitude=9)
 UNREADABLE = UnreadableImages(limit=10)  # images that are left out; more of them end the run
 
 
@@ -75,12 +75,16 @@ def train(args, strategy):
     keras.utils.set_random_seed(0)
     keras.config.set_dtype_policy(args.dtype_policy)
     replicas = strategy.num_replicas_in_sync
-    train_source, test_source = open_sources(args.data)
+    train_source, test_source = open_datasets(args.data)
     steps_per_epoch = train_source.count // args.batch_size
     last_step = args.epochs * steps_per_epoch
     if last_step < 1:
         raise ValueError(f"{train_source.count} images and {args.epochs} epochs give no step")
-    common = {"size": args.image_size, "global_batch_size": args.batch_size, "broken": UNREADABLE}
+    common = {
+        "size": args.image_size,
+        "global_batch_size": args.batch_size,
+        "unreadable": UNREADABLE,
+    }
 
     def train_batches(step):
         """All batches from a step on: shuffled, augmented, without an end."""

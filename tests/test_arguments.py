@@ -8,7 +8,7 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNet, CoAtNetConfig, count_flops, count_params, layers
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import Recipe
 from tests.helpers import random_map
 

@@ -15,8 +15,8 @@ from collections.abc import Iterator
 
 import tensorflow as tf
 
-from keras_coatnet.training.data.pipeline import UnreadableImages
-from keras_coatnet.training.data.records import LABEL_EXPECTED
+from keras_coatnet.training.data.records import find_label_error
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 _NO_ROOM = (errno.ENOSPC, errno.EDQUOT)
 # How the runtime says that another process of a cluster does not answer.
@@ -80,8 +80,8 @@ def explain_errors(
             raise _disk_full(folder) from error
         if _OUT_OF_MEMORY.search(error.message):
             raise _out_of_memory(memory_advice) from error
-        if label := re.search(rf"{LABEL_EXPECTED}[^\]]*", error.message):
-            raise TrainingError(f"{label[0].strip()}. Repair the data set.") from error
+        if label := find_label_error(error):
+            raise TrainingError(f"{label}. Repair the data set.") from error
         if lost := re.search(r"([^\n]+); No such file or directory", error.message):
             path = re.sub(r".*(Iterator::\S*: |\}\} )", "", lost[1])
             raise TrainingError(

@@ -32,7 +32,6 @@ from keras_coatnet.weights.hdf5 import (
 if TYPE_CHECKING:
     import h5py
 
-SUFFIXES = (".weights.h5", ".keras")
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
 
 MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block

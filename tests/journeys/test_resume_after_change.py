@@ -72,7 +72,7 @@ def test_too_many_broken_images(tmp_path, capfd):
 
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
     # A first step of enormous length; the second is not a number.
-    user = User(tmp_path, capfd, learning_rate=1e29, clip_norm=None)
+    user = User(tmp_path, capfd, learning_rate=1e29, global_clipnorm=None)
     advice = user.runs(status=1)
     said = user.runs("--on-nan", "skip")
     assert "the loss of step 2 is nan" in advice and "--on-nan skip" in advice
@@ -115,7 +115,9 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
 
     As many images are unreadable as may be: they are the same ones where they lie now.
     """
-    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, unreadable_limit=2)
+    user = User(
+        tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema_momentum=0.9, unreadable_limit=2
+    )
     for number in (0, 1):
         (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no image")
     step = Progress.update

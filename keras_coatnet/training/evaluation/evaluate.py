@@ -10,9 +10,12 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
-from keras_coatnet.training.data.datasets import Source
-from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
+from keras_coatnet.images import ImageSettings
+from keras_coatnet.inference import check_classifier, class_scores
+from keras_coatnet.training.data.datasets import ImageDataset
+from keras_coatnet.training.data.pipeline import padded_evaluation_dataset
+from keras_coatnet.training.data.unreadable import UnreadableImages
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.errors import TrainingError, explain_errors
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
 from keras_coatnet.training.progress import Progress
@@ -20,7 +23,7 @@ from keras_coatnet.training.progress import Progress
 
 def evaluate(
     model: keras.Model,
-    source: Source,
+    source: ImageDataset,
     settings: ImageSettings,
     *,
     batch_size: int = 64,
@@ -48,7 +51,7 @@ def evaluate(
 
     Example:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
-        found = evaluate(model, open_source("/data/imagenet/val"), settings)
+        found = evaluate(model, open_dataset("/data/imagenet/val"), settings)
     """
     classes = check_classifier(model)
     if classes != len(source.classes):
@@ -61,7 +64,7 @@ def evaluate(
     batch_size = min(batch_size, source.count)
     unreadable = UnreadableImages(unreadable_limit)
     dataset = padded_evaluation_dataset(
-        source, **_pipeline_options(settings), global_batch_size=batch_size, broken=unreadable
+        source, **_pipeline_options(settings), global_batch_size=batch_size, unreadable=unreadable
     )
     counter = EvaluationCounter(source.classes, positive)
     progress = Progress(
@@ -86,8 +89,8 @@ def evaluate(
 
 
 def evaluate_engine(
-    engine: Any,
-    source: Source,
+    engine: Engine,
+    source: ImageDataset,
     settings: ImageSettings,
     *,
     batch_size: int,
@@ -118,11 +121,11 @@ def evaluate_engine(
             replicas=chunks,
             first_replica=first,
             local_replicas=own,
-            broken=unreadable,
+            unreadable=unreadable,
         )
 
     counter = EvaluationCounter(source.classes, positive)
-    for labels, top, losses, weights in engine.predict(engine.iterate(chunks, make_dataset)):
+    for labels, top, losses, weights in engine.evaluate(engine.iterate(chunks, make_dataset)):
         counter.update(labels, top, losses, weights)
     return counter.result()
 

@@ -12,8 +12,9 @@ from collections.abc import Callable
 from typing import Any
 
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.training.data.datasets import Source
+from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.fingerprint import check_same_data, note_data
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.checkpoints import CheckpointFolder, RunState
 from keras_coatnet.training.run.lock import locked
@@ -71,8 +72,8 @@ class RunFolder:
         self,
         path: pathlib.Path,
         recipe: Recipe,
-        datasets: tuple[Source, Source],
-        engine: Any,
+        datasets: tuple[ImageDataset, ImageDataset],
+        engine: Engine,
         held: contextlib.ExitStack,
     ) -> None:
         self.path = path

@@ -12,9 +12,12 @@ from typing import Any
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.training.data.datasets import Source
-from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
-from keras_coatnet.training.engine.optimizer import WarmUpSchedule
+from keras_coatnet.training.data.augment import Augmentation
+from keras_coatnet.training.data.datasets import ImageDataset
+from keras_coatnet.training.data.pipeline import training_dataset
+from keras_coatnet.training.data.unreadable import UnreadableImages
+from keras_coatnet.training.engine.base import Engine
+from keras_coatnet.training.engine.schedule import WarmUpSchedule
 from keras_coatnet.training.errors import TrainingError
 from keras_coatnet.training.evaluation.evaluate import evaluate_engine
 from keras_coatnet.training.evaluation.metrics import Evaluation
@@ -55,9 +58,9 @@ class TrainingLoop:
     def __init__(
         self,
         recipe: Recipe,
-        datasets: tuple[Source, Source],
+        datasets: tuple[ImageDataset, ImageDataset],
         folder: RunFolder,
-        engine: Any,
+        engine: Engine,
         schedule: WarmUpSchedule,
         unreadable: UnreadableImages,
         progress: Progress,
@@ -173,7 +176,7 @@ class TrainingLoop:
             crop=recipe.crop,
             area=(recipe.crop_area, 1.0),
             flip=recipe.flip,
-            randaugment_layers=recipe.randaugment_layers,
+            randaugment_num_ops=recipe.randaugment_num_ops,
             randaugment_magnitude=recipe.randaugment_magnitude,
             mixup=recipe.mixup,
             cutmix=recipe.cutmix,
@@ -190,7 +193,7 @@ class TrainingLoop:
             replicas=self.engine.chunks,
             first_replica=first,
             local_replicas=own,
-            broken=self.unreadable,
+            unreadable=self.unreadable,
         )
 
     def _read(self, unread: list[tuple[int, Any, Any]]) -> None:

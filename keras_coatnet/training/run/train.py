@@ -8,7 +8,7 @@ import json
 import os
 import pathlib
 import warnings
-from typing import Any, TextIO
+from typing import TextIO
 
 import keras
 
@@ -16,19 +16,19 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.files import whole_file
 from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.paths import check_local
-from keras_coatnet.training.data.datasets import Source, describe, open_sources
+from keras_coatnet.training.data.datasets import ImageDataset, describe, open_datasets
 from keras_coatnet.training.data.fingerprint import check_same_data
-from keras_coatnet.training.data.pipeline import UnreadableImages
+from keras_coatnet.training.data.unreadable import UnreadableImages
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.engine.devices import (
+    Devices,
     check_batch,
     choose_devices,
-    count_replicas,
-    in_cluster,
-    is_chief,
     make_engine,
 )
-from keras_coatnet.training.engine.optimizer import AdamW, WarmUpSchedule, freeze, layer_rate_scales
+from keras_coatnet.training.engine.optimizer import AdamW
 from keras_coatnet.training.engine.remat import remat
+from keras_coatnet.training.engine.schedule import WarmUpSchedule
 from keras_coatnet.training.errors import explain_errors
 from keras_coatnet.training.evaluation import plots
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
@@ -39,6 +39,7 @@ from keras_coatnet.training.run.lock import locked
 from keras_coatnet.training.run.log import read_history
 from keras_coatnet.training.run.loop import TrainingLoop
 from keras_coatnet.training.run.result import Result
+from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from keras_coatnet.weights.source import find_source
 
 
@@ -106,27 +107,27 @@ def train(
     architecture = recipe.architecture()
     if recipe.weights is not None:
         find_source(recipe.weights, [architecture], None, "CoAtNet")
-    chosen = choose_devices(recipe, strategy, devices)
-    if is_chief(chosen):
+    chosen = choose_devices(architecture, strategy, devices)
+    if chosen.is_chief:
         plots.check_matplotlib()
-    check_batch(chosen, recipe)
+    check_batch(chosen, recipe.step_config(), in_pairs=recipe.mixes)
     folder = pathlib.Path(output)
     check_folder(folder, recipe)
     unreadable = UnreadableImages(recipe.unreadable_limit)
     policy = keras.config.dtype_policy()
-    advice = memory_advice(recipe, count_replicas(chosen))
+    advice = memory_advice(recipe, chosen.replicas)
     # In a cluster, `RunFolder.open` locks and checks: a process that failed here would leave the
     # others waiting.
-    alone = not in_cluster(chosen)
+    alone = not chosen.in_cluster
     try:
-        keras.config.set_dtype_policy(recipe.precision)
+        keras.config.set_dtype_policy(recipe.dtype_policy)
         with (
             explain_errors(folder, unreadable, not alone, advice),
             contextlib.ExitStack() as held,
         ):
             if alone:
                 held.enter_context(locked(folder))
-            datasets = open_sources(recipe.data, data_dir=data_dir, **recipe.data_options())
+            datasets = open_datasets(recipe.data, data_dir=data_dir, **recipe.data_options())
             if alone:
                 check_same_data(folder, *datasets)
             EvaluationCounter(datasets[1].classes, recipe.positive)  # raises if there is none
@@ -149,7 +150,9 @@ def train(
         keras.config.set_dtype_policy(policy)
 
 
-def _make_engine(recipe: Recipe, dataset: Source, chosen: Any) -> tuple[Any, WarmUpSchedule]:
+def _make_engine(
+    recipe: Recipe, dataset: ImageDataset, chosen: Devices
+) -> tuple[Engine, WarmUpSchedule]:
     """Builds network, optimizer and training step on the devices that were chosen."""
     steps = recipe.epochs * recipe.steps_per_epoch(dataset.count)
     schedule = WarmUpSchedule(
@@ -190,7 +193,7 @@ def _make_engine(recipe: Recipe, dataset: Source, chosen: Any) -> tuple[Any, War
         )
 
     keras.utils.set_random_seed(recipe.seed)
-    return make_engine(chosen, make_model, make_optimizer, recipe), schedule
+    return make_engine(chosen, make_model, make_optimizer, recipe.step_config()), schedule
 
 
 def _finish(loop: TrainingLoop, evaluation: Evaluation) -> Result:
@@ -233,7 +236,7 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
         One sentence or two; each names an option of `train`.
     """
     share = recipe.batch_size // replicas
-    smallest = 2 if recipe.mixup or recipe.cutmix else 1  # mixing takes images in pairs
+    smallest = 2 if recipe.mixes else 1
     parts = (
         parts
         for parts in range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
@@ -245,7 +248,7 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
     ]
     if not recipe.remat:
         going_on.append("--remat (computes blocks twice)")
-    anew = ["--precision mixed_bfloat16"] if recipe.precision == "float32" else []
+    anew = ["--dtype-policy mixed_bfloat16"] if recipe.dtype_policy == "float32" else []
     anew += ["a smaller --batch-size or --image-size"]
     first = f"Start the same command with {' or '.join(going_on)} to go on. " if going_on else ""
     return f"{first}In another output folder, {' or '.join(anew)} helps, too."

@@ -15,7 +15,8 @@ import pytest
 import tensorflow as tf
 
 from keras_coatnet.cli import main
-from keras_coatnet.training import open_sources, progress
+from keras_coatnet.training import open_datasets, progress
+from keras_coatnet.training.data.records import LABEL_ERROR
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
 from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
@@ -183,9 +184,9 @@ def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, capfd, monkeyp
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
     assert error_line(capfd) == (
         "keras-coatnet: error: the device is out of memory. Start the same command with "
-        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go on. In "
-        "another output folder, --precision mixed_bfloat16 or a smaller --batch-size or --image-size "
-        "helps, too."
+        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go "
+        "on. In another output folder, --dtype-policy mixed_bfloat16 or a smaller --batch-size or "
+        "--image-size helps, too."
     )
 
 
@@ -193,7 +194,7 @@ def test_only_what_can_still_help_is_named():
     recipe = Recipe(batch_size=96, gradient_accumulation_steps=4, mixup=0.8)
     assert "--gradient-accumulation-steps 6 " in memory_advice(recipe, replicas=1)
     assert "--gradient-accumulation-steps 8 " in memory_advice(recipe, replicas=6)
-    recipe = recipe.replace(remat=True, precision="mixed_bfloat16")
+    recipe = recipe.replace(remat=True, dtype_policy="mixed_bfloat16")
     assert memory_advice(recipe, replicas=12) == (
         "In another output folder, a smaller --batch-size or --image-size helps, too."
     )
@@ -412,7 +413,7 @@ def error_line(capfd) -> str:
 
 def break_images(data: pathlib.Path, count: int) -> list[str]:
     """Makes images unreadable that are trained on with the seed 0."""
-    source, _ = open_sources(data)
+    source, _ = open_datasets(data)
     names = [
         item["name"].decode() for item in source.examples(None, 0).take(count).as_numpy_iterator()
     ]
@@ -439,13 +440,13 @@ def test_a_few_broken_images_are_counted(tmp_path, capfd):
 
 def with_sources(monkeypatch, change) -> None:
     """Changes what is trained on, after it was opened."""
-    opened = open_sources
+    opened = open_datasets
 
     def open_and_change(*arguments, **options):
         training, validation = opened(*arguments, **options)
         return change(training), validation
 
-    monkeypatch.setattr(sys.modules[train.__module__], "open_sources", open_and_change)
+    monkeypatch.setattr(sys.modules[train.__module__], "open_datasets", open_and_change)
 
 
 def test_images_that_vanish_are_named(tmp_path, capfd, monkeypatch):
@@ -468,7 +469,7 @@ def test_wrong_labels_are_named(recipe, tmp_path, capfd, monkeypatch):
     def mislabel(source):
         def check(item):
             fits = item["label"] != 3
-            with tf.control_dependencies([tf.debugging.Assert(fits, [text])]):
+            with tf.control_dependencies([tf.debugging.Assert(fits, [LABEL_ERROR + text])]):
                 return {**item, "label": tf.identity(item["label"])}
 
         return dataclasses.replace(
