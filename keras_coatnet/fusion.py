@@ -17,10 +17,10 @@ from keras_coatnet.arguments import boolean
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.fused import (
+    FusedActivation,
     FusedAttention,
+    FusedPointwiseConv2D,
     FusedSqueezeExcite,
-    LoneActivation,
-    Pointwise,
 )
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.pooling import Downsample
@@ -229,7 +229,7 @@ def _pointwise(
 ) -> Any:
     width = product[0].shape[-1]
     dtype = _stored_as_computed(like)
-    new = Pointwise(width, activation, strides, dtype=dtype, name=name)
+    new = FusedPointwiseConv2D(width, activation, strides, dtype=dtype, name=name)
     return _filled(new, x, *product)
 
 
@@ -266,7 +266,7 @@ def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool)
     if keeps_norm:
         x = _kept_norm(norm, x, "stem_norm", affine=True)
     function = layer["stem_activation"].activation
-    x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
+    x = FusedActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
     conv = layer["stem_conv2"]
     new = keras.layers.Conv2D.from_config({**_options(conv), "dtype": dtype})
     return _filled(new, x, *(_value(part) for part in (conv.kernel, conv.bias) if part is not None))
@@ -287,9 +287,9 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
     if block.prenorm_activation or pools_maxima:
         x = _kept_norm(block.input_norm, x, f"{name}_input_norm", affine=True)
         if block.prenorm_activation:
-            x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_input_activation")(
-                x
-            )
+            x = FusedActivation(
+                function, jit_compile, dtype=dtype, name=f"{name}_input_activation"
+            )(x)
     else:  # a mean over a window and an affine map may change places
         expand = _after(_affine(block.input_norm), expand)
     if strided and block.stride_on == "pool":
@@ -303,7 +303,7 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
         strides=2 if strided and block.stride_on == "expansion" else 1,
     )
 
-    if block.pads:
+    if block.pads_symmetrically:
         x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
     depthwise = _value(block.depthwise.kernel)[..., 0], 0.0
     norm = _affine(block.depthwise_norm)
@@ -316,7 +316,7 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
     if not after_norm:
         x = _squeeze_excite(block, x)
         x = _kept_norm(block.depthwise_norm, x, f"{name}_depthwise_norm", affine=True)
-    x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_activation")(x)
+    x = FusedActivation(function, jit_compile, dtype=dtype, name=f"{name}_activation")(x)
     if after_norm:
         x = _squeeze_excite(block, x)
     x = _pointwise(x, _dense(block.project), block, f"{name}_project")
@@ -334,7 +334,7 @@ def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
     if block.stride_pooling is not None:
         x = Downsample(block.stride_pool, dtype=dtype, name=f"{name}_stride_pooling")(x)
     conv = block.depthwise_conv
-    if block.pads:
+    if block.pads_symmetrically:
         pad = conv.kernel_size[0] // 2
         x = keras.layers.ZeroPadding2D(pad, data_format="channels_last", name=f"{name}_pad")(x)
     options = {**conv.get_config(), "dtype": dtype, "name": f"{name}_depthwise"}
@@ -376,7 +376,7 @@ def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
     products.append(_after(affine, _dense(attention.value)))
     kernels, biases = zip(*products, strict=True)
     new = FusedAttention(
-        block.width, attention.heads, attention.head_dim, dtype=dtype, name=f"{name}_attention"
+        block.width, attention.num_heads, attention.head_dim, dtype=dtype, name=f"{name}_attention"
     )
     height, width = branch.shape[1:3]
     projection = _scaled(block, "attention", _dense(attention.projection))

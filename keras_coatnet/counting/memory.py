@@ -20,7 +20,7 @@ _PRECISIONS = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 
 # A GELU is several operations, of which two keep a tensor beside the input and the output; this
 # meets what TensorFlow's steps keep on GPUs within a quarter. On CPUs they keep neither of the two
-# (`layers.activations.in_one_pass`).
+# (`layers.activations.compile_activation`).
 _GELU = 2
 
 
