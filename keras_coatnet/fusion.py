@@ -25,6 +25,21 @@ from keras_coatnet.layers.fused import (
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.pooling import Downsample
 from keras_coatnet.model import CoAtNetModel, Identity
+from keras_coatnet.names import (
+    AROUND_BLOCKS,
+    AVG_POOL,
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    MAX_POOL,
+    NETWORK,
+    PREPROCESSING,
+    STEM_ACTIVATION,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    STEM_PAD,
+)
 
 
 def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
@@ -69,10 +84,10 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     layer = {each.name: each for each in model.layers}
     inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
     x = inputs
-    if "preprocessing" in layer:
-        x = _again(layer["preprocessing"])(x)
+    if PREPROCESSING in layer:
+        x = _again(layer[PREPROCESSING])(x)
     identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
-    x = NetworkIdentity(identity.to_dict(), name="network")(x)
+    x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _fused_stem(layer, x, jit_compile)
     for block in config.blocks():
         found = layer[block.name]
@@ -87,24 +102,6 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
 
 
 # --- What can be fused -------------------------------------------------------------------------
-
-_AROUND_BLOCKS = (
-    "preprocessing",
-    "network",
-    "stem_pad",
-    "stem_conv1",
-    "stem_norm",
-    "stem_activation",
-    "stem_conv2",
-    "norm",
-    "avg_pool",
-    "max_pool",
-    "hidden",
-    "predictions",
-)
-
-
-_BLOCKS = (ConvNeXtBlock, MBConv, TransformerBlock)
 
 
 def _check(model: Any) -> None:
@@ -133,7 +130,7 @@ def _check(model: Any) -> None:
         layer.name
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
-        and layer.name not in _AROUND_BLOCKS
+        and layer.name not in AROUND_BLOCKS
         and not (
             layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock))
         )
@@ -252,22 +249,22 @@ def _norm_and_affine(norm: keras.layers.Layer, x: Any, name: str) -> tuple[Any, 
 
 
 def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool) -> Any:
-    if "stem_pad" in layer:
-        x = _again(layer["stem_pad"])(x)
-    conv = layer["stem_conv1"]
+    if STEM_PAD in layer:
+        x = _again(layer[STEM_PAD])(x)
+    conv = layer[STEM_CONV1]
     dtype = _stored_as_computed(conv)
     kernel = _value(conv.kernel)
     bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
-    norm = layer["stem_norm"]
+    norm = layer[STEM_NORM]
     keeps_norm = isinstance(norm, keras.layers.LayerNormalization)
     folded = (kernel, bias) if keeps_norm else _before((kernel, bias), _affine(norm))
     options = {**_options(conv), "use_bias": True, "dtype": dtype}
     x = _filled(keras.layers.Conv2D.from_config(options), x, *folded)
     if keeps_norm:
-        x = _kept_norm(norm, x, "stem_norm", affine=True)
-    function = layer["stem_activation"].activation
-    x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
-    conv = layer["stem_conv2"]
+        x = _kept_norm(norm, x, STEM_NORM, affine=True)
+    function = layer[STEM_ACTIVATION].activation
+    x = LoneActivation(function, jit_compile, dtype=dtype, name=STEM_ACTIVATION)(x)
+    conv = layer[STEM_CONV2]
     new = keras.layers.Conv2D.from_config({**_options(conv), "dtype": dtype})
     return _filled(new, x, *(_value(part) for part in (conv.kernel, conv.bias) if part is not None))
 
@@ -403,18 +400,18 @@ def _scaled(block: TransformerBlock | ConvNeXtBlock, branch: str, product: tuple
 
 def _fused_head(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
     affine = None
-    norm_first = "norm" in layer and len(layer["norm"].output.shape) == 4
-    products = [layer[name] for name in ("hidden", "predictions") if name in layer]
+    norm_first = FINAL_NORM in layer and len(layer[FINAL_NORM].output.shape) == 4
+    products = [layer[name] for name in (HIDDEN, CLASSIFIER) if name in layer]
     if norm_first:
         if products:  # the mean over the map is in between, which an affine map may pass
-            x, affine = _norm_and_affine(layer["norm"], x, "norm")
+            x, affine = _norm_and_affine(layer[FINAL_NORM], x, FINAL_NORM)
         else:
-            x = _kept_norm(layer["norm"], x, "norm", affine=True)
-    for pooling in ("avg_pool", "max_pool"):
+            x = _kept_norm(layer[FINAL_NORM], x, FINAL_NORM, affine=True)
+    for pooling in (AVG_POOL, MAX_POOL):
         if pooling in layer:
             x = _again(layer[pooling])(x)
-    if "norm" in layer and not norm_first:
-        x, affine = _norm_and_affine(layer["norm"], x, "norm")
+    if FINAL_NORM in layer and not norm_first:
+        x, affine = _norm_and_affine(layer[FINAL_NORM], x, FINAL_NORM)
     for product in products:
         folded = _dense(product) if affine is None else _after(affine, _dense(product))
         new = keras.layers.Dense.from_config({**_options(product), "use_bias": True})

@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
@@ -19,6 +19,20 @@ from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initialize
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import halved
+from keras_coatnet.names import (
+    AVG_POOL,
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    MAX_POOL,
+    NETWORK,
+    PREPROCESSING,
+    STEM_ACTIVATION,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    STEM_PAD,
+)
 from keras_coatnet.version import __version__
 
 # Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
@@ -27,6 +41,10 @@ IDENTITY = "keras_coatnet"
 
 # Of what is stored there. A reader refuses a higher number than its own.
 FORMAT_VERSION = 1
+
+
+# The layers of residual blocks, as `Block.layer` names them.
+BLOCK_LAYERS = {layer.__name__: layer for layer in (MBConv, ConvNeXtBlock, TransformerBlock)}
 
 
 class NewerFormat(ValueError):
@@ -214,9 +232,9 @@ def _identity_in(model: keras.Model) -> Identity | None:
         if not any(name == block or name.startswith(f"{block}_") for name in names):
             return None
     end = model.outputs[0]._keras_history.operation.name
-    if end == "predictions":
+    if end == CLASSIFIER:
         return dataclasses.replace(identity, classes=model.output_shape[-1])
-    ends = ("avg_pool", "max_pool", "norm", *(blocks[-1] + inside for inside in _ENDS))
+    ends = (AVG_POOL, MAX_POOL, FINAL_NORM, *(blocks[-1] + inside for inside in _ENDS))
     return dataclasses.replace(identity, classes=None) if end in ends else None
 
 
@@ -253,21 +271,22 @@ def build_model(
     )
     if include_preprocessing:
         x = _rescaling(config, x.shape[-1])(x)
-    x = NetworkIdentity(identity.to_dict(), name="network")(x)
+    x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _stem(config, x)
     map_size = _table_sizes(config, inputs.shape)
     for block in config.blocks():
-        map_size = halved((None, *map_size, 0), strides=block.stride)[1:3]
-        x = _block_layer(config, block, map_size)(x)
+        map_size = halved((None, *map_size, 0), strides=block.strides)[1:3]
+        options = {"table_size": map_size} if block.kind == "T" else {}
+        x = BLOCK_LAYERS[block.layer](block.filters, **block.layer_options, **options)(x)
     if config.final_norm == "before_pool":
         x = _final_norm(config)(x)
 
     if include_top:
         x = _head(config, x, classes, classifier_activation)
     elif pooling == "avg":
-        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="avg_pool")(x)
+        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=AVG_POOL)(x)
     elif pooling == "max":
-        x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name="max_pool")(x)
+        x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name=MAX_POOL)(x)
 
     return CoAtNetModel(
         inputs if source_inputs is None else source_inputs, x, name=name, identity=identity
@@ -286,35 +305,35 @@ def _rescaling(config: CoAtNetConfig, channels: int) -> keras.layers.Layer:
         # `image_data_format` is channels_first.
         scale = [[[1.0 / (255.0 * s) for s in std]]]
         offset = [[[-m / s for m, s in zip(mean, std, strict=True)]]]
-    return keras.layers.Rescaling(scale, offset, name="preprocessing")
+    return keras.layers.Rescaling(scale, offset, name=PREPROCESSING)
 
 
 def _stem(config: CoAtNetConfig, x: Any) -> Any:
     """Two 3x3 convolutions, the first of stride 2 with norm and activation (S0)."""
     symmetric = config.conv_padding == "symmetric"
     if symmetric:
-        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name="stem_pad")(x)
+        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=STEM_PAD)(x)
     options = {"data_format": "channels_last", "use_bias": config.stem_bias}
     x = keras.layers.Conv2D(
-        config.stem_width[0],
+        config.stem_widths[0],
         3,
         strides=2,
         padding="valid" if symmetric else "same",
         kernel_initializer=kernel_initializer(),
-        name="stem_conv1",
+        name=STEM_CONV1,
         **options,
     )(x)
     norm, norm_arguments = norm_options(
         config.conv_norm, config.batch_norm_epsilon, config.batch_norm_momentum
     )
-    x = norm(**norm_arguments, name="stem_norm")(x)
-    x = keras.layers.Activation(get_activation(config.conv_activation), name="stem_activation")(x)
+    x = norm(**norm_arguments, name=STEM_NORM)(x)
+    x = keras.layers.Activation(get_activation(config.conv_activation), name=STEM_ACTIVATION)(x)
     return keras.layers.Conv2D(
-        config.stem_width[1],
+        config.stem_widths[1],
         3,
         padding="same",
         kernel_initializer=kernel_initializer(),
-        name="stem_conv2",
+        name=STEM_CONV2,
         **options,
     )(x)
 
@@ -328,92 +347,32 @@ def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
     return halved((None, *known, 0))[1:3]
 
 
-def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int]) -> Any:
-    if block.kind == "C" and config.conv_block == "convnext":
-        return ConvNeXtBlock(
-            block.width,
-            expanded_filters=config.expanded_filters(block),
-            strides=block.stride,
-            stride_on=config.stride_on,
-            pool=config.conv_pool,
-            stride_pool=config.conv_stride_pool,
-            padding=config.conv_padding,
-            activation=config.conv_activation,
-            use_bias=config.conv_bias,
-            norm_epsilon=config.batch_norm_epsilon,
-            layer_scale=config.conv_layer_scale,
-            stochastic_depth=block.stochastic_depth,
-            name=block.name,
-        )
-    if block.kind == "C":
-        return MBConv(
-            block.width,
-            expanded_filters=config.expanded_filters(block),
-            squeezed_filters=config.squeezed_filters(block),
-            strides=block.stride,
-            stride_on=config.stride_on,
-            pool=config.conv_pool,
-            stride_pool=config.conv_stride_pool,
-            padding=config.conv_padding,
-            activation=config.conv_activation,
-            prenorm_activation=config.conv_prenorm_activation,
-            squeeze_activation=config.squeeze_activation,
-            squeeze_place=config.squeeze_place,
-            use_bias=config.conv_bias,
-            batch_norm_epsilon=config.batch_norm_epsilon,
-            batch_norm_momentum=config.batch_norm_momentum,
-            stochastic_depth=block.stochastic_depth,
-            name=block.name,
-        )
-    return TransformerBlock(
-        block.width,
-        strides=block.stride,
-        head_dim=config.head_dim,
-        attention_dim=block.width_in if config.attention_from == "input" else block.width,
-        attention_bias=config.attention_bias,
-        relative_position=config.relative_position,
-        relative_position_hidden_dim=config.relative_position_hidden_dim,
-        table_size=table_size,
-        pool=config.transformer_pool,
-        norm=config.transformer_norm,
-        norm_epsilon=config.transformer_norm_epsilon,
-        batch_norm_momentum=config.batch_norm_momentum,
-        shortcut_bias=config.transformer_shortcut_bias,
-        ffn_expansion=config.ffn_expansion,
-        ffn_activation=config.ffn_activation,
-        ffn_bias=config.ffn_bias,
-        layer_scale=config.layer_scale,
-        stochastic_depth=block.stochastic_depth,
-        name=block.name,
-    )
-
-
 def _final_norm(config: CoAtNetConfig) -> keras.layers.Layer:
     norm, options = norm_options(
         config.transformer_norm, config.transformer_norm_epsilon, config.batch_norm_momentum
     )
-    return norm(**options, name="norm")
+    return norm(**options, name=FINAL_NORM)
 
 
 def _head(
     config: CoAtNetConfig, x: Any, classes: int, classifier_activation: str | Callable | None
 ) -> Any:
     """Global average pool -> norm -> dense and tanh -> classifier."""
-    x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="avg_pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=AVG_POOL)(x)
     if config.final_norm == "after_pool":
         x = _final_norm(config)(x)
     if config.hidden_head:
         x = keras.layers.Dense(
-            config.width,
+            config.output_filters,
             "tanh",
             kernel_initializer=kernel_initializer(),
-            dtype=policy_at(keras.config.dtype_policy(), "hidden"),
-            name="hidden",
+            dtype=policy_at(keras.config.dtype_policy(), HIDDEN),
+            name=HIDDEN,
         )(x)
     return keras.layers.Dense(
         classes,
         classifier_activation,
         kernel_initializer=kernel_initializer(),
-        dtype=full_precision(policy_at(keras.config.dtype_policy(), "predictions")),
-        name="predictions",
+        dtype=full_precision(policy_at(keras.config.dtype_policy(), CLASSIFIER)),
+        name=CLASSIFIER,
     )(x)

@@ -272,7 +272,11 @@ WRONG_LAYERS = [
     (layers.TransformerBlock, {"width": 32, "head_dim": "a"}, "`head_dim`"),
     (layers.TransformerBlock, {"width": 32, "head_dim": 5}, "attention_dim=32, head_dim=5"),
     (layers.TransformerBlock, {"width": 32, "relative_position": "x"}, "`relative_position`"),
-    (layers.TransformerBlock, {"width": 32, "relative_position_hidden_dim": 0}, "position_hidden_dim`"),
+    (
+        layers.TransformerBlock,
+        {"width": 32, "relative_position_hidden_dim": 0},
+        "position_hidden_dim`",
+    ),
     (layers.TransformerBlock, {"width": 32, "table_size": 8}, "`table_size`.*two.*table_size=8"),
     (layers.TransformerBlock, {"width": 32, "table_size": (0, 0)}, r"`table_size`.*\(0, 0\)"),
     (layers.TransformerBlock, {"width": 32, "table_size": (7, 7, 7)}, "`table_size`.*two"),
