@@ -33,34 +33,36 @@ from keras_coatnet.names import (
     STEM_NORM,
     STEM_PAD,
 )
+from keras_coatnet.types import Tensor
 from keras_coatnet.version import __version__
 
-# Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
-# network it belongs to.
+# Where the identity of a network is saved: an attribute of `.weights.h5` files, and a key of a
+# model's configuration.
 IDENTITY = "keras_coatnet"
 
-# Of what is stored there. A reader refuses a higher number than its own.
+# The format of a saved identity. A reader refuses a higher number than its own.
 FORMAT_VERSION = 1
 
-
 # The layers of residual blocks, as `Block.layer` names them.
-BLOCK_LAYERS = {layer.__name__: layer for layer in (MBConv, ConvNeXtBlock, TransformerBlock)}
+BLOCK_LAYERS: Mapping[str, Callable[..., keras.layers.Layer]] = {
+    layer.__name__: layer for layer in (MBConv, ConvNeXtBlock, TransformerBlock)
+}
 
 
 class NewerFormat(ValueError):
-    """A file of a newer version of this package than reads it."""
+    """A file was written by a newer version of this package than this one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Which network a model is, as it stands in files.
+    """Which network a model is, as saved in files.
 
     Attributes:
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
         channels: channels of the images that it takes.
-        fused: whether `fuse` made it, so that its weights are others.
+        fused: whether `fuse` made it. A fused network has other weights.
     """
 
     architecture: CoAtNetConfig
@@ -70,7 +72,7 @@ class Identity:
     fused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and the format's version, as a dictionary that JSON can hold."""
+        """Returns the fields and the format's version as a dictionary that JSON can hold."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             "format": FORMAT_VERSION,
@@ -84,7 +86,7 @@ class Identity:
         """Returns the identity that `to_dict` wrote, also after a round trip through JSON.
 
         Args:
-            found: what `to_dict` returned; without `format` it is of format 1.
+            found: what `to_dict` returned. Without the key `format`, it is of format 1.
 
         Raises:
             NewerFormat: a newer version of the package wrote it.
@@ -125,19 +127,19 @@ class Identity:
 class CoAtNetModel(keras.Model):
     """A functional Keras model that knows which CoAtNet it is.
 
-    `build_model` makes it. Its identity is saved with it, in `.keras` files and in `.weights.h5`
-    files, so that weights can be loaded without naming their architecture. A clone or a copy has
-    it, too: a layer of the graph holds it.
+    `build_model` returns it. Its identity is saved in `.keras` and `.weights.h5` files, so that
+    weights can be loaded without naming their architecture. Clones and copies have an identity,
+    too, because a layer of the graph holds it.
 
-    A model whose graph is not that of one whole network, for example with a layer of one's own
-    after the classifier, has no identity: all attributes are None, and it behaves like an ordinary
-    `keras.Model`.
+    A model has no identity if its graph is not that of one whole network, for example because a
+    layer was added after the classifier. Then all attributes are None, and the model behaves like
+    an ordinary `keras.Model`.
 
     Args:
         inputs: as of `keras.Model`.
         outputs: as of `keras.Model`.
         name: as of `keras.Model`.
-        identity: which network it is; None: what the layers between inputs and outputs say.
+        identity: which network it is; None: read from the layers between inputs and outputs.
         **kwargs: further arguments of `keras.Model`.
 
     Attributes:
@@ -170,7 +172,7 @@ class CoAtNetModel(keras.Model):
             setattr(self, field.name, self._identity and getattr(self._identity, field.name))
 
     def identity(self) -> dict[str, Any] | None:
-        """Which network it is, as a dictionary that JSON can hold; None if it has no identity."""
+        """Returns the identity as a dictionary that JSON can hold; None if there is none."""
         return self._identity and self._identity.to_dict()
 
     def get_config(self) -> dict[str, Any]:
@@ -188,11 +190,11 @@ class CoAtNetModel(keras.Model):
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the weights, with the network's identity, and never leaves half a file.
+        """Saves the weights with the network's identity; no partial file is ever left.
 
         Args:
-            filepath: a path that ends in `.weights.h5`. Other paths that Keras takes (sharded or
-                remote files) are written as Keras does, without the identity.
+            filepath: a path that ends in `.weights.h5`. To other paths (sharded or remote files)
+                Keras writes as usual, without the identity.
             overwrite: whether an existing file is replaced without asking.
             **kwargs: further arguments of `keras.Model.save_weights`.
 
@@ -216,19 +218,19 @@ class CoAtNetModel(keras.Model):
 # Keras's old format (.h5, .hdf5) names the class of a model without its package.
 keras.saving.get_custom_objects()["CoAtNetModel"] = CoAtNetModel
 
-# Last layer of a block, after the block's name: the block itself, or its last part when fused.
+# What follows a block's name in the name of its last layer: nothing, or a part of a fused block.
 _ENDS = ("", "_add", "_ffn_add")
 
 
 def _identity_in(model: keras.Model) -> Identity | None:
-    """What the graph's layers say, if it is that of one whole network and ends like one."""
-    marks = [layer for layer in model.layers if isinstance(layer, NetworkIdentity)]
-    if len(marks) != 1 or len(model.outputs) != 1:
+    """Reads the identity from the layers of a graph; None if it is not one whole network."""
+    holders = [layer for layer in model.layers if isinstance(layer, NetworkIdentity)]
+    if len(holders) != 1 or len(model.outputs) != 1:
         return None
-    identity = Identity.from_dict(marks[0].identity)
+    identity = Identity.from_dict(holders[0].identity)
     names = [layer.name for layer in model.layers]
     blocks = [block.name for block in identity.architecture.blocks()]
-    for block in blocks:  # of a fused one there are the layers that were inside
+    for block in blocks:  # in a fused network, each block is several layers
         if not any(name == block or name.startswith(f"{block}_") for name in names):
             return None
     end = model.outputs[0]._keras_history.operation.name
@@ -253,9 +255,9 @@ def build_model(
 
     Args:
         config: what to build.
-        inputs: (batch, height, width, channels), where the network starts.
-        source_inputs: the model's inputs, where `inputs` was computed from others; None: `inputs`.
-        include_top: whether head and classifier are built.
+        inputs: (batch, height, width, channels), the input of the network.
+        source_inputs: the model's inputs, if `inputs` was computed from others; None: `inputs`.
+        include_top: whether the head and the classifier are built.
         pooling: without top: None, `"avg"` or `"max"`.
         classes: outputs of the classifier.
         classifier_activation: activation of the classifier; None: logits.
@@ -294,52 +296,55 @@ def build_model(
 
 
 def _rescaling(config: CoAtNetConfig, channels: int) -> keras.layers.Layer:
-    """Raw pixels to (pixel / 255 - mean) / std."""
-    mean, std = list(config.pixel_mean), list(config.pixel_std)
+    """Returns the layer that computes (pixel / 255 - mean) / std."""
+    mean, std = config.pixel_mean, config.pixel_std
+    scale: Any
+    offset: Any
     if len(set(mean)) == len(set(std)) == 1 or len(mean) != channels:
-        # One number for all channels: theirs, or the average where there are not as many.
-        mean, std = sum(mean) / len(mean), sum(std) / len(std)
-        scale, offset = 1.0 / (255.0 * std), -mean / std
+        # One number for all channels: the average, if images have another number of channels.
+        one_mean, one_std = sum(mean) / len(mean), sum(std) / len(std)
+        scale, offset = 1.0 / (255.0 * one_std), -one_mean / one_std
     else:
-        # As a map of one pixel: Keras takes a plain list for the first axis where the global
+        # As a map of one pixel: Keras applies a plain list along the first axis if the global
         # `image_data_format` is channels_first.
         scale = [[[1.0 / (255.0 * s) for s in std]]]
         offset = [[[-m / s for m, s in zip(mean, std, strict=True)]]]
     return keras.layers.Rescaling(scale, offset, name=PREPROCESSING)
 
 
-def _stem(config: CoAtNetConfig, x: Any) -> Any:
+def _stem(config: CoAtNetConfig, x: Tensor) -> Tensor:
     """Two 3x3 convolutions, the first of stride 2 with norm and activation (S0)."""
     symmetric = config.conv_padding == "symmetric"
     if symmetric:
         x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=STEM_PAD)(x)
-    options = {"data_format": "channels_last", "use_bias": config.stem_bias}
+    first, second = config.stem_widths
     x = keras.layers.Conv2D(
-        config.stem_widths[0],
+        first,
         3,
         strides=2,
         padding="valid" if symmetric else "same",
-        kernel_initializer=kernel_initializer(),
         name=STEM_CONV1,
-        **options,
+        **_stem_options(config),
     )(x)
     norm, norm_arguments = norm_options(
         config.conv_norm, config.batch_norm_epsilon, config.batch_norm_momentum
     )
     x = norm(**norm_arguments, name=STEM_NORM)(x)
     x = keras.layers.Activation(get_activation(config.conv_activation), name=STEM_ACTIVATION)(x)
-    return keras.layers.Conv2D(
-        config.stem_widths[1],
-        3,
-        padding="same",
-        kernel_initializer=kernel_initializer(),
-        name=STEM_CONV2,
-        **options,
-    )(x)
+    options = _stem_options(config)
+    return keras.layers.Conv2D(second, 3, padding="same", name=STEM_CONV2, **options)(x)
+
+
+def _stem_options(config: CoAtNetConfig) -> dict[str, Any]:
+    return {
+        "data_format": "channels_last",
+        "use_bias": config.stem_bias,
+        "kernel_initializer": kernel_initializer(),
+    }
 
 
 def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
-    """Size of the stem's map, by which tables are made: that of the input, where it is known."""
+    """Returns the size of the stem's map: from the input, or from `input_size` if it is unknown."""
     known = [
         side if size is None else size
         for side, size in zip(config.input_sides, input_shape[1:3], strict=True)
@@ -355,24 +360,23 @@ def _final_norm(config: CoAtNetConfig) -> keras.layers.Layer:
 
 
 def _head(
-    config: CoAtNetConfig, x: Any, classes: int, classifier_activation: str | Callable | None
-) -> Any:
+    config: CoAtNetConfig, x: Tensor, classes: int, classifier_activation: str | Callable | None
+) -> Tensor:
     """Global average pool -> norm -> dense and tanh -> classifier."""
     x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=AVG_POOL)(x)
     if config.final_norm == "after_pool":
         x = _final_norm(config)(x)
     if config.hidden_head:
-        x = keras.layers.Dense(
-            config.output_filters,
-            "tanh",
-            kernel_initializer=kernel_initializer(),
-            dtype=policy_at(keras.config.dtype_policy(), HIDDEN),
-            name=HIDDEN,
-        )(x)
+        policy = policy_at(keras.config.dtype_policy(), HIDDEN)
+        x = _dense(HIDDEN, config.output_filters, "tanh", policy)(x)
+    policy = full_precision(policy_at(keras.config.dtype_policy(), CLASSIFIER))
+    return _dense(CLASSIFIER, classes, classifier_activation, policy)(x)
+
+
+def _dense(
+    name: str, units: int, activation: str | Callable | None, policy: keras.DTypePolicy
+) -> keras.layers.Layer:
+    initializer: Any = kernel_initializer()
     return keras.layers.Dense(
-        classes,
-        classifier_activation,
-        kernel_initializer=kernel_initializer(),
-        dtype=full_precision(policy_at(keras.config.dtype_policy(), CLASSIFIER)),
-        name=CLASSIFIER,
-    )(x)
+        units, activation, kernel_initializer=initializer, dtype=policy, name=name
+    )
