@@ -25,7 +25,7 @@ def checked(check: Callable[[str, Any], Any], **options: Any) -> Any:
     return dataclasses.field(metadata={"check": check}, **options)
 
 
-def one_of(*choices: str | None) -> Any:
+def one_of(*choices: str | int | None) -> Any:
     """Declares a field that takes one of a few values; the first is the default."""
     check = functools.partial(choice, choices=choices)
     return dataclasses.field(default=choices[0], metadata={"check": check, "choices": choices})

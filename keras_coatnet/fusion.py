@@ -301,7 +301,8 @@ def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
     )
 
     if block.pads:
-        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
+        pad = block.depthwise.kernel_size[0] // 2
+        x = keras.layers.ZeroPadding2D(pad, data_format="channels_last", name=f"{name}_pad")(x)
     depthwise = _value(block.depthwise.kernel)[..., 0], 0.0
     norm = _affine(block.depthwise_norm)
     after_norm = block.squeeze_place == "after_norm"
