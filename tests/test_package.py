@@ -1,5 +1,6 @@
 """The package itself: what a wheel holds, what importing costs, whether the examples run."""
 
+import ast
 import doctest
 import importlib
 import os
@@ -126,53 +127,45 @@ def test_no_private_imports():
         assert not re.search(r"keras\.src|tensorflow\.python", path.read_text()), path
 
 
-HOUSE = {  # what each file may import from the package, as CONTRIBUTING.md says
-    "arguments": set(),
-    "config": {"arguments"},
-    "families": {"config"},
-    "files": set(),
-    "version": set(),
-    "labels": {"arguments"},
-    "paths": set(),
-    "variables": {"config"},
-    "figures": {"arguments", "config", "families", "variables"},
-    "layers": {"arguments", "config", "layers"},
-    "model": {"config", "files", "layers", "version"},
-    "model_graph": {"config", "layers", "model"},
-    "weights": {"config", "families", "layers", "model", "paths", "variables", "weights"},
-    "construction": {"arguments", "config", "families", "model", "weights"},
-    "applications": {"config", "construction", "families", "model"},
-    "fusion": {"arguments", "layers", "model"},
-    "inference": {
-        "applications",
-        "arguments",
-        "config",
-        "families",
-        "labels",
-        "model_graph",
-        "weights",
-    },
-    "training": {
-        "applications",
-        "arguments",
-        "config",
-        "families",
-        "files",
-        "inference",
-        "labels",
-        "layers",
-        "model",
-        "paths",
-        "training",
-        "variables",
-        "weights",
-    },
-}
+def _house() -> dict[str, set[str]]:
+    """The table of CONTRIBUTING.md: each room, and the rooms that it imports."""
+    rows = re.findall(r"^\| (`.*`) \| .* \| (.*) \|$", (ROOT / "CONTRIBUTING.md").read_text(), re.M)
+    house = {}
+    for rooms, below in rows:
+        for room in re.findall(r"`(.+?)`", rooms):
+            house[room] = set(re.findall(r"`(.+?)`", below))
+    return house
 
 
-@pytest.mark.parametrize("room", HOUSE)
-def test_arrows_run_downwards(room):
-    folder = ROOT / "keras_coatnet" / room
-    for path in [*folder.glob("*.py")] if folder.is_dir() else [folder.with_suffix(".py")]:
-        imported = re.findall(r"^ *from keras_coatnet\.?([a-z_]*)", path.read_text(), re.M)
-        assert set(imported) <= HOUSE[room], path
+def _imported(path: pathlib.Path) -> set[str]:
+    """Paths of the package's modules that a file imports, wherever in it: `"layers/base"`."""
+    modules = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            modules |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            modules |= {name if name in MODULES else node.module for name in names}
+    ours = [module.split(".") for module in modules if module.split(".")[0] == "keras_coatnet"]
+    return {"/".join(parts[1:]) or "__init__" for parts in ours}
+
+
+def test_the_house_is_as_contributing_says():
+    """Every arrow between rooms stands in the table, is used, and runs downwards."""
+    house = _house()
+
+    def room_of(path: str) -> str:
+        found = [
+            room
+            for room in house
+            if f"{path}/".startswith(f"{room.removesuffix('.py')}/".replace("//", "/"))
+        ]
+        return max(found, key=len)
+
+    used = {room: set() for room in house}
+    for path in (ROOT / "keras_coatnet").rglob("*.py"):
+        room = room_of(path.relative_to(ROOT / "keras_coatnet").with_suffix("").as_posix())
+        used[room] |= {room_of(module) for module in _imported(path)} - {room}
+    assert used == house
+    order = list(house)
+    assert [(a, b) for a in house for b in house[a] if order.index(b) < order.index(a)] == []

@@ -33,7 +33,7 @@ def gelu(x: Tensor) -> Tensor:
     x = ops.convert_to_tensor(x)
     if keras.backend.backend() == "torch":
         return ops.gelu(x, approximate=False)
-    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))  # pyright: ignore[reportOperatorIssue]
 
 
 @keras.saving.register_keras_serializable("keras_coatnet")
@@ -56,9 +56,9 @@ def gelu_tanh(x: Tensor) -> Tensor:
     # `ops.gelu` is not used in other precisions. In float64, TensorFlow's has a float32 constant.
     # In float16, the cube of 41 overflows, and the gradient is infinity times zero. The tanh of 10
     # is 1 in both, so that clipping changes nothing.
-    inner = ops.clip(x, -10.0, 10.0)
-    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)
-    return 0.5 * x * (1.0 + ops.tanh(inner))
+    inner: Tensor = ops.clip(x, -10.0, 10.0)
+    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)  # pyright: ignore[reportOperatorIssue]
+    return 0.5 * x * (1.0 + ops.tanh(inner))  # pyright: ignore[reportOperatorIssue]
 
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {

@@ -45,7 +45,7 @@ def interpolation_matrix(source: int, target: int | Tensor) -> np.ndarray | Tens
     if xp is np:
         scale = np.float32(source / target)
     else:
-        scale = source / ops.cast(target, "float32")
+        scale = ops.divide(source, ops.cast(target, "float32"))
     centers = (xp.arange(target, dtype="float32") + 0.5) * scale - 0.5  # (target,)
     centers = xp.clip(centers, 0.0, source - 1.0)
     distance = xp.abs(centers[:, None] - np.arange(source, dtype="float32"))  # (target, source)

@@ -14,6 +14,7 @@ from keras import ops
 from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
 from keras_coatnet.layers.base import PACKAGE
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.names import STEM, stage_of
 from keras_coatnet.training.recipe import FREEZES
 
 # The paper's group leaves these out of weight decay: one number a channel, and the tables.
@@ -271,7 +272,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
     depth = {name: len(blocks) - index for index, name in enumerate(blocks)}
     scales = {}
     for layer in model.layers:
-        below = len(blocks) + 1 if layer.name.startswith("stem") else 0
+        below = len(blocks) + 1 if layer.name in STEM else 0
         scales[layer.name] = decay ** depth.get(layer.name, below)
     return scales
 
@@ -296,9 +297,7 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
     last = FREEZES.index(choice("up_to", up_to, FREEZES)) - 1
     batch_norm = boolean("batch_norm", batch_norm)
     for layer in model.layers:
-        stage = 0 if layer.name.startswith("stem") else None
-        if match := re.match(r"stage(\d)_", layer.name):
-            stage = int(match[1])
+        stage = stage_of(layer.name)
         if stage is not None and stage <= last:
             layer.trainable = False
         if batch_norm:
