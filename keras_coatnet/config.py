@@ -1,80 +1,51 @@
-"""What a CoAtNet is made of, as data.
+"""A network, described as data: every choice as a field, and what is built of them.
 
-Nothing here imports Keras. `CoAtNetConfig` holds every choice by which the published networks
-differ; a network's blocks are read off it with `CoAtNetConfig.blocks`, which the model, the
-counters and the weight readers all walk, so that they cannot disagree.
+`CoAtNetConfig` has a field for each choice by which the published networks differ. Its methods
+`stem`, `blocks` and `head` describe the network: channels, strides, sublayers and their names. The
+layers get their arguments from this description, and `keras_coatnet.counting` gets variables,
+operations and memory from it. Keras is not imported.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
-
-# The values that a field with a small vocabulary takes.
-CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        "expansion_from": ("output", "input"),
-        "stride_on": ("expansion", "depthwise", "pool"),
-        "conv_block": ("mbconv", "convnext"),
-        "conv_pool": ("max2", "avg2", "max3"),
-        "conv_stride_pool": ("max2", "avg2", "max3"),
-        "conv_padding": ("same", "symmetric"),
-        "squeeze_from": ("output", "input", "expanded"),
-        "squeeze_place": ("after_norm", "before_norm"),
-        "transformer_pool": ("max2", "avg2", "max3"),
-        "transformer_norm": ("layer", "batch"),
-        "attention_from": ("output", "input"),
-        "relative_position": ("table", "mlp"),
-        "final_norm": ("after_pool", "before_pool", None),
-        "conv_activation": ("gelu_tanh", "gelu", "silu", "relu"),
-        "squeeze_activation": ("gelu_tanh", "gelu", "silu", "relu"),
-        "ffn_activation": ("gelu_tanh", "gelu", "silu", "relu"),
-    }
+from keras_coatnet.arguments import whole_number
+from keras_coatnet.fields import (
+    MOST_BLOCKS,
+    MOST_CHANNELS,
+    MOST_PARAMETERS,
+    as_input_size,
+    as_stem_width,
+    as_tuple,
+    bounded,
+    checked,
+    count,
+    one_of,
+    optional,
+    per_channel,
+    true_or_false,
 )
-
-# Beyond any network that can be trained, so that a mistake, or a damaged file, is told at once and
-# not by a machine without memory. The paper's largest has 56 blocks, 3072 channels and 2.4 billion
-# parameters.
-MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 1_000, 1 << 16, 1 << 14
-MOST_PARAMETERS = 10**11
+from keras_coatnet.names import (
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    block_name,
+)
+from keras_coatnet.sublayers import Kind, Part, Place, Sublayer
 
 # Fields that change neither the variables of a network nor what it computes at inference:
 # weights fit any value of them.
 FREE_FIELDS = ("stochastic_depth", "batch_norm_momentum", "input_size")
-
-
-@dataclass(frozen=True)
-class Block:
-    """One residual block of a network.
-
-    Attributes:
-        kind: "C" for a convolutional block (MBConv or ConvNeXt), "T" for Transformer.
-        stage: the stage it stands in, from 1.
-        index: its place within the stage, from 1.
-        width_in: channels that enter it.
-        width: channels that leave it.
-        stride: 2 where it halves the feature map, else 1.
-        stochastic_depth: probability that a residual branch of it is dropped in training.
-    """
-
-    kind: str
-    stage: int
-    index: int
-    width_in: int
-    width: int
-    stride: int
-    stochastic_depth: float
-
-    @property
-    def name(self) -> str:
-        """Name of the block's layer, e.g. `"stage3_block2"`."""
-        return f"stage{self.stage}_block{self.index}"
 
 
 @dataclass(frozen=True, repr=False)
@@ -152,67 +123,69 @@ class CoAtNetConfig:
         ['C', 'C', 'T', 'T', 'T']
     """
 
-    widths: tuple[int | tuple[int, int], ...]
-    depths: tuple[int | tuple[int, int], ...]
-    layout: tuple[str, ...] = ("C", "C", "T", "T")
-    stem_width: int | tuple[int, int] = 64
-    stem_bias: bool = True
+    widths: tuple[int | tuple[int, int], ...] = checked(as_tuple)
+    depths: tuple[int | tuple[int, int], ...] = checked(as_tuple)
+    layout: tuple[str, ...] = checked(as_tuple, default=("C", "C", "T", "T"))
+    stem_width: int | tuple[int, int] = checked(as_stem_width, default=64)
+    stem_bias: bool = true_or_false(True)
 
-    conv_block: str = "mbconv"
-    expansion: int = 4
-    expansion_from: str = "output"
-    stride_on: str = "expansion"
-    conv_pool: str = "max2"
-    conv_stride_pool: str = "avg2"
-    conv_padding: str = "same"
-    conv_activation: str = "gelu_tanh"
-    conv_prenorm_activation: bool = False
-    conv_bias: bool = True
-    conv_layer_scale: float | None = None
-    squeeze_ratio: float = 0.25
-    squeeze_from: str = "output"
-    squeeze_activation: str = "silu"
-    squeeze_place: str = "after_norm"
-    batch_norm_epsilon: float = 1e-3
-    batch_norm_momentum: float = 0.99
+    conv_block: str = one_of("mbconv", "convnext")
+    expansion: int = count(4)
+    expansion_from: str = one_of("output", "input")
+    stride_on: str = one_of("expansion", "depthwise", "pool")
+    conv_pool: str = one_of("max2", "avg2", "max3")
+    conv_stride_pool: str = one_of("avg2", "max2", "max3")
+    conv_padding: str = one_of("same", "symmetric")
+    conv_activation: str = one_of("gelu_tanh", "gelu", "silu", "relu")
+    conv_prenorm_activation: bool = true_or_false(False)
+    conv_bias: bool = true_or_false(True)
+    conv_layer_scale: float | None = optional(above=0.0)
+    squeeze_ratio: float = bounded(0.25, above=0.0)
+    squeeze_from: str = one_of("output", "input", "expanded")
+    squeeze_activation: str = one_of("silu", "gelu_tanh", "gelu", "relu")
+    squeeze_place: str = one_of("after_norm", "before_norm")
+    batch_norm_epsilon: float = bounded(1e-3, above=0.0)
+    batch_norm_momentum: float = bounded(0.99, least=0.0, below=1.0)
 
-    head_dim: int = 32
-    attention_from: str = "output"
-    attention_bias: bool = True
-    relative_position: str = "table"
-    relative_position_hidden_dim: int = 512
-    transformer_pool: str = "max2"
-    transformer_norm: str = "layer"
-    transformer_norm_epsilon: float = 1e-5
-    transformer_shortcut_bias: bool = True
-    ffn_expansion: int = 4
-    ffn_activation: str = "gelu_tanh"
-    ffn_bias: bool = True
-    layer_scale: float | None = None
+    head_dim: int = count(32)
+    attention_from: str = one_of("output", "input")
+    attention_bias: bool = true_or_false(True)
+    relative_position: str = one_of("table", "mlp")
+    relative_position_hidden_dim: int = count(512)
+    transformer_pool: str = one_of("max2", "avg2", "max3")
+    transformer_norm: str = one_of("layer", "batch")
+    transformer_norm_epsilon: float = bounded(1e-5, above=0.0)
+    transformer_shortcut_bias: bool = true_or_false(True)
+    ffn_expansion: int = count(4)
+    ffn_activation: str = one_of("gelu_tanh", "gelu", "silu", "relu")
+    ffn_bias: bool = true_or_false(True)
+    layer_scale: float | None = optional(above=0.0)
 
-    final_norm: str | None = "after_pool"
-    hidden_head: bool = True
-    stochastic_depth: float = 0.0
-    input_size: int | tuple[int, int] = 224
-    pixel_mean: tuple[float, ...] = (0.5, 0.5, 0.5)
-    pixel_std: tuple[float, ...] = (0.5, 0.5, 0.5)
+    final_norm: str | None = one_of("after_pool", "before_pool", None)
+    hidden_head: bool = true_or_false(True)
+    stochastic_depth: float = bounded(0.0, least=0.0, below=1.0)
+    input_size: int | tuple[int, int] = checked(as_input_size, default=224)
+    pixel_mean: tuple[float, ...] = per_channel(least=0.0)
+    pixel_std: tuple[float, ...] = per_channel(above=0.0)
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            value = as_python(getattr(self, field.name))
-            if field.type.startswith("tuple") or isinstance(value, (tuple, list)):
-                value = _tuples(field.name, value)
+            value = field.metadata["check"](field.name, getattr(self, field.name))
             object.__setattr__(self, field.name, value)
-        if not isinstance(self.stem_width, tuple):
-            object.__setattr__(self, "stem_width", (self.stem_width, self.stem_width))
-        self._check_values()
+        if len(self.pixel_mean) != len(self.pixel_std) or not self.pixel_mean:
+            raise ValueError(
+                "`pixel_mean` and `pixel_std` need one value a channel each. Received: "
+                f"pixel_mean={self.pixel_mean}, pixel_std={self.pixel_std}"
+            )
         self._check_stages()
-        self._check_heads()
+        self._check_order()
+        self._check_conv_block()
+        for block in self.blocks():
+            block.check()
         self._check_parameters()
-        self._check_conv_blocks()
 
     def __repr__(self) -> str:
-        """Shows the fields that are not the paper's."""
+        """Shows the fields that differ from the paper's."""
         shown = [
             f"{field.name}={getattr(self, field.name)!r}"
             for field in dataclasses.fields(self)
@@ -220,78 +193,36 @@ class CoAtNetConfig:
         ]
         return f"CoAtNetConfig({', '.join(shown)})"
 
-    def _check_values(self) -> None:
-        for field, choices in CHOICES.items():
-            choice(field, getattr(self, field), choices)
-        for field in dataclasses.fields(self):
-            if field.type == "bool":
-                boolean(field.name, getattr(self, field.name))
-        positive_ints = ("expansion", "ffn_expansion", "head_dim", "relative_position_hidden_dim")
-        for field in positive_ints:
-            whole_number(field, getattr(self, field), most=MOST_CHANNELS)
-        if len(self.stem_width) != 2:
-            raise ValueError(
-                "`stem_width` must be one width or a pair, of the stem's two convolutions. "
-                f"Received: stem_width={self.stem_width}"
-            )
-        for width in self.stem_width:
-            whole_number("stem_width", width, most=MOST_CHANNELS)
-        for side in self.input_sides:
-            whole_number("input_size", side, most=MOST_PIXELS)
-        if len(self.input_sides) != 2 or min(self.input_sides) < 32:
-            raise ValueError(
-                "`input_size` must be at least 32: one number, or a height and a width. "
-                f"Received: {self.input_size}"
-            )
-        for field in ("squeeze_ratio", "batch_norm_epsilon", "transformer_norm_epsilon"):
-            number(field, getattr(self, field), above=0.0)
-        for field in ("stochastic_depth", "batch_norm_momentum"):
-            number(field, getattr(self, field), least=0.0, below=1.0)
-        if self.layer_scale is not None:
-            number("layer_scale", self.layer_scale, above=0.0)
-        for value in self.pixel_mean:
-            number("pixel_mean", value, least=0.0)
-        for value in self.pixel_std:
-            number("pixel_std", value, above=0.0)
-        if len(self.pixel_mean) != len(self.pixel_std) or not self.pixel_mean:
-            raise ValueError(
-                "`pixel_mean` and `pixel_std` need one value a channel each. Received: "
-                f"pixel_mean={self.pixel_mean}, pixel_std={self.pixel_std}"
-            )
-
     def _check_stages(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.layout) or not self.widths:
             raise ValueError(
                 "`widths`, `depths` and `layout` must have one entry a stage. Received: "
                 f"widths={self.widths}, depths={self.depths}, layout={self.layout}"
             )
-        for stage, (width, depth, kinds) in enumerate(
-            zip(self.widths, self.depths, self.layout, strict=True), start=1
-        ):
+        for stage, kinds in enumerate(self.layout):
             if kinds not in ("C", "T", "CT"):
                 raise ValueError(
-                    f"Stage {stage} of `layout` must be 'C' (convolutional blocks), 'T' "
+                    f"Stage {stage + 1} of `layout` must be 'C' (convolutional blocks), 'T' "
                     "(Transformer) or 'CT' (convolutional blocks, then Transformer). Received: "
                     f"{kinds!r}"
                 )
-            for field, entry, most in (
-                ("widths", width, MOST_CHANNELS),
-                ("depths", depth, MOST_BLOCKS),
-            ):
-                parts = entry if isinstance(entry, tuple) else (entry,)
-                if len(parts) != len(kinds):
+            for field, most in (("widths", MOST_CHANNELS), ("depths", MOST_BLOCKS)):
+                entry = getattr(self, field)[stage]
+                if len(_pair(entry)) != len(kinds):
                     raise ValueError(
-                        f"Stage {stage} of `{field}` must have {len(kinds)} number(s) for the "
+                        f"Stage {stage + 1} of `{field}` must have {len(kinds)} number(s) for the "
                         f"layout {kinds!r}. Received: {entry}"
                     )
-                for index, part in enumerate(parts):
+                for index, part in enumerate(_pair(entry)):
                     inside = f"[{index}]" if isinstance(entry, tuple) else ""
-                    whole_number(f"{field}[{stage - 1}]{inside}", part, most=most)
+                    whole_number(f"{field}[{stage}]{inside}", part, most=most)
         blocks = sum(sum(_pair(depths)) for depths in self.depths)
         if blocks > MOST_BLOCKS:
             raise ValueError(
                 f"`depths` must be at most {MOST_BLOCKS} blocks in all. Received {blocks} blocks."
             )
+
+    def _check_order(self) -> None:
         for before, after in itertools.pairwise(self.layout):
             if before.endswith("T") and after == "C":
                 raise ValueError(
@@ -300,28 +231,25 @@ class CoAtNetConfig:
                     f"{tuple(sorted(self.layout))}."
                 )
 
-    def _check_heads(self) -> None:
-        for block in self.blocks():
-            if block.kind != "T":
-                continue
-            width = block.width if self.attention_from == "output" else block.width_in
-            if width % self.head_dim:
-                raise ValueError(
-                    f"The attention of {block.name} is {width} channels wide, which "
-                    f"head_dim={self.head_dim} does not divide. Change `widths` or `head_dim`."
-                )
+    def _check_conv_block(self) -> None:
+        if self.conv_block == "mbconv" and self.conv_layer_scale is not None:
+            raise ValueError(
+                "Only ConvNeXt blocks have a `conv_layer_scale`. Received: "
+                f"conv_layer_scale={self.conv_layer_scale}, conv_block='mbconv'. Leave it out, "
+                "or use conv_block='convnext'."
+            )
+        if self.conv_block == "convnext" and self.stride_on == "expansion":
+            raise ValueError(
+                "A ConvNeXt block halves the map on its depthwise convolution or by pooling. "
+                "Received: conv_block='convnext', stride_on='expansion'. Use stride_on='depthwise' "
+                "or 'pool'."
+            )
 
     def _check_parameters(self) -> None:
-        """Of the kernels alone: `figures` counts them all."""
-        total = 9 * self.stem_width[0] * self.stem_width[1]
-        for block in self.blocks():
-            if block.kind == "C":
-                expanded, squeezed = self.expanded_filters(block), self.squeezed_filters(block)
-                total += expanded * (block.width_in + 9 + block.width + 2 * squeezed)
-            else:
-                attention = block.width if self.attention_from == "output" else block.width_in
-                total += attention * (3 * block.width_in + block.width)
-                total += 2 * self.ffn_expansion * block.width**2
+        parts = (self.stem(), *self.blocks(), self.head())
+        total = sum(
+            math.prod(sublayer.kernel_shape) for part in parts for sublayer in part.sublayers
+        )
         if total > MOST_PARAMETERS:
             raise ValueError(
                 f"The network would have {total:.1e} parameters, and the most is "
@@ -329,56 +257,86 @@ class CoAtNetConfig:
                 "`ffn_expansion`."
             )
 
-    def _check_conv_blocks(self) -> None:
-        if self.conv_layer_scale is not None:
-            number("conv_layer_scale", self.conv_layer_scale, above=0.0)
-        if self.conv_block == "mbconv":
-            if self.conv_layer_scale is not None:
-                raise ValueError(
-                    "Only ConvNeXt blocks have a `conv_layer_scale`. Received: "
-                    f"conv_layer_scale={self.conv_layer_scale}, conv_block='mbconv'. Leave it out, "
-                    "or use conv_block='convnext'."
-                )
-            return
-        if self.stride_on == "expansion":
-            raise ValueError(
-                "A ConvNeXt block halves the map on its depthwise convolution or by pooling. "
-                "Received: conv_block='convnext', stride_on='expansion'. Use stride_on='depthwise' "
-                "or 'pool'."
-            )
-        for block in self.blocks():
-            if block.kind == "C" and block.width % block.width_in:
-                raise ValueError(
-                    f"The depthwise convolution of {block.name} makes {block.width} channels of "
-                    f"{block.width_in}: with conv_block='convnext' that must be a multiple. Change "
-                    "`widths` or `stem_width`."
-                )
+    def stem(self, channels: int = 3) -> Part:
+        """Describes the stem: two 3x3 convolutions, the first of stride 2.
+
+        Args:
+            channels: channels of the images.
+
+        Returns:
+            A `Part`.
+        """
+        first, second = self.stem_widths
+        bias = self.stem_bias
+        sublayers = (
+            Sublayer("conv", STEM_CONV1, channels, first, kernel_size=3, use_bias=bias),
+            _norm(self.conv_norm, STEM_NORM, first),
+            _activation(self.conv_activation, first),
+            Sublayer("conv", STEM_CONV2, first, second, kernel_size=3, use_bias=bias),
+        )
+        return Part("", channels, 2, sublayers)
 
     def blocks(self) -> Iterator[Block]:
-        """Yields the residual blocks in order, each with its widths, stride and drop rate."""
+        """Yields the residual blocks in order."""
         runs = [
-            (stage, kind, depth, width)
+            (stage, kind, depth, filters)
             for stage, (kinds, depths, widths) in enumerate(
                 zip(self.layout, self.depths, self.widths, strict=True), start=1
             )
-            for kind, depth, width in zip(kinds, _pair(depths), _pair(widths), strict=True)
+            for kind, depth, filters in zip(kinds, _pair(depths), _pair(widths), strict=True)
         ]
         total = sum(depth for _, _, depth, _ in runs)
-        number, width_in, index, current = 0, self.stem_width[1], 0, 0
-        for stage, kind, depth, width in runs:
+        number, filters_in, index, current = 0, self.stem_widths[1], 0, 0
+        for stage, kind, depth, filters in runs:
             for _ in range(depth):
                 index = index + 1 if stage == current else 1
                 current = stage
                 yield Block(
+                    config=self,
                     kind=kind,
                     stage=stage,
                     index=index,
-                    width_in=width_in,
-                    width=width,
-                    stride=2 if index == 1 else 1,
+                    filters_in=filters_in,
+                    filters=filters,
+                    strides=2 if index == 1 else 1,
                     stochastic_depth=self.stochastic_depth * number / max(total - 1, 1),
                 )
-                number, width_in = number + 1, width
+                number, filters_in = number + 1, filters
+
+    def head(self, classes: int | None = 1000) -> Part:
+        """Describes what follows the blocks.
+
+        Args:
+            classes: outputs of the classifier; None for a network without top.
+
+        Returns:
+            A `Part`.
+        """
+        filters, sublayers = self.output_filters, []
+        if self.final_norm == "before_pool":
+            sublayers.append(_norm(self.transformer_norm, FINAL_NORM, filters))
+        if classes is not None:
+            sublayers.append(Sublayer("global_pool", "", filters, filters))
+            if self.final_norm == "after_pool":
+                sublayers.append(_norm(self.transformer_norm, FINAL_NORM, filters, "vector"))
+            if self.hidden_head:
+                sublayers.append(
+                    Sublayer(
+                        "dense", HIDDEN, filters, filters, "vector", use_bias=True, split="filters"
+                    )
+                )
+            sublayers.append(
+                Sublayer(
+                    "dense",
+                    CLASSIFIER,
+                    filters,
+                    classes,
+                    "vector",
+                    use_bias=True,
+                    split="filters_in",
+                )
+            )
+        return Part("", filters, 1, tuple(sublayers))
 
     @property
     def input_sides(self) -> tuple[int, int]:
@@ -387,7 +345,13 @@ class CoAtNetConfig:
         return size if isinstance(size, tuple) else (size, size)
 
     @property
-    def width(self) -> int:
+    def stem_widths(self) -> tuple[int, int]:
+        """Channels of the stem's first and second convolution."""
+        width = self.stem_width
+        return width if isinstance(width, tuple) else (width, width)
+
+    @property
+    def output_filters(self) -> int:
         """Channels of the last feature map."""
         return _pair(self.widths[-1])[-1]
 
@@ -395,19 +359,6 @@ class CoAtNetConfig:
     def conv_norm(self) -> str:
         """The norm of the stem and the convolutional blocks: `"batch"` or `"layer"`."""
         return "batch" if self.conv_block == "mbconv" else "layer"
-
-    def expanded_filters(self, block: Block) -> int:
-        """Channels between the two pointwise layers of a convolutional block."""
-        return self.expansion * (block.width if self.expansion_from == "output" else block.width_in)
-
-    def squeezed_filters(self, block: Block) -> int:
-        """Channels between the two layers of an MBConv block's squeeze-and-excitation."""
-        base = {
-            "output": block.width,
-            "input": block.width_in,
-            "expanded": self.expanded_filters(block),
-        }[self.squeeze_from]
-        return max(1, int(self.squeeze_ratio * base))
 
     def same_network(self, other: CoAtNetConfig) -> bool:
         """Whether weights of one fit the other and give the same outputs at inference."""
@@ -458,15 +409,8 @@ class CoAtNetConfig:
             ValueError: a field is missing or unknown, or has no such value.
         """
         known = {field.name for field in dataclasses.fields(cls)}
-        if (
-            not isinstance(fields, Mapping)
-            or set(fields) - known
-            or not {
-                "widths",
-                "depths",
-            }
-            <= set(fields)
-        ):
+        needed = {"widths", "depths"}
+        if not isinstance(fields, Mapping) or not needed <= set(fields) <= known:
             raise ValueError(
                 "This is no configuration of a CoAtNet: expected the fields of CoAtNetConfig. "
                 f"Received: {fields!r:.300}"
@@ -474,15 +418,294 @@ class CoAtNetConfig:
         return cls(**fields)
 
 
+# The values of the fields that take one of a few.
+CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
+    {
+        field.name: field.metadata["choices"]
+        for field in dataclasses.fields(CoAtNetConfig)
+        if "choices" in field.metadata
+    }
+)
+
+
 def _pair(entry: int | tuple[int, ...]) -> tuple[int, ...]:
     return entry if isinstance(entry, tuple) else (entry,)
 
 
-def _tuples(field: str, value: Any) -> tuple[Any, ...]:
-    """Lists, as JSON gives them, become tuples, so that a config is hashable."""
-    if not isinstance(value, (tuple, list)):
-        raise ValueError(f"`{field}` must be a tuple. Received: {field}={value!r:.300}")
-    return tuple(
-        tuple(map(as_python, item)) if isinstance(item, (tuple, list)) else as_python(item)
-        for item in value
+# --- Blocks ------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Block:
+    """One residual block of a network.
+
+    Attributes:
+        config: the network's configuration.
+        kind: "C" for a convolutional block (MBConv or ConvNeXt), "T" for Transformer.
+        stage: the block's stage, from 1.
+        index: the block's place within the stage, from 1.
+        filters_in: channels of the input.
+        filters: channels of the output.
+        strides: 2 if the block halves the feature map, else 1.
+        stochastic_depth: probability that a residual branch is dropped in training.
+    """
+
+    config: CoAtNetConfig = dataclasses.field(repr=False)
+    kind: str
+    stage: int
+    index: int
+    filters_in: int
+    filters: int
+    strides: int
+    stochastic_depth: float
+
+    @property
+    def name(self) -> str:
+        """Name of the block's layer, such as `"stage3_block2"`."""
+        return block_name(self.stage, self.index)
+
+    @property
+    def layer(self) -> str:
+        """Name of the layer's class: `"MBConv"`, `"ConvNeXtBlock"` or `"TransformerBlock"`."""
+        if self.kind == "T":
+            return "TransformerBlock"
+        return "MBConv" if self.config.conv_block == "mbconv" else "ConvNeXtBlock"
+
+    @property
+    def expanded_filters(self) -> int:
+        """Channels between the two pointwise layers of a convolutional block."""
+        of_output = self.config.expansion_from == "output"
+        return self.config.expansion * (self.filters if of_output else self.filters_in)
+
+    @property
+    def squeezed_filters(self) -> int:
+        """Channels between the two layers of an MBConv block's squeeze-and-excitation."""
+        base = {
+            "output": self.filters,
+            "input": self.filters_in,
+            "expanded": self.expanded_filters,
+        }[self.config.squeeze_from]
+        return max(1, int(self.config.squeeze_ratio * base))
+
+    @property
+    def attention_dim(self) -> int:
+        """Channels of q, k and v of a Transformer block."""
+        return self.filters if self.config.attention_from == "output" else self.filters_in
+
+    @property
+    def num_heads(self) -> int:
+        """Attention heads of a Transformer block."""
+        return self.attention_dim // self.config.head_dim
+
+    @property
+    def hidden_dim(self) -> int:
+        """Channels between the two layers of a Transformer block's feed-forward part."""
+        return self.config.ffn_expansion * self.filters
+
+    def check(self) -> None:
+        """Checks that the block's channels fit together.
+
+        Raises:
+            ValueError: they do not.
+        """
+        if self.layer == "TransformerBlock" and self.attention_dim % self.config.head_dim:
+            raise ValueError(
+                f"The attention of {self.name} has {self.attention_dim} channels, which "
+                f"head_dim={self.config.head_dim} does not divide. Change `widths` or `head_dim`."
+            )
+        if self.layer == "ConvNeXtBlock" and self.filters % self.filters_in:
+            raise ValueError(
+                f"The depthwise convolution of {self.name} makes {self.filters} channels of "
+                f"{self.filters_in}: with conv_block='convnext' that must be a multiple. Change "
+                "`widths` or `stem_width`."
+            )
+
+    @property
+    def layer_options(self) -> dict[str, Any]:
+        """Arguments of the layer, except `filters` and `table_size`, which depends on the input."""
+        options = {"MBConv": _mbconv, "ConvNeXtBlock": _convnext, "TransformerBlock": _transformer}
+        return {
+            "strides": self.strides,
+            "stochastic_depth": self.stochastic_depth,
+            "name": self.name,
+            **options[self.layer](self),
+        }
+
+    @property
+    def sublayers(self) -> tuple[Sublayer, ...]:
+        """What the block computes, in no particular order."""
+        describe = {
+            "MBConv": _mbconv_sublayers,
+            "ConvNeXtBlock": _convnext_sublayers,
+            "TransformerBlock": _transformer_sublayers,
+        }
+        return tuple(describe[self.layer](self))
+
+
+def _mbconv(block: Block) -> dict[str, Any]:
+    config = block.config
+    return {
+        "expanded_filters": block.expanded_filters,
+        "squeezed_filters": block.squeezed_filters,
+        "stride_on": config.stride_on,
+        "pool": config.conv_pool,
+        "stride_pool": config.conv_stride_pool,
+        "padding": config.conv_padding,
+        "activation": config.conv_activation,
+        "prenorm_activation": config.conv_prenorm_activation,
+        "squeeze_activation": config.squeeze_activation,
+        "squeeze_place": config.squeeze_place,
+        "use_bias": config.conv_bias,
+        "batch_norm_epsilon": config.batch_norm_epsilon,
+        "batch_norm_momentum": config.batch_norm_momentum,
+    }
+
+
+def _convnext(block: Block) -> dict[str, Any]:
+    config = block.config
+    return {
+        "expanded_filters": block.expanded_filters,
+        "stride_on": config.stride_on,
+        "pool": config.conv_pool,
+        "stride_pool": config.conv_stride_pool,
+        "padding": config.conv_padding,
+        "activation": config.conv_activation,
+        "use_bias": config.conv_bias,
+        "norm_epsilon": config.batch_norm_epsilon,
+        "layer_scale": config.conv_layer_scale,
+    }
+
+
+def _transformer(block: Block) -> dict[str, Any]:
+    config = block.config
+    return {
+        "head_dim": config.head_dim,
+        "attention_dim": block.attention_dim,
+        "attention_bias": config.attention_bias,
+        "relative_position": config.relative_position,
+        "relative_position_hidden_dim": config.relative_position_hidden_dim,
+        "pool": config.transformer_pool,
+        "norm": config.transformer_norm,
+        "norm_epsilon": config.transformer_norm_epsilon,
+        "batch_norm_momentum": config.batch_norm_momentum,
+        "shortcut_bias": config.transformer_shortcut_bias,
+        "ffn_expansion": config.ffn_expansion,
+        "ffn_activation": config.ffn_activation,
+        "ffn_bias": config.ffn_bias,
+        "layer_scale": config.layer_scale,
+    }
+
+
+# --- Sublayers, by the names under which the classes in `layers/` add them ----------------------
+
+
+def _norm(
+    kind: str, name: str, filters: int, place: Place = "output", split: Any = None
+) -> Sublayer:
+    norm: Kind = "batch_norm" if kind == "batch" else "layer_norm"
+    return Sublayer(norm, name, filters, filters, place, split=split)
+
+
+def _activation(
+    function: str, filters: int, place: Place = "output", split: Any = None
+) -> Sublayer:
+    return Sublayer("activation", "", filters, filters, place, split=split, activation=function)
+
+
+def _shortcut(block: Block, kind: Kind, use_bias: bool) -> Iterator[Sublayer]:
+    filters_in, filters = block.filters_in, block.filters
+    if block.strides > 1:
+        yield Sublayer("pool", "", filters_in, filters_in)
+    if filters_in != filters:
+        yield Sublayer(kind, "shortcut", filters_in, filters, use_bias=use_bias)
+    yield Sublayer("add", "", filters, filters)
+
+
+def _mbconv_sublayers(block: Block) -> Iterator[Sublayer]:
+    config, filters_in = block.config, block.filters_in
+    wide, squeezed = block.expanded_filters, block.squeezed_filters
+    act = config.conv_activation
+    # The map has its new size from the operation on that has the stride.
+    place: Place = "input" if config.stride_on == "depthwise" else "output"
+
+    yield _norm("batch", "input_norm", filters_in, "input")
+    if config.conv_prenorm_activation:
+        yield _activation(act, filters_in, "input")
+    if block.strides > 1 and config.stride_on == "pool":
+        yield Sublayer("pool", "", filters_in, filters_in)
+    yield Sublayer("conv", "expand", filters_in, wide, place, split="filters")
+    yield _norm("batch", "expand_norm", wide, place, split="filters")
+    yield _activation(act, wide, place, split="filters")
+    yield Sublayer("depthwise", "depthwise", wide, wide, kernel_size=3, split="filters")
+    yield _norm("batch", "depthwise_norm", wide, split="filters")
+    yield _activation(act, wide, split="filters")
+
+    squeeze, excite = "squeeze_excite/squeeze", "squeeze_excite/excite"
+    yield Sublayer("dense", squeeze, wide, squeezed, "vector", use_bias=True, split="filters_in")
+    yield Sublayer("dense", excite, squeezed, wide, "vector", use_bias=True, split="filters")
+    yield Sublayer("gate", "", wide, wide, split="filters")
+
+    bias = config.conv_bias
+    yield Sublayer("conv", "project", wide, block.filters, use_bias=bias, split="filters_in")
+    yield from _shortcut(block, "conv", bias)
+
+
+def _convnext_sublayers(block: Block) -> Iterator[Sublayer]:
+    config, filters, wide = block.config, block.filters, block.expanded_filters
+    bias = config.conv_bias
+
+    if block.strides > 1 and config.stride_on == "pool":
+        yield Sublayer("pool", "", block.filters_in, block.filters_in)
+    yield Sublayer(
+        "depthwise", "depthwise_conv", block.filters_in, filters, kernel_size=7, use_bias=bias
     )
+    yield _norm("layer", "ffn_norm", filters)
+    yield Sublayer("dense", "ffn_expand", filters, wide, use_bias=bias, split="filters")
+    yield _activation(config.conv_activation, wide, split="filters")
+    yield Sublayer("dense", "ffn_project", wide, filters, use_bias=bias, split="filters_in")
+    if config.conv_layer_scale is not None:
+        yield Sublayer("scale", "ffn_scale", filters, filters)
+    yield from _shortcut(block, "dense", bias)
+
+
+def _transformer_sublayers(block: Block) -> Iterator[Sublayer]:
+    config, filters_in, filters = block.config, block.filters_in, block.filters
+    attention_dim, heads, hidden = block.attention_dim, block.num_heads, block.hidden_dim
+
+    yield _norm(config.transformer_norm, "attention_norm", filters_in, "input")
+    if block.strides > 1:
+        yield Sublayer("pool", "", filters_in, filters_in)
+    bias = config.attention_bias
+    for name in ("attention/query", "attention/key", "attention/value"):
+        yield Sublayer("dense", name, filters_in, attention_dim, use_bias=bias, split="filters")
+    if config.relative_position == "table":
+        yield Sublayer("table", "attention/position", heads, heads, "offsets", split="filters")
+    else:
+        between = config.relative_position_hidden_dim
+        yield Sublayer("dense", "attention/position/hidden", 2, between, "offsets", use_bias=True)
+        yield Sublayer(
+            "dense",
+            "attention/position/values",
+            between,
+            heads,
+            "offsets",
+            use_bias=True,
+            split="filters",
+        )
+    yield Sublayer("attention_weights", "", attention_dim, heads, split="filters")
+    yield Sublayer("attention_values", "", heads, attention_dim, split="filters")
+    yield Sublayer(
+        "dense", "attention/projection", attention_dim, filters, use_bias=bias, split="filters_in"
+    )
+    if config.layer_scale is not None:
+        yield Sublayer("scale", "attention_scale", filters, filters)
+    yield from _shortcut(block, "dense", config.transformer_shortcut_bias)
+
+    bias = config.ffn_bias
+    yield _norm(config.transformer_norm, "ffn_norm", filters)
+    yield Sublayer("dense", "ffn_expand", filters, hidden, use_bias=bias, split="filters")
+    yield _activation(config.ffn_activation, hidden, split="filters")
+    yield Sublayer("dense", "ffn_project", hidden, filters, use_bias=bias, split="filters_in")
+    if config.layer_scale is not None:
+        yield Sublayer("scale", "ffn_scale", filters, filters)
+    yield Sublayer("add", "", filters, filters)

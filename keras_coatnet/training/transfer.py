@@ -6,6 +6,7 @@ import keras
 
 from keras_coatnet.arguments import boolean, choice, number
 from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.names import stage_of
 from keras_coatnet.training.choices import FREEZES
 
 
@@ -32,7 +33,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
     blocks = [block.name for block in model.architecture.blocks()]
     depths = {name: depth for depth, name in enumerate(reversed(blocks), start=1)}
     for layer in model.layers:
-        if _is_of_stem(layer):
+        if stage_of(layer.name) == 0:
             depths[layer.name] = len(blocks) + 1
     return {layer.name: decay ** depths.get(layer.name, 0) for layer in model.layers}
 
@@ -60,17 +61,12 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
     """
     last_stage = FREEZES.index(choice("up_to", up_to, FREEZES)) - 1  # the stem is stage 0
     batch_norm = boolean("batch_norm", batch_norm)
-    stages = {block.name: block.stage for block in model.architecture.blocks()}
     for layer in model.layers:
-        stage = 0 if _is_of_stem(layer) else stages.get(layer.name)
+        stage = stage_of(layer.name)
         if stage is not None and stage <= last_stage:
             layer.trainable = False
         if batch_norm:
             _freeze_batch_norm(layer)
-
-
-def _is_of_stem(layer: keras.layers.Layer) -> bool:
-    return layer.name.startswith("stem")
 
 
 def _freeze_batch_norm(layer: keras.layers.Layer) -> None:

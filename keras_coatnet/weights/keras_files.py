@@ -20,6 +20,7 @@ import keras
 
 from keras_coatnet.counting.variables import variables
 from keras_coatnet.model import IDENTITY, Identity, NewerFormat
+from keras_coatnet.names import AVG_POOL, CLASSIFIER
 from keras_coatnet.weights.hdf5 import (
     DAMAGE,
     EXPANSION,
@@ -220,9 +221,9 @@ def load(
     """
     # Keras matches layers by class and order: without the last ones, all others keep theirs.
     if fresh == "classifier":
-        model = keras.Model(model.inputs, model.get_layer("predictions").input)
+        model = keras.Model(model.inputs, model.get_layer(CLASSIFIER).input)
     elif fresh == "head":
-        model = keras.Model(model.inputs, model.get_layer("avg_pool").input)
+        model = keras.Model(model.inputs, model.get_layer(AVG_POOL).input)
     try:
         with warnings.catch_warnings():
             # Keras warns of containers in which it only looks for layers a second time.

@@ -14,17 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.names import (
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    block_name,
+)
+
 _BLOCK = re.compile(r"stages\.(0|[1-9][0-9]*)\.blocks\.(0|[1-9][0-9]*)\.(.+)")
 _IGNORED = re.compile(r".*num_batches_tracked|.*relative_position_index|.*rel_coords_log")
 
 _OUTSIDE_BLOCKS = {
-    "stem.conv1": "stem_conv1",
-    "stem.norm1": "stem_norm",
-    "stem.conv2": "stem_conv2",
-    "norm": "norm",
-    "head.norm": "norm",
-    "head.pre_logits.fc": "hidden",
-    "head.fc": "predictions",
+    "stem.conv1": STEM_CONV1,
+    "stem.norm1": STEM_NORM,
+    "stem.conv2": STEM_CONV2,
+    "norm": FINAL_NORM,
+    "head.norm": FINAL_NORM,
+    "head.pre_logits.fc": HIDDEN,
+    "head.fc": CLASSIFIER,
 }
 _MBCONV = {
     "shortcut.expand": "shortcut",
@@ -120,7 +130,7 @@ def translate(
         if match is None:
             prefix, modules, rest = "", _OUTSIDE_BLOCKS, name
         else:
-            prefix = f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}/"
+            prefix = f"{block_name(int(match[1]) + 1, int(match[2]) + 1)}/"
             modules = kinds.get((match[1], match[2]), _MBCONV)
             rest = match[3]
         found = list(_translate_one(rest, tensor, modules, head_dim, name))
