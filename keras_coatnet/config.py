@@ -232,7 +232,8 @@ class CoAtNetConfig:
             if before.endswith("T") and after == "C":
                 raise ValueError(
                     "No MBConv may come after a Transformer block (section 2.2 of the paper). "
-                    f"Received: layout={self.layout}. Reorder it, e.g. {tuple(sorted(self.layout))}."
+                    f"Received: layout={self.layout}. Reorder it, such as "
+                    f"{tuple(sorted(self.layout))}."
                 )
 
     def _check_conv_block(self) -> None:
