@@ -231,18 +231,20 @@ def _train(args: argparse.Namespace) -> int:
     output = args.output or f"runs/{recipe.name}_{pathlib.Path(recipe.model).stem}"
 
     from keras_coatnet.training.engine import devices
-    from keras_coatnet.training.run import loop
+    from keras_coatnet.training.errors import TrainingError
+    from keras_coatnet.training.run.signals import Stopped
+    from keras_coatnet.training.run.train import train
 
     if args.strategy in ("auto", "mirrored") and (args.devices or 1) > 1:
         devices.divide_cpu(args.devices)
     try:
-        result = loop.train(
+        result = train(
             recipe, output, data_dir=args.data_dir, strategy=args.strategy, devices=args.devices
         )
-    except loop.TrainingError as error:
+    except TrainingError as error:
         print(f"keras-coatnet: error: {error}", file=sys.stderr)
         return CANNOT_GO_ON
-    except loop.Stopped as stopped:
+    except Stopped as stopped:
         print(f"keras-coatnet: {stopped}", file=sys.stderr)
         return stopped.exit_status
     print(result.summary())

@@ -1,15 +1,18 @@
 """The README says what is true."""
 
+import inspect
 import pathlib
 import re
 import runpy
 import shlex
 import sys
+import textwrap
+import types
 
 import pytest
 
 import keras_coatnet
-from keras_coatnet import cli
+from keras_coatnet import cli, training
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -58,6 +61,23 @@ def test_every_command_is_in_a_block_of_its_own():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_training_from_python(monkeypatch):
+    """The lines under "From Python:"; the run itself is replaced."""
+    (code,) = re.findall(r"From Python:\n\n((?: {4}.*\n|\n)+)", README)
+    run, runs = inspect.signature(training.train), []
+
+    def train(*args):
+        runs.append(run.bind(*args).arguments)
+        return types.SimpleNamespace(summary=lambda: "top1 1.0")
+
+    monkeypatch.setattr(training, "train", train, raising=False)
+    exec(compile(textwrap.dedent(code), "README.md", "exec"), {})
+    recipe = runs[0]["recipe"]
+    assert (recipe.data, recipe.weights) == ("flowers/", "coatnet_0_rw_224.sw_in1k")
+    assert runs[0]["output"] == "runs/flowers"
+    assert recipe.model == "coatnet_0_rw_224"
 
 
 def test_code_runs(monkeypatch):

@@ -16,7 +16,10 @@ _PUBLIC = {
     "named_recipes": ("find_recipe", "recipes"),
     "engine.remat": ("remat",),
     "data.datasets": ("Source", "open_source", "open_sources"),
-    "run.loop": ("Result", "Stopped", "TrainingError", "train"),
+    "errors": ("TrainingError",),
+    "run.result": ("Result",),
+    "run.signals": ("Stopped",),
+    "run.train": ("train",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

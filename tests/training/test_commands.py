@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import pathlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.log import read_history
 from tests import timm_models
 from tests.hub_server import HubServer
-from tests.training import tars
+from tests.training import runs, tars
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -156,6 +157,27 @@ def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
     assert found["count"] == 6
     assert found["top5"] == pytest.approx(np.mean(hits))
     assert found["loss"] == pytest.approx(np.mean(losses), rel=1e-3)
+
+
+@pytest.mark.filterwarnings("ignore:GasHisSDB/160 has")  # a few images, where many are published
+def test_gashissdb_is_trained_and_evaluated(capsys, tmp_path):
+    """The recipe names the class that precision and F1 are about, and what others report."""
+    tars.write_gashissdb(tmp_path / "data", {"Abnormal": 20, "Normal": 20})
+    (tmp_path / "model.json").write_text(json.dumps(runs.CONFIG.to_dict()))
+    where = ("--data-dir", str(tmp_path / "data"))
+    options = ("--image-size", "32", "--batch-size", "8", "--epochs", "2", "--log-steps", "1")
+    output = ("--output", str(tmp_path / "run"))
+    options += ("--model", str(tmp_path / "model.json"))
+    assert cli.main(["train", "gashissdb", *where, *options, *output]) == 0
+    capsys.readouterr()
+    assert cli.main(["evaluate", "--run", str(tmp_path / "run"), *where, "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    summary = json.loads((tmp_path / "run" / "summary.json").read_text())
+    assert found["positive_class"] == "Abnormal" and found["count"] == 8
+    for name in ("accuracy", "f1", "precision"):
+        assert found[name] == (None if math.isnan(summary[name]) else summary[name])
+    cli.main(["train", "--list"])
+    assert "accuracy 98.74, F1 99.38, precision 99.97" in capsys.readouterr().out
 
 
 def mistake(capsys, *arguments: object) -> str:
