@@ -535,7 +535,11 @@ class Block:
     @property
     def layer_options(self) -> dict[str, Any]:
         """Arguments of the layer, except `filters` and `table_size`, which depends on the input."""
-        options = {"MBConv": _mbconv, "ConvNeXtBlock": _convnext, "TransformerBlock": _transformer}
+        options = {
+            "MBConv": _mbconv_options,
+            "ConvNeXtBlock": _convnext_options,
+            "TransformerBlock": _transformer_options,
+        }
         return {
             "strides": self.strides,
             "stochastic_depth": self.stochastic_depth,
@@ -545,7 +549,7 @@ class Block:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """What the block computes, in no particular order."""
+        """What the block computes. The last one is the residual sum that is the output."""
         describe = {
             "MBConv": _mbconv_sublayers,
             "ConvNeXtBlock": _convnext_sublayers,
@@ -554,7 +558,7 @@ class Block:
         return tuple(describe[self.layer](self))
 
 
-def _mbconv(block: Block) -> dict[str, Any]:
+def _mbconv_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "expanded_filters": block.expanded_filters,
@@ -573,7 +577,7 @@ def _mbconv(block: Block) -> dict[str, Any]:
     }
 
 
-def _convnext(block: Block) -> dict[str, Any]:
+def _convnext_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "expanded_filters": block.expanded_filters,
@@ -588,7 +592,7 @@ def _convnext(block: Block) -> dict[str, Any]:
     }
 
 
-def _transformer(block: Block) -> dict[str, Any]:
+def _transformer_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "head_dim": config.head_dim,
