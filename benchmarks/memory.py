@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import argparse
 
-from keras_coatnet.counting.memory import MOMENTS, memory_per_device
+from keras_coatnet.counting import memory_per_device
+from keras_coatnet.counting.memory import MOMENTS
 
 COLUMNS = ("parameters", "gradients", "moments", "average", "copies", "activations")
 

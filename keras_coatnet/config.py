@@ -50,72 +50,77 @@ FREE_FIELDS = ("stochastic_depth", "batch_norm_momentum", "input_size")
 
 @dataclass(frozen=True, repr=False)
 class CoAtNetConfig:
-    """Every architectural choice of a CoAtNet; the defaults are the paper's (arXiv 2106.04803).
+    """All architectural choices of a CoAtNet. The defaults are the paper's (arXiv 2106.04803).
 
     Args:
-        widths: channels of each stage. A stage of layout `"CT"` takes a pair: of its convolutional
-            blocks and of its Transformer blocks.
-        depths: blocks in each stage, at least 1; a pair for `"CT"`.
-        layout: what each stage is made of: `"C"` (convolutional blocks), `"T"` (Transformer), or
-            `"CT"` (convolutional blocks that halve the map, then Transformer blocks that keep it,
-            as in stage 3 of CoAtNet-6 and 7). No `"C"` may follow a stage that ends with attention
-            (section 2.2 of the paper); a `"CT"` may, as in timm's coatnet_nano_cc_224.
+        widths: channels of each stage. A stage of layout `"CT"` takes a pair: the channels of its
+            convolutional blocks and of its Transformer blocks.
+        depths: number of blocks in each stage, at least 1; a pair for `"CT"`.
+        layout: the blocks of each stage: `"C"` (convolutional blocks), `"T"` (Transformer blocks),
+            or `"CT"` (convolutional blocks, the first of which halves the map, then Transformer
+            blocks, as in stage 3 of CoAtNet-6 and 7). `"C"` must not follow a stage that ends with
+            Transformer blocks (section 2.2 of the paper); `"CT"` may, as in timm's
+            coatnet_nano_cc_224.
         stem_width: channels of the stem's two convolutions: one number for both, or a pair.
         stem_bias: whether the stem's convolutions have a bias.
         conv_block: the convolutional block: `"mbconv"` (the paper's), or `"convnext"` (a 7x7
-            depthwise convolution, LayerNorm and two dense layers; the stem's norm is a LayerNorm
-            then, too, and the fields on squeeze-and-excitation have no meaning).
-        expansion: expanded width of a convolutional block, as a multiple of `expansion_from`.
-        expansion_from: `"output"` or `"input"`: whose width is multiplied.
-        stride_on: where a convolutional block halves the map: on its 1x1 `"expansion"` (equation
-            5; not of a ConvNeXt block), on its `"depthwise"` convolution (the paper's "Stride-2
-            DConv2D" rows), or by a `"pool"` ahead of the expansion.
+            depthwise convolution, LayerNorm and two dense layers). With `"convnext"`, the stem's
+            norm is a LayerNorm, too, and the fields of squeeze-and-excitation have no effect.
+        expansion: channels between the two 1x1 convolutions of a convolutional block, as a multiple
+            of its input's or output's.
+        expansion_from: `"output"` or `"input"`: which channels `expansion` multiplies.
+        stride_on: where a convolutional block halves the map: on its 1x1 `"expansion"` (equation 5;
+            not for ConvNeXt blocks), on its `"depthwise"` convolution (the paper's "Stride-2
+            DConv2D" rows), or with a `"pool"` before the expansion.
         conv_pool: pooling of a convolutional block's shortcut: `"max2"`, `"avg2"` (2x2) or `"max3"`
             (3x3).
-        conv_stride_pool: the pooling that `stride_on="pool"` uses.
+        conv_stride_pool: pooling for `stride_on="pool"`; the same values.
         conv_padding: padding of convolutions of stride 2: `"same"` (TensorFlow's, which pads less
-            at the top left) or `"symmetric"` (torch's, the same all round).
+            at the top and left) or `"symmetric"` (torch's, equal on all sides).
         conv_activation: activation of the stem and the convolutional blocks: `"gelu_tanh"`,
             `"gelu"` (by erf), `"silu"` or `"relu"`.
-        conv_prenorm_activation: whether an MBConv's first norm is followed by that activation.
-        conv_bias: whether an MBConv's last 1x1 and its shortcut's have a bias; of a ConvNeXt block,
-            whether all its layers have.
-        conv_layer_scale: initial scale of a ConvNeXt block's residual branch; None: no such scale.
-        squeeze_ratio: squeezed width of squeeze-and-excitation, as a share of `squeeze_from`.
-        squeeze_from: `"output"`, `"input"` or `"expanded"`: whose width that share is of.
+        conv_prenorm_activation: whether `conv_activation` also follows an MBConv's first norm.
+        conv_bias: whether the last 1x1 convolution of an MBConv and its shortcut's have a bias. In
+            a ConvNeXt block, whether all layers have one.
+        conv_layer_scale: initial scale of a ConvNeXt block's residual branch; None: no scale.
+        squeeze_ratio: channels between the two layers of squeeze-and-excitation, as a share of
+            those that `squeeze_from` names.
+        squeeze_from: `"output"`, `"input"` (channels of the block) or `"expanded"` (channels
+            between its 1x1 convolutions).
         squeeze_activation: activation between the two layers of squeeze-and-excitation.
-        squeeze_place: `"after_norm"` of the depthwise convolution (and its activation), or
-            `"before_norm"`.
+        squeeze_place: where an MBConv has squeeze-and-excitation: `"after_norm"` and activation of
+            its depthwise convolution, or `"before_norm"`.
         batch_norm_epsilon: added to the variance in the norms of the stem and the convolutional
             blocks, which are BatchNorms, or LayerNorms with ConvNeXt blocks.
-        batch_norm_momentum: of BatchNorm's moving statistics, everywhere.
+        batch_norm_momentum: momentum of the moving statistics of all BatchNorms.
         head_dim: channels of one attention head.
-        attention_from: channels of q, k and v together: the block's `"output"` or `"input"` width.
+        attention_from: `"output"` or `"input"`: q, k and v have as many channels as the block's.
         attention_bias: whether q, k, v and the output projection have a bias.
-        relative_position: the bias per head comes from a `"table"` (equation 3) or from an `"mlp"`
+        relative_position: source of the relative biases: a `"table"` (equation 3), or an `"mlp"`
             over log-spaced offsets.
-        relative_position_hidden_dim: hidden width of that MLP.
+        relative_position_hidden_dim: units of the MLP's hidden layer.
         transformer_pool: pooling of a Transformer block of stride 2, in both branches.
-        transformer_norm: `"layer"` or `"batch"`, in Transformer blocks and at the end.
-        transformer_norm_epsilon: added to the variance in that norm.
+        transformer_norm: `"layer"` or `"batch"`: the norm of Transformer blocks and of the head.
+        transformer_norm_epsilon: added to the variance in these norms.
         transformer_shortcut_bias: whether a Transformer block's shortcut projection has a bias.
-        ffn_expansion: hidden width of the feed-forward part, as a multiple of the block's.
-        ffn_activation: its activation.
+        ffn_expansion: units of the feed-forward part's hidden layer, as a multiple of the block's
+            channels.
+        ffn_activation: activation of the feed-forward part.
         ffn_bias: whether its two layers have a bias.
-        layer_scale: initial scale of a Transformer block's residual branches; None: no such scale.
+        layer_scale: initial scale of a Transformer block's residual branches; None: no scale.
         final_norm: `"after_pool"` (the paper's), `"before_pool"`, or None.
-        hidden_head: whether a tanh layer of the last width stands before the classifier.
-        stochastic_depth: probability that the last block's residual branches are dropped for a
-            sample; grows linearly with the block from 0 at the first.
-        input_size: the size that the network is for, in pixels: one number, or a pair of height and
-            width. It is the default of `input_shape`, and the size whose relative-bias tables a
-            model of unknown size holds.
-        pixel_mean: mean of each channel, as a share of 255, which preprocessing subtracts.
-        pixel_std: standard deviation of each channel, likewise, by which it divides.
+        hidden_head: whether a dense layer with tanh precedes the classifier.
+        stochastic_depth: probability that a residual branch of the last block is dropped for a
+            sample in training. It grows linearly with the blocks, from 0 for the first.
+        input_size: the image size that the network is for, in pixels: one number, or a pair of
+            height and width. It is the default of `input_shape`, and the size whose relative-bias
+            tables a model of unknown size has.
+        pixel_mean: what preprocessing subtracts from each channel, as a share of 255.
+        pixel_std: what preprocessing divides each channel by, as a share of 255.
 
     Raises:
-        ValueError: a field has no such value, or the fields together describe no network, or one of
-            more than 1,000 blocks or 100 billion parameters.
+        ValueError: a field has no such value, the fields do not fit together, or the network would
+            have more than 1,000 blocks or 100 billion parameters.
 
     Example:
         >>> config = CoAtNetConfig(widths=(32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -226,8 +231,8 @@ class CoAtNetConfig:
         for before, after in itertools.pairwise(self.layout):
             if before.endswith("T") and after == "C":
                 raise ValueError(
-                    "No MBConv may come after a Transformer block: attention stands above "
-                    f"convolution. Received: layout={self.layout}. Reorder it, e.g. "
+                    "No MBConv may come after a Transformer block (section 2.2 of the paper). "
+                    f"Received: layout={self.layout}. Reorder it, such as "
                     f"{tuple(sorted(self.layout))}."
                 )
 
@@ -361,7 +366,14 @@ class CoAtNetConfig:
         return "batch" if self.conv_block == "mbconv" else "layer"
 
     def same_network(self, other: CoAtNetConfig) -> bool:
-        """Whether weights of one fit the other and give the same outputs at inference."""
+        """Returns whether weights of one network fit the other and give the same outputs.
+
+        Args:
+            other: the configuration to compare with.
+
+        Returns:
+            True if all fields but those of `FREE_FIELDS` are equal.
+        """
         free = {field: getattr(self, field) for field in FREE_FIELDS}
         return self == dataclasses.replace(other, **free)
 
@@ -375,7 +387,7 @@ class CoAtNetConfig:
             A new `CoAtNetConfig`.
 
         Raises:
-            ValueError: there is no such field, or the value makes no sense.
+            ValueError: there is no such field, or a value is refused.
 
         Example:
             >>> small = CoAtNetConfig((64, 96, 192, 384), (2, 2, 3, 2))
@@ -523,7 +535,11 @@ class Block:
     @property
     def layer_options(self) -> dict[str, Any]:
         """Arguments of the layer, except `filters` and `table_size`, which depends on the input."""
-        options = {"MBConv": _mbconv, "ConvNeXtBlock": _convnext, "TransformerBlock": _transformer}
+        options = {
+            "MBConv": _mbconv_options,
+            "ConvNeXtBlock": _convnext_options,
+            "TransformerBlock": _transformer_options,
+        }
         return {
             "strides": self.strides,
             "stochastic_depth": self.stochastic_depth,
@@ -533,7 +549,7 @@ class Block:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """What the block computes, in no particular order."""
+        """What the block computes. The last one is the residual sum that is the output."""
         describe = {
             "MBConv": _mbconv_sublayers,
             "ConvNeXtBlock": _convnext_sublayers,
@@ -542,7 +558,7 @@ class Block:
         return tuple(describe[self.layer](self))
 
 
-def _mbconv(block: Block) -> dict[str, Any]:
+def _mbconv_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "expanded_filters": block.expanded_filters,
@@ -561,7 +577,7 @@ def _mbconv(block: Block) -> dict[str, Any]:
     }
 
 
-def _convnext(block: Block) -> dict[str, Any]:
+def _convnext_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "expanded_filters": block.expanded_filters,
@@ -576,7 +592,7 @@ def _convnext(block: Block) -> dict[str, Any]:
     }
 
 
-def _transformer(block: Block) -> dict[str, Any]:
+def _transformer_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
         "head_dim": config.head_dim,

@@ -132,7 +132,7 @@ def _activations(
     inside = []
     for block, sizes in blocks:
         outside += size * block.filters_in * math.prod(sizes.before)
-        # The last operation is the sum: the input of what follows, which is counted there.
+        # The last sublayer is the sum. It is the input of what follows, and counted there.
         inside.append(sum(_kept(each, sizes, parts, size) for each in block.sublayers[:-1]))
     outside += size * config.output_filters * math.prod(blocks[-1][1].after)
     return outside + sum(inside), outside + max(inside)
