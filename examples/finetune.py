@@ -105,7 +105,11 @@ def main(args):
 def load_data(args):
     """Returns batches to train with and held-out ones, the classes, and the steps of an epoch."""
     train, held_out = open_datasets(args.images)
-    options = {"size": args.image_size, "global_batch_size": args.batch_size, "unreadable": UNREADABLE}
+    options = {
+        "size": args.image_size,
+        "global_batch_size": args.batch_size,
+        "unreadable": UNREADABLE,
+    }
     augmentation = Augmentation(area=(0.35, 1.0))  # random crops, and flips
     batches = training_dataset(
         train, augmentation=augmentation, label_smoothing=0.1, seed=0, **options
