@@ -125,15 +125,15 @@ def ours_elsewhere(model: str, size: int, batch: int, mode: str, backend: str) -
 def _ours_training(make: Callable, size: int, batch: int) -> Callable[[], None]:
     import tensorflow as tf
 
+    from keras_coatnet.training.engine.base import StepConfig
     from keras_coatnet.training.engine.optimizer import AdamW
     from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
-    from keras_coatnet.training.recipe import Recipe
 
     engine = TensorFlowEngine(
         tf.distribute.get_strategy(),
         make,
         lambda network: AdamW(1e-4, weight_decay=0.05, gradients_are_summed=True),
-        Recipe(batch_size=batch),
+        StepConfig(batch_size=batch, global_clipnorm=1.0),
     )
     data = tf.data.Dataset.from_tensors((images(batch, size), labels(batch))).cache().repeat()
     batches = engine.iterate(1, lambda first, own: data)

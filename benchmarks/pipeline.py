@@ -31,9 +31,11 @@ import numpy as np
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.training.data.datasets import Source
-from keras_coatnet.training.data.pipeline import Augmentation, UnreadableImages, training_dataset
+from keras_coatnet.training.data.augment import Augmentation
+from keras_coatnet.training.data.datasets import ImageDataset
+from keras_coatnet.training.data.pipeline import training_dataset
 from keras_coatnet.training.data.randaugment import DRAWS, randaugment
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 SIZE, BATCH, LAYERS, MAGNITUDE = 224, 64, 2, 15
 SLOW_BATCH = 8  # where few images are timed: a batch or two are always ready at the start
@@ -78,13 +80,13 @@ def _pipeline(contents: list[bytes], **augmentation) -> tf.data.Dataset:
         )
 
     return training_dataset(
-        Source("photographs", count, tuple(map(str, range(1000))), examples),
+        ImageDataset("photographs", count, tuple(map(str, range(1000))), examples),
         size=SIZE,
         augmentation=Augmentation(**augmentation),
         label_smoothing=0.1,
         global_batch_size=BATCH,
         seed=1,
-        broken=UnreadableImages(0),
+        unreadable=UnreadableImages(0),
     ).map(lambda images, labels: images)
 
 
@@ -115,7 +117,7 @@ def _layer(images: tf.data.Dataset, layer: Callable) -> tf.data.Dataset:
 
 def _rows() -> dict[str, tuple[tf.data.Dataset, int]]:
     jpegs, pngs = _photographs("JPEG"), _photographs("PNG")
-    strong = {"randaugment_layers": LAYERS, "randaugment_magnitude": MAGNITUDE}
+    strong = {"randaugment_num_ops": LAYERS, "randaugment_magnitude": MAGNITUDE}
 
     def decode(content: tf.Tensor) -> tf.Tensor:
         return tf.shape(tf.io.decode_jpeg(content, 3, dct_method="INTEGER_ACCURATE"))

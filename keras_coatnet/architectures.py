@@ -171,12 +171,12 @@ ARCHITECTURES: Mapping[str, CoAtNetConfig] = MappingProxyType(
 
 
 def architectures() -> tuple[str, ...]:
-    """Names of every architecture that `CoAtNet` builds.
+    """Returns the names of all architectures that `CoAtNet` builds.
 
     Returns:
         A tuple of names: the paper's `"coatnet0"` to `"coatnet7"`, the same with the stride on the
-        depthwise convolution (`"coatnet0_dw"`, ...), all of timm's, trained or not, and that of
-        keras_cv_attention_models.
+        depthwise convolution (`"coatnet0_dw"`, ...), all of timm's, with or without published
+        weights, and that of keras_cv_attention_models.
 
     Example:
         >>> "coatnet_0_rw_224" in architectures()
@@ -186,15 +186,23 @@ def architectures() -> tuple[str, ...]:
 
 
 def size_of(architecture: str) -> str:
-    """The size that an architecture counts as, e.g. `"coatnet0"` for `"coatnet_bn_0_rw_224"`.
+    """Returns the size of an architecture, e.g. `"coatnet0"` for `"coatnet_bn_0_rw_224"`.
 
     Args:
         architecture: a name out of `architectures()`.
 
     Returns:
         `"coatnet0"` to `"coatnet7"`, `"coatnet_pico"`, `"coatnet_nano"` or `"coatnext_nano"`.
+
+    Raises:
+        ValueError: no size is in the name.
     """
     found = re.search(r"(coatnet|coatnext)_?(?:rmlp_|bn_)?([0-7]|pico|nano)", architecture)
+    if found is None:
+        raise ValueError(
+            "`architecture` must be one of the names of keras_coatnet.architectures(). Received: "
+            f"{architecture!r:.300}"
+        )
     return found[1] + ("" if found[2].isdigit() else "_") + found[2]
 
 

@@ -14,6 +14,7 @@ from keras_coatnet.architectures import ARCHITECTURES, size_of
 from keras_coatnet.arguments import as_python, boolean, whole_number
 from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
 from keras_coatnet.model import CoAtNetModel, build_model
+from keras_coatnet.types import Tensor
 from keras_coatnet.weights.registry import WORDS
 from keras_coatnet.weights.source import Source, find_source
 
@@ -128,18 +129,19 @@ def _checked(arguments: Arguments) -> Arguments:
 
 def _make_inputs(
     arguments: Arguments, config: CoAtNetConfig, source: Source | None
-) -> tuple[keras.KerasTensor, list[keras.KerasTensor] | None]:
+) -> tuple[Tensor, list[Tensor] | None]:
     """The tensor that the network starts from, and what the caller's tensor was made from."""
-    channels = None if source is None else source.channels
+    inputs: Tensor
     if arguments.input_tensor is not None:
         inputs = arguments.input_tensor
         source_inputs = keras.utils.get_source_inputs(inputs)
     else:
         sides = config.input_sides if arguments.include_top else (None, None)
-        inputs, source_inputs = keras.Input(arguments.input_shape or (*sides, channels or 3)), None
-    if channels not in (None, inputs.shape[-1]):
+        channels = (source and source.channels) or 3
+        inputs, source_inputs = keras.Input(arguments.input_shape or (*sides, channels)), None
+    if source is not None and source.channels not in (None, inputs.shape[-1]):
         raise ValueError(
-            f"The weights {source.name} are made for images of {channels} channels. "
+            f"The weights {source.name} are made for images of {source.channels} channels. "
             f"Received: an input of shape {inputs.shape[1:]}. Use weights=None, or convert the "
             "images."
         )

@@ -1,12 +1,13 @@
-"""Writing files: whole, or not at all."""
+"""Finding files in folders, and writing files so that none is left half written."""
 
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import pathlib
 import secrets
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 @contextlib.contextmanager
@@ -50,3 +51,80 @@ def whole_file(path: str | os.PathLike) -> Iterator[pathlib.Path]:
         os.replace(partial, target)
     finally:
         partial.unlink(missing_ok=True)
+
+
+def files_below(folder: str | os.PathLike, unreadable: Callable[[OSError], None]) -> Iterator[str]:
+    """Finds all files below a folder, except hidden ones, in an order that is always the same.
+
+    Links are followed. A folder that is reached twice, for example by a link to a folder above it,
+    counts once. Hidden folders are skipped.
+
+    Args:
+        folder: where to begin.
+        unreadable: called with the error of each folder or link that cannot be read. If it
+            returns, that folder or link is left out.
+
+    Yields:
+        The paths; those of a folder before those of its sub-folders.
+
+    Example:
+        >>> import tempfile
+        >>> list(files_below(tempfile.mkdtemp(), print))
+        []
+    """
+    seen = set()
+    pending = [os.fspath(folder)]
+    while pending:
+        place = pending.pop()
+        try:
+            status = os.stat(place)
+        except OSError as error:
+            unreadable(error)
+            continue
+        if (status.st_dev, status.st_ino) in seen:
+            continue
+        seen.add((status.st_dev, status.st_ino))
+        folders, files = list_folder(place, unreadable)
+        yield from (os.path.join(place, name) for name in files)
+        pending += [os.path.join(place, name) for name in reversed(folders)]
+
+
+def list_folder(
+    folder: str | os.PathLike, unreadable: Callable[[OSError], None]
+) -> tuple[list[str], list[str]]:
+    """Lists the sub-folders and the files of a folder, except hidden ones.
+
+    Args:
+        folder: the folder.
+        unreadable: as of `files_below`.
+
+    Returns:
+        The names of the sub-folders and those of the files, each sorted.
+
+    Example:
+        >>> import tempfile
+        >>> list_folder(tempfile.mkdtemp(), print)
+        ([], [])
+    """
+    folders, files = [], []
+    try:
+        with os.scandir(folder) as entries:
+            found = [entry for entry in entries if not entry.name.startswith(".")]
+    except OSError as error:
+        unreadable(error)
+        return [], []
+    for entry in sorted(found, key=lambda entry: entry.name):
+        try:
+            if entry.is_dir():
+                folders.append(entry.name)
+                continue
+            if not entry.is_file():
+                entry.stat()  # which fails for a link to nothing
+                raise OSError(errno.EINVAL, "it is no file, but a pipe or the like", entry.path)
+        except FileNotFoundError:
+            unreadable(OSError(errno.ENOENT, "it is a link to nothing", entry.path))
+        except OSError as error:
+            unreadable(error)
+        else:
+            files.append(entry.name)
+    return folders, files

@@ -1,14 +1,32 @@
 """`fuse`: the same network for inference, in fewer operations.
 
-A norm that stands beside a product is an affine map, and an affine map goes into the product's
-kernel and bias: after it always, before it where nothing else is in between and no padding is
-added. What cannot go anywhere stays as it is, so that outputs are the same.
+At inference, a BatchNorm is an affine map of each channel, `x * scale + shift`, and so are the last
+step of a LayerNorm, a layer scale and the scaling of q in attention. A dense layer or convolution
+beside an affine map can contain it:
+
+- `affine(linear(x))`: the kernel is multiplied by the scale, along its output channels.
+- `linear(affine(x))`: the kernel is multiplied by the scale, along its input channels, and the bias
+  gets the kernel's product with the shift. Zero padding in between would be shifted, too; so this
+  is done for 1x1 convolutions and dense layers only.
+
+| in the model | in the fused model |
+|---|---|
+| BatchNorm after a convolution | in that convolution |
+| BatchNorm before a 1x1 convolution or dense layer | in the latter |
+| scale and shift of a LayerNorm before dense layers | in these; mean and variance stay |
+| layer scale after a projection | in the projection |
+| q, k and v, and the scaling of q | one dense layer |
+| relative positions | a constant for the input size |
+
+An affine map commutes with average pooling, but not with max pooling or an activation: a norm that
+one of these separates from its convolution is kept as it is.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
 
 import keras
 import numpy as np
@@ -17,42 +35,66 @@ from keras_coatnet.arguments import boolean
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.fused import (
+    FusedActivation,
     FusedAttention,
+    FusedPointwiseConv2D,
     FusedSqueezeExcite,
-    LoneActivation,
-    Pointwise,
 )
 from keras_coatnet.layers.identity import NetworkIdentity
+from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.pooling import Downsample
 from keras_coatnet.model import CoAtNetModel, Identity
+from keras_coatnet.names import (
+    AROUND_BLOCKS,
+    AVG_POOL,
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    MAX_POOL,
+    NETWORK,
+    PREPROCESSING,
+    STEM_ACTIVATION,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    STEM_PAD,
+)
+from keras_coatnet.types import Tensor
+
+# Layers by name, of the classes that the names stand for.
+Layers = Mapping[str, Any]
+
+Norm = keras.layers.LayerNormalization | keras.layers.BatchNormalization
 
 
 def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
-    """Makes a faster model for inference that computes the same.
+    """Builds a faster model for inference that computes the same.
 
-    BatchNorms are folded into the convolutions beside them, LayerNorms' scale and shift into the
-    projections after them, layer scales into those before them; q, k and v become one product
-    with the scaling of q in it, and relative biases are expanded once. Under a mixed policy the
-    kernels are kept in half precision, instead of being cast at each call.
+    BatchNorms are folded into the convolutions beside them, scale and shift of LayerNorms into the
+    dense layers after them, layer scales into the dense layers before them. The dense layers of q,
+    k and v become one. The relative biases of all pairs of positions become constants. Under a
+    mixed policy, kernels are stored in half precision, and need not be cast in each call.
 
-    The result has copies of the weights: training the model further does not change it. It saves,
-    exports and quantizes like any Keras model. It takes the input size that `model` was built for;
-    expanded biases grow with its fourth power: 10 MB for CoAtNet0 at 224, 4.2 GB at 1024.
+    The new model has copies of the weights: to train the original further does not change it. It
+    saves, exports and quantizes like any Keras model. It takes images of the size that `model` was
+    built for. The relative biases grow with the fourth power of the size: CoAtNet0's take 10 MB at
+    224 pixels and 4.2 GB at 1024.
 
     Args:
-        model: a CoAtNet, as `keras_coatnet.CoAtNet` and the like build it, with a static input
-            height and width.
-        jit_compile: whether XLA compiles the activations that stand alone, on TensorFlow's CPU: a
-            few loops, once for each batch size, for a tenth of the time. False for runtimes
-            without XLA, such as TensorFlow Serving as it comes.
+        model: a model that `keras_coatnet.CoAtNet` or one of the other constructors built, with a
+            static input height and width.
+        jit_compile: whether XLA compiles the activations that are layers of their own, on
+            TensorFlow's CPU. That takes them a tenth of the time, and a moment of compilation for
+            each new batch size. Use False for runtimes without XLA, such as the standard build of
+            TensorFlow Serving.
 
     Returns:
-        A `keras.Model` with the same inputs and outputs; outputs differ by rounding, about 1e-6.
-        It is a `CoAtNetModel`, which knows its architecture, classes and preprocessing.
+        A `CoAtNetModel` with the same inputs, outputs, architecture, classes and preprocessing.
+        The outputs differ by rounding, about 1e-6.
 
     Raises:
-        ValueError: the model is none of this package's, its input size is unknown, it is
-            quantized or fused already, or it has layers of its own; or `jit_compile` is no bool.
+        ValueError: `model` was not built by this package, is quantized or fused already, has an
+            unknown input size or layers that were added to it, or `jit_compile` is not a bool.
 
     Example:
         >>> import numpy as np
@@ -66,45 +108,27 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     _check(model)
     jit_compile = boolean("jit_compile", jit_compile)
     config = model.architecture
-    layer = {each.name: each for each in model.layers}
+    layers: Layers = {layer.name: layer for layer in model.layers}
     inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
     x = inputs
-    if "preprocessing" in layer:
-        x = _again(layer["preprocessing"])(x)
+    if PREPROCESSING in layers:
+        x = _call_copy(layers[PREPROCESSING], x)
     identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
-    x = NetworkIdentity(identity.to_dict(), name="network")(x)
-    x = _fused_stem(layer, x, jit_compile)
+    x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
+    x = _fuse_stem(layers, x, jit_compile)
     for block in config.blocks():
-        found = layer[block.name]
-        if block.kind == "T":
-            x = _fused_transformer(found, x)
-        elif config.conv_block == "convnext":
-            x = _fused_convnext(found, x)
+        layer = layers[block.name]
+        if isinstance(layer, TransformerBlock):
+            x = _fuse_transformer(layer, x)
+        elif isinstance(layer, ConvNeXtBlock):
+            x = _fuse_convnext(layer, x)
         else:
-            x = _fused_mbconv(found, x, jit_compile)
-    x = _fused_head(layer, x)
+            x = _fuse_mbconv(layer, x, jit_compile)
+    x = _fuse_head(layers, x)
     return CoAtNetModel(inputs, x, name=f"{model.name}_fused", identity=identity)
 
 
 # --- What can be fused -------------------------------------------------------------------------
-
-_AROUND_BLOCKS = (
-    "preprocessing",
-    "network",
-    "stem_pad",
-    "stem_conv1",
-    "stem_norm",
-    "stem_activation",
-    "stem_conv2",
-    "norm",
-    "avg_pool",
-    "max_pool",
-    "hidden",
-    "predictions",
-)
-
-
-_BLOCKS = (ConvNeXtBlock, MBConv, TransformerBlock)
 
 
 def _check(model: Any) -> None:
@@ -133,7 +157,7 @@ def _check(model: Any) -> None:
         layer.name
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
-        and layer.name not in _AROUND_BLOCKS
+        and layer.name not in AROUND_BLOCKS
         and not (
             layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock))
         )
@@ -147,276 +171,339 @@ def _check(model: Any) -> None:
         raise ValueError("A quantized model cannot be fused. Fuse first, then quantize.")
 
 
-# --- Values ------------------------------------------------------------------------------------
+# --- Folding -----------------------------------------------------------------------------------
 
 
-def _value(variable: Any) -> np.ndarray:
-    """A variable in float64, in which kernels are folded."""
-    return keras.ops.convert_to_numpy(variable).astype("float64")
+class Affine(NamedTuple):
+    """An affine map of each channel, `y = x * scale + shift`, in float64."""
+
+    scale: np.ndarray
+    shift: np.ndarray
 
 
-def _affine(norm: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """What a norm does for inference at its end: y = x * scale + shift for each channel."""
-    gamma, beta = _value(norm.gamma), _value(norm.beta)
+class Linear(NamedTuple):
+    """The weights of a dense layer or a convolution, `y = x @ kernel + bias`, in float64.
+
+    The last axis of the kernel is the output channels.
+    """
+
+    kernel: np.ndarray
+    bias: np.ndarray
+
+    def fold_input(self, affine: Affine) -> Linear:
+        """Returns `linear(affine(x))` as one linear map, of a kernel of shape (in, out)."""
+        return Linear(self.kernel * affine.scale[:, None], self.bias + affine.shift @ self.kernel)
+
+    def fold_output(self, affine: Affine) -> Linear:
+        """Returns `affine(linear(x))` as one linear map."""
+        return Linear(self.kernel * affine.scale, self.bias * affine.scale + affine.shift)
+
+
+def _to_float64(variable: Tensor) -> np.ndarray:
+    return np.asarray(keras.ops.convert_to_numpy(variable), "float64")
+
+
+def _scale_by(factors: np.ndarray) -> Affine:
+    return Affine(factors, np.zeros_like(factors))
+
+
+def _affine_of(norm: Norm) -> Affine:
+    """Returns the affine map that a BatchNorm is at inference, or that a LayerNorm ends with."""
+    gamma, beta = _to_float64(norm.gamma), _to_float64(norm.beta)
     if isinstance(norm, keras.layers.LayerNormalization):
-        return gamma, beta
-    scale = gamma / np.sqrt(_value(norm.moving_variance) + norm.epsilon)
-    return scale, beta - _value(norm.moving_mean) * scale
+        return Affine(gamma, beta)
+    scale = gamma / np.sqrt(_to_float64(norm.moving_variance) + norm.epsilon)
+    return Affine(scale, beta - _to_float64(norm.moving_mean) * scale)
 
 
-def _dense(layer: keras.layers.Layer) -> tuple[np.ndarray, np.ndarray]:
-    """Kernel (channels in, out) and bias of a dense layer or a 1x1 convolution."""
-    kernel = _value(layer.kernel)
-    kernel = kernel.reshape(kernel.shape[-2:])
-    bias = _value(layer.bias) if layer.use_bias else np.zeros(kernel.shape[-1])
-    return kernel, bias
+def _linear_of(layer: keras.layers.Dense | keras.layers.Conv2D) -> Linear:
+    """Returns the weights of a dense layer or 1x1 convolution, with a kernel of (in, out)."""
+    kernel = _to_float64(layer.kernel)
+    filters_in, filters = kernel.shape[-2:]
+    return Linear(kernel.reshape(filters_in, filters), _bias_of(layer, filters))
 
 
-def _after(
-    affine: tuple[np.ndarray, np.ndarray], product: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The product that follows an affine map, with the map in it."""
-    (scale, shift), (kernel, bias) = affine, product
-    return kernel * scale[:, None], bias + shift @ kernel
+def _bias_of(layer: keras.layers.Dense | keras.layers.Conv2D, filters: int) -> np.ndarray:
+    return _to_float64(layer.bias) if layer.use_bias else np.zeros(filters)
 
 
-def _before(
-    product: tuple[np.ndarray, np.ndarray], affine: tuple[np.ndarray, np.ndarray]
-) -> tuple[np.ndarray, np.ndarray]:
-    """The product that an affine map follows, with the map in it. Any kernel: channels last."""
-    (kernel, bias), (scale, shift) = product, affine
-    return kernel * scale, bias * scale + shift
+def _fold_scale(linear: Linear, layer_scale: LayerScale | None) -> Linear:
+    """Folds a layer scale, if there is one, into the projection before it."""
+    if layer_scale is None:
+        return linear
+    return linear.fold_output(_scale_by(_to_float64(layer_scale.scale)))
 
 
-# --- Layers ------------------------------------------------------------------------------------
+# --- New layers --------------------------------------------------------------------------------
 
 
-def _stored_as_computed(layer: keras.layers.Layer) -> keras.DTypePolicy:
-    """Inference has no use for a float32 copy of what is computed in half precision."""
+def _inference_dtype(layer: keras.layers.Layer) -> keras.DTypePolicy:
+    """Returns a policy that stores variables in the dtype that the layer computes in.
+
+    Only training needs float32 variables under a mixed policy.
+    """
     return keras.DTypePolicy(layer.compute_dtype)
 
 
-def _options(layer: keras.layers.Layer) -> dict[str, Any]:
-    """A layer's configuration for a new one, whose kernel has what LoRA added."""
-    return {
-        key: value
-        for key, value in layer.get_config().items()
-        if key not in ("lora_rank", "lora_alpha")
-    }
+def _config_without_lora(layer: keras.layers.Layer) -> dict[str, Any]:
+    """Returns a layer's configuration for a new one, whose kernel includes the LoRA update."""
+    config = layer.get_config()
+    return {key: config[key] for key in config if key not in ("lora_rank", "lora_alpha")}
 
 
-def _again(layer: keras.layers.Layer) -> keras.layers.Layer:
-    """A layer like another, without weights of its own yet."""
-    return type(layer).from_config(layer.get_config())
-
-
-def _filled(layer: keras.layers.Layer, x: Any, *values: np.ndarray) -> Any:
-    """Applies a new layer, and gives it its weights, in Keras's order of them."""
+def _call_new(layer: keras.layers.Layer, x: Tensor, *weights: np.ndarray) -> Tensor:
+    """Calls a new layer, which builds it, and sets its weights."""
     y = layer(x)
     layer.set_weights(
-        [value.reshape(weight.shape) for value, weight in zip(values, layer.weights, strict=True)]
+        [value.reshape(each.shape) for value, each in zip(weights, layer.weights, strict=True)]
     )
     return y
 
 
+def _call_copy(layer: keras.layers.Layer, x: Tensor) -> Tensor:
+    """Calls a copy of a layer without weights."""
+    return type(layer).from_config(layer.get_config())(x)
+
+
 def _pointwise(
-    x: Any,
-    product: tuple[np.ndarray, np.ndarray],
-    like: keras.layers.Layer,
+    x: Tensor,
+    linear: Linear,
+    dtype: keras.DTypePolicy,
     name: str,
-    activation: Any = None,
+    activation: Callable[[Tensor], Tensor] | None = None,
     strides: int = 1,
-) -> Any:
-    width = product[0].shape[-1]
-    dtype = _stored_as_computed(like)
-    new = Pointwise(width, activation, strides, dtype=dtype, name=name)
-    return _filled(new, x, *product)
+) -> Tensor:
+    filters = linear.kernel.shape[-1]
+    layer = FusedPointwiseConv2D(filters, activation, strides, dtype=dtype, name=name)
+    return _call_new(layer, x, *linear)
 
 
-def _kept_norm(norm: keras.layers.Layer, x: Any, name: str, affine: bool) -> Any:
-    """A norm that stays: a whole BatchNorm, or a LayerNorm with or without its affine map."""
-    config = {**norm.get_config(), "name": name}
-    if isinstance(norm, keras.layers.LayerNormalization) and not affine:
-        return keras.layers.LayerNormalization.from_config(
-            {**config, "center": False, "scale": False}
-        )(x)
-    new = type(norm).from_config({**config, "trainable": False})
-    return _filled(new, x, *map(_value, norm.weights))
+def _whole_norm(norm: Norm, x: Tensor, name: str) -> Tensor:
+    """Keeps a normalization as it is, where its affine map cannot be folded."""
+    config = {**norm.get_config(), "name": name, "trainable": False}
+    return _call_new(type(norm).from_config(config), x, *map(_to_float64, norm.weights))
 
 
-def _norm_and_affine(norm: keras.layers.Layer, x: Any, name: str) -> tuple[Any, tuple]:
-    """What is left of a norm before a product, and what goes into that."""
+def _split_norm(norm: Norm, x: Tensor, name: str) -> tuple[Tensor, Affine]:
+    """Keeps what cannot be folded of a normalization, and returns the affine map to be folded.
+
+    Of a BatchNorm nothing is kept. Of a LayerNorm, mean and variance of each position are.
+    """
     if isinstance(norm, keras.layers.LayerNormalization):
-        x = _kept_norm(norm, x, name, affine=False)
-    return x, _affine(norm)
+        config = {**norm.get_config(), "name": name, "center": False, "scale": False}
+        x = keras.layers.LayerNormalization.from_config(config)(x)
+    return x, _affine_of(norm)
 
 
-def _fused_stem(layer: dict[str, keras.layers.Layer], x: Any, jit_compile: bool) -> Any:
-    if "stem_pad" in layer:
-        x = _again(layer["stem_pad"])(x)
-    conv = layer["stem_conv1"]
-    dtype = _stored_as_computed(conv)
-    kernel = _value(conv.kernel)
-    bias = _value(conv.bias) if conv.use_bias else np.zeros(kernel.shape[-1])
-    norm = layer["stem_norm"]
-    keeps_norm = isinstance(norm, keras.layers.LayerNormalization)
-    folded = (kernel, bias) if keeps_norm else _before((kernel, bias), _affine(norm))
-    options = {**_options(conv), "use_bias": True, "dtype": dtype}
-    x = _filled(keras.layers.Conv2D.from_config(options), x, *folded)
-    if keeps_norm:
-        x = _kept_norm(norm, x, "stem_norm", affine=True)
-    function = layer["stem_activation"].activation
-    x = LoneActivation(function, jit_compile, dtype=dtype, name="stem_activation")(x)
-    conv = layer["stem_conv2"]
-    new = keras.layers.Conv2D.from_config({**_options(conv), "dtype": dtype})
-    return _filled(new, x, *(_value(part) for part in (conv.kernel, conv.bias) if part is not None))
+# --- Stem, blocks and head ---------------------------------------------------------------------
 
 
-def _fused_mbconv(block: MBConv, x: Any, jit_compile: bool) -> Any:
-    name, dtype = block.name, _stored_as_computed(block)
-    function = get_activation(block.activation)
-    shortcut = x
+def _fuse_stem(layers: Layers, x: Tensor, jit_compile: bool) -> Tensor:
+    if STEM_PAD in layers:
+        x = _call_copy(layers[STEM_PAD], x)
+
+    conv, norm = layers[STEM_CONV1], layers[STEM_NORM]
+    dtype = _inference_dtype(conv)
+    kernel = _to_float64(conv.kernel)
+    linear = Linear(kernel, _bias_of(conv, kernel.shape[-1]))
+    is_layer_norm = isinstance(norm, keras.layers.LayerNormalization)
+    if not is_layer_norm:
+        linear = linear.fold_output(_affine_of(norm))
+    config = {**_config_without_lora(conv), "use_bias": True, "dtype": dtype}
+    x = _call_new(keras.layers.Conv2D.from_config(config), x, *linear)
+    if is_layer_norm:
+        x = _whole_norm(norm, x, STEM_NORM)
+
+    activation = layers[STEM_ACTIVATION].activation
+    x = FusedActivation(activation, jit_compile, dtype=dtype, name=STEM_ACTIVATION)(x)
+
+    conv = layers[STEM_CONV2]
+    weights = [_to_float64(each) for each in (conv.kernel, conv.bias) if each is not None]
+    config = {**_config_without_lora(conv), "dtype": dtype}
+    return _call_new(keras.layers.Conv2D.from_config(config), x, *weights)
+
+
+def _fuse_shortcut(block: MBConv | ConvNeXtBlock, x: Tensor) -> Tensor:
+    """Builds the shortcut of a convolutional block, in which there is nothing to fold."""
+    name, dtype = block.name, _inference_dtype(block)
     if block.shortcut_pooling is not None:
-        shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
+        x = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(x)
     if block.shortcut is not None:
-        shortcut = _pointwise(shortcut, _dense(block.shortcut), block, f"{name}_shortcut")
+        x = _pointwise(x, _linear_of(block.shortcut), dtype, f"{name}_shortcut")
+    return x
 
-    strided = block.strides > 1
-    expand = _before(_dense(block.expand), _affine(block.expand_norm))
-    pools_maxima = strided and block.stride_on == "pool" and block.stride_pool != "avg2"
-    if block.prenorm_activation or pools_maxima:
-        x = _kept_norm(block.input_norm, x, f"{name}_input_norm", affine=True)
-        if block.prenorm_activation:
-            x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_input_activation")(
-                x
-            )
-    else:  # a mean over a window and an affine map may change places
-        expand = _after(_affine(block.input_norm), expand)
-    if strided and block.stride_on == "pool":
+
+def _fuse_mbconv(block: MBConv, x: Tensor, jit_compile: bool) -> Tensor:
+    name, dtype = block.name, _inference_dtype(block)
+    activation = get_activation(block.activation)
+    shortcut = _fuse_shortcut(block, x)
+
+    # The 1x1 expansion takes the norm after it, and the norm before it if nothing but a mean is in
+    # between: a mean over a window commutes with an affine map, a maximum does not.
+    expand = _linear_of(block.expand).fold_output(_affine_of(block.expand_norm))
+    max_pooled = block.stride_pooling is not None and block.stride_pool != "avg2"
+    if block.prenorm_activation or max_pooled:
+        x = _whole_norm(block.input_norm, x, f"{name}_input_norm")
+    else:
+        expand = expand.fold_input(_affine_of(block.input_norm))
+    if block.prenorm_activation:
+        options = {"dtype": dtype, "name": f"{name}_input_activation"}
+        x = FusedActivation(activation, jit_compile, **options)(x)
+    if block.stride_pooling is not None:
         x = Downsample(block.stride_pool, dtype=dtype, name=f"{name}_stride_pooling")(x)
-    x = _pointwise(
-        x,
-        expand,
-        block,
-        f"{name}_expand",
-        function,
-        strides=2 if strided and block.stride_on == "expansion" else 1,
-    )
+    x = _pointwise(x, expand, dtype, f"{name}_expand", activation, block.expand_strides)
 
-    if block.pads:
-        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=f"{name}_pad")(x)
-    depthwise = _value(block.depthwise.kernel)[..., 0], 0.0
-    norm = _affine(block.depthwise_norm)
-    after_norm = block.squeeze_place == "after_norm"
-    if after_norm:
-        depthwise = _before(depthwise, norm)
-    options = {**block.depthwise.get_config(), "use_bias": after_norm, "dtype": dtype}
-    new = keras.layers.DepthwiseConv2D.from_config({**options, "name": f"{name}_depthwise"})
-    x = _filled(new, x, *(depthwise if after_norm else depthwise[:1]))
-    if not after_norm:
-        x = _squeeze_excite(block, x)
-        x = _kept_norm(block.depthwise_norm, x, f"{name}_depthwise_norm", affine=True)
-    x = LoneActivation(function, jit_compile, dtype=dtype, name=f"{name}_activation")(x)
-    if after_norm:
-        x = _squeeze_excite(block, x)
-    x = _pointwise(x, _dense(block.project), block, f"{name}_project")
+    x = _fuse_depthwise(block, x)
+    x = FusedActivation(activation, jit_compile, dtype=dtype, name=f"{name}_activation")(x)
+    if block.squeeze_place == "after_norm":
+        x = _fuse_squeeze_excite(block, x)
+
+    x = _pointwise(x, _linear_of(block.project), dtype, f"{name}_project")
     return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, x])
 
 
-def _fused_convnext(block: ConvNeXtBlock, x: Any) -> Any:
-    name, dtype = block.name, _stored_as_computed(block)
-    shortcut = x
-    if block.shortcut_pooling is not None:
-        shortcut = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(shortcut)
-    if block.shortcut is not None:
-        shortcut = _pointwise(shortcut, _dense(block.shortcut), block, f"{name}_shortcut")
+def _fuse_depthwise(block: MBConv, x: Tensor) -> Tensor:
+    """Builds the depthwise convolution and its norm, with squeeze-and-excitation if in between."""
+    name, conv = block.name, block.depthwise
+    if block.pads_symmetrically:
+        x = _pad(x, conv.kernel_size[0] // 2, f"{name}_pad")
+    folds_norm = block.squeeze_place == "after_norm"
+    layer = keras.layers.DepthwiseConv2D.from_config(
+        {
+            **conv.get_config(),
+            "use_bias": folds_norm,
+            "dtype": _inference_dtype(block),
+            "name": f"{name}_depthwise",
+        }
+    )
+    kernel = _to_float64(conv.kernel)[..., 0]  # (height, width, channels)
+    if folds_norm:
+        linear = Linear(kernel, np.zeros(kernel.shape[-1]))
+        return _call_new(layer, x, *linear.fold_output(_affine_of(block.depthwise_norm)))
+    x = _call_new(layer, x, kernel)
+    x = _fuse_squeeze_excite(block, x)
+    return _whole_norm(block.depthwise_norm, x, f"{name}_depthwise_norm")
+
+
+def _fuse_squeeze_excite(block: MBConv, x: Tensor) -> Tensor:
+    original = block.squeeze_excite
+    layer = FusedSqueezeExcite(
+        original.squeezed_filters,
+        original.activation,
+        dtype=_inference_dtype(block),
+        name=f"{block.name}_squeeze_excite",
+    )
+    return _call_new(layer, x, *_linear_of(original.squeeze), *_linear_of(original.excite))
+
+
+def _pad(x: Tensor, pad: int, name: str) -> Tensor:
+    return keras.layers.ZeroPadding2D(pad, data_format="channels_last", name=name)(x)
+
+
+def _fuse_convnext(block: ConvNeXtBlock, x: Tensor) -> Tensor:
+    name, dtype = block.name, _inference_dtype(block)
+    shortcut = _fuse_shortcut(block, x)
 
     if block.stride_pooling is not None:
         x = Downsample(block.stride_pool, dtype=dtype, name=f"{name}_stride_pooling")(x)
     conv = block.depthwise_conv
-    if block.pads:
-        pad = conv.kernel_size[0] // 2
-        x = keras.layers.ZeroPadding2D(pad, data_format="channels_last", name=f"{name}_pad")(x)
-    options = {**conv.get_config(), "dtype": dtype, "name": f"{name}_depthwise"}
-    new = keras.layers.DepthwiseConv2D.from_config(options)
-    x = _filled(new, x, *map(_value, conv.weights))
+    if block.pads_symmetrically:
+        x = _pad(x, conv.kernel_size[0] // 2, f"{name}_pad")
+    config = {**conv.get_config(), "dtype": dtype, "name": f"{name}_depthwise"}
+    layer = keras.layers.DepthwiseConv2D.from_config(config)
+    x = _call_new(layer, x, *map(_to_float64, conv.weights))
 
-    x, affine = _norm_and_affine(block.ffn_norm, x, f"{name}_ffn_norm")
-    expand = _after(affine, _dense(block.ffn_expand))
-    x = _pointwise(x, expand, block, f"{name}_ffn_expand", get_activation(block.activation))
-    x = _pointwise(x, _scaled(block, "ffn", _dense(block.ffn_project)), block, f"{name}_project")
+    activation = get_activation(block.activation)
+    x, affine = _split_norm(block.ffn_norm, x, f"{name}_ffn_norm")
+    expand = _linear_of(block.ffn_expand).fold_input(affine)
+    x = _pointwise(x, expand, dtype, f"{name}_ffn_expand", activation)
+    project = _fold_scale(_linear_of(block.ffn_project), block.ffn_scale)
+    x = _pointwise(x, project, dtype, f"{name}_project")
     return keras.layers.Add(dtype=dtype, name=f"{name}_add")([shortcut, x])
 
 
-def _squeeze_excite(block: MBConv, x: Any) -> Any:
-    found = block.squeeze_excite
-    name, dtype = f"{block.name}_squeeze_excite", _stored_as_computed(block)
-    new = FusedSqueezeExcite(found.squeezed_filters, found.activation, name=name, dtype=dtype)
-    return _filled(new, x, *_dense(found.squeeze), *_dense(found.excite))
+def _fuse_transformer(block: TransformerBlock, x: Tensor) -> Tensor:
+    name, dtype = block.name, _inference_dtype(block)
 
-
-def _fused_transformer(block: TransformerBlock, x: Any) -> Any:
-    name, dtype = block.name, _stored_as_computed(block)
-    attention = block.attention
-    pools_maxima = block.pooling is not None and block.pool != "avg2"
-    if pools_maxima:  # a maximum and an affine map may not change places
-        branch = _kept_norm(block.attention_norm, x, f"{name}_attention_norm", affine=True)
-        affine = np.ones(x.shape[-1]), np.zeros(x.shape[-1])
+    norm_name, affine = f"{name}_attention_norm", None
+    if block.pooling is not None and block.pool != "avg2":  # a maximum does not commute
+        branch = _whole_norm(block.attention_norm, x, norm_name)
     else:
-        branch, affine = _norm_and_affine(block.attention_norm, x, f"{name}_attention_norm")
+        branch, affine = _split_norm(block.attention_norm, x, norm_name)
     if block.pooling is not None:
         x = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(x)
         branch = Downsample(block.pool, dtype=dtype, name=f"{name}_pooling")(branch)
     if block.shortcut is not None:
-        x = _pointwise(x, _dense(block.shortcut), block, f"{name}_shortcut")
+        x = _pointwise(x, _linear_of(block.shortcut), dtype, f"{name}_shortcut")
+    branch = _fuse_attention(block, branch, affine)
+    x = keras.layers.Add(dtype=dtype, name=f"{name}_attention_add")([x, branch])
 
-    scaling = np.full(attention.attention_dim, attention.head_dim**-0.5)
-    products = [_after(affine, _dense(part)) for part in (attention.query, attention.key)]
-    products[0] = _before(products[0], (scaling, 0.0))
-    products.append(_after(affine, _dense(attention.value)))
-    kernels, biases = zip(*products, strict=True)
-    new = FusedAttention(
-        block.width, attention.heads, attention.head_dim, dtype=dtype, name=f"{name}_attention"
-    )
-    height, width = branch.shape[1:3]
-    projection = _scaled(block, "attention", _dense(attention.projection))
-    y = new(branch)
-    new.query_key_value.set_weights([np.concatenate(kernels, 1), np.concatenate(biases)])
-    new.bias.assign(attention.position(height=height, width=width))
-    new.projection.set_weights(list(projection))
-    x = keras.layers.Add(dtype=dtype, name=f"{name}_attention_add")([x, y])
-
-    branch, affine = _norm_and_affine(block.ffn_norm, x, f"{name}_ffn_norm")
-    expand = _after(affine, _dense(block.ffn_expand))
-    function = get_activation(block.ffn_activation)
-    branch = _pointwise(branch, expand, block, f"{name}_ffn_expand", function)
-    project = _scaled(block, "ffn", _dense(block.ffn_project))
-    branch = _pointwise(branch, project, block, f"{name}_ffn_project")
+    activation = get_activation(block.ffn_activation)
+    branch, affine = _split_norm(block.ffn_norm, x, f"{name}_ffn_norm")
+    expand = _linear_of(block.ffn_expand).fold_input(affine)
+    branch = _pointwise(branch, expand, dtype, f"{name}_ffn_expand", activation)
+    project = _fold_scale(_linear_of(block.ffn_project), block.ffn_scale)
+    branch = _pointwise(branch, project, dtype, f"{name}_ffn_project")
     return keras.layers.Add(dtype=dtype, name=f"{name}_ffn_add")([x, branch])
 
 
-def _scaled(block: TransformerBlock | ConvNeXtBlock, branch: str, product: tuple) -> tuple:
-    if block.layer_scale is None:
-        return product
-    return _before(product, (_value(getattr(block, f"{branch}_scale").scale), 0.0))
+def _fuse_attention(block: TransformerBlock, x: Tensor, affine: Affine | None) -> Tensor:
+    """Builds the attention of a block.
+
+    Args:
+        block: the Transformer block.
+        x: what the attention attends to, `(batch, height, width, channels)`.
+        affine: the affine map of the norm before, to be folded; None: it is computed already.
+
+    Returns:
+        The attention's output, with the block's layer scale.
+    """
+    original = block.attention
+    query, key, value = map(_linear_of, (original.query, original.key, original.value))
+    if affine is not None:
+        query, key, value = (each.fold_input(affine) for each in (query, key, value))
+    scaling = np.full(original.attention_dim, original.head_dim**-0.5)
+    query = query.fold_output(_scale_by(scaling))
+    projection = _fold_scale(_linear_of(original.projection), block.attention_scale)
+
+    layer = FusedAttention(
+        block.filters,
+        original.num_heads,
+        original.head_dim,
+        dtype=_inference_dtype(block),
+        name=f"{block.name}_attention",
+    )
+    _, height, width, _ = x.shape
+    y = layer(x)
+    layer.query_key_value.set_weights(
+        [
+            np.concatenate([query.kernel, key.kernel, value.kernel], axis=1),
+            np.concatenate([query.bias, key.bias, value.bias]),
+        ]
+    )
+    layer.bias.assign(original.position(height=height, width=width))
+    layer.projection.set_weights(list(projection))
+    return y
 
 
-def _fused_head(layer: dict[str, keras.layers.Layer], x: Any) -> Any:
+def _fuse_head(layers: Layers, x: Tensor) -> Tensor:
+    dense_layers = [layers[name] for name in (HIDDEN, CLASSIFIER) if name in layers]
+    norm_rank = len(layers[FINAL_NORM].output.shape) if FINAL_NORM in layers else None
     affine = None
-    norm_first = "norm" in layer and len(layer["norm"].output.shape) == 4
-    products = [layer[name] for name in ("hidden", "predictions") if name in layer]
-    if norm_first:
-        if products:  # the mean over the map is in between, which an affine map may pass
-            x, affine = _norm_and_affine(layer["norm"], x, "norm")
-        else:
-            x = _kept_norm(layer["norm"], x, "norm", affine=True)
-    for pooling in ("avg_pool", "max_pool"):
-        if pooling in layer:
-            x = _again(layer[pooling])(x)
-    if "norm" in layer and not norm_first:
-        x, affine = _norm_and_affine(layer["norm"], x, "norm")
-    for product in products:
-        folded = _dense(product) if affine is None else _after(affine, _dense(product))
-        new = keras.layers.Dense.from_config({**_options(product), "use_bias": True})
-        x, affine = _filled(new, x, *folded), None
+    if norm_rank == 4 and dense_layers:  # the mean in between commutes with an affine map
+        x, affine = _split_norm(layers[FINAL_NORM], x, FINAL_NORM)
+    elif norm_rank == 4:
+        x = _whole_norm(layers[FINAL_NORM], x, FINAL_NORM)
+    for name in (AVG_POOL, MAX_POOL):
+        if name in layers:
+            x = _call_copy(layers[name], x)
+    if norm_rank == 2:
+        x, affine = _split_norm(layers[FINAL_NORM], x, FINAL_NORM)
+
+    for dense in dense_layers:
+        linear = _linear_of(dense)
+        if affine is not None:
+            linear, affine = linear.fold_input(affine), None
+        config = {**_config_without_lora(dense), "use_bias": True}
+        x = _call_new(keras.layers.Dense.from_config(config), x, *linear)
     return x

@@ -1,97 +1,33 @@
-"""Images in, predictions out, on a finished model.
-
-An image is made ready as timm does for its evaluations, so that a public checkpoint meets the
-pixels that its published accuracy was measured on. Pillow does the resizing, as it does there: the
-pixels are equal, which no resize of a deep-learning library is (TensorFlow's antialiased bicubic
-one differs by 0.3 of 255 on average), and every common file format is read. As in timm, the
-orientation that a camera wrote into an image's EXIF tags is ignored.
-"""
+"""Opens a trained model and predicts the classes of images with it."""
 
 from __future__ import annotations
 
 import concurrent.futures
 import dataclasses
-import functools
-import math
 import os
 import pathlib
 from collections.abc import Iterator, Sequence
-from typing import BinaryIO
+from typing import Any
 
 import keras
 import numpy as np
-from PIL import Image
 
 from keras_coatnet.applications import CoAtNet
-from keras_coatnet.architectures import architectures, find_architecture
-from keras_coatnet.arguments import as_python, number, two_whole_numbers
+from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.images import ImageSettings, load_image
 from keras_coatnet.model_graph import gives_logits, normalization_before
 from keras_coatnet.weights import foreign_files, keras_files, registry
-from keras_coatnet.weights.source import find_file, find_source
-
-CROP_MODES = ("center", "squash")
-INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
-
-# Pillow's names of the formats that are read. Left to itself it tries every format it knows, and
-# starts Ghostscript for an EPS file, whatever the file is called.
-_FORMATS = ("AVIF", "BMP", "GIF", "JPEG", "JPEG2000", "PNG", "PPM", "TIFF", "WEBP")
-# What Pillow refuses to decode by default. `PIL.Image.MAX_IMAGE_PIXELS` is the program's to change.
-MOST_PIXELS = 178_956_970
+from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
+from keras_coatnet.weights.source import find_source
 
 # Reading is mostly decompression, which Pillow does outside Python's lock.
 _READERS = 4
 
 
 @dataclasses.dataclass(frozen=True)
-class ImageSettings:
-    """How images are made ready for a model.
-
-    Args:
-        size: height and width that the model takes, in pixels; one number for a square.
-        interpolation: how images are resized: `"bicubic"`, `"bilinear"`, `"lanczos"`, ...; always
-            antialiased.
-        crop_pct: share of the resized image's side that is kept, above 0 and at most 1. The
-            default is that of most public checkpoints.
-        crop_mode: `"center"`: the shorter side is resized to size / crop_pct and the middle cut
-            out; `"squash"`: both sides are resized to it, which changes the proportions.
-
-    Raises:
-        ValueError: an argument has no such value.
-
-    Example:
-        >>> ImageSettings(224).size
-        (224, 224)
-    """
-
-    size: int | tuple[int, int]
-    interpolation: str = "bicubic"
-    crop_pct: float = 0.95
-    crop_mode: str = "center"
-
-    def __post_init__(self) -> None:
-        size = as_python(self.size)
-        if isinstance(size, int):
-            size = (size, size)
-        try:
-            size = two_whole_numbers("size", size)
-        except ValueError as error:
-            raise ValueError(
-                f"`size` must be a number of pixels, or (height, width). Received: {self.size!r}"
-            ) from error
-        object.__setattr__(self, "size", size)
-        for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
-                    f"Received: {getattr(self, field)!r}"
-                )
-        object.__setattr__(self, "crop_pct", number("crop_pct", self.crop_pct, above=0, most=1))
-
-
-@dataclasses.dataclass(frozen=True)
 class Prediction:
-    """What a model says of one image.
+    """The scores of one image.
 
     Attributes:
         path: the image's file.
@@ -104,193 +40,31 @@ class Prediction:
     error: str | None = None
 
 
-# --- Images --------------------------------------------------------------------------------
-
-
-def load_image(
-    path: str | os.PathLike,
-    size: int | tuple[int, int],
-    interpolation: str = "bicubic",
-    crop_pct: float = 0.95,
-    crop_mode: str = "center",
-) -> np.ndarray:
-    """Reads an image and makes it ready for a model, as timm's evaluation transform does.
-
-    Gray, palette and CMYK images become RGB. Transparent parts become white, and 16-bit values
-    are scaled to 8 bits, where timm would show what lies beneath and cut values off at 255. Of an
-    animation the first frame is taken.
-
-    Args:
-        path: a file in one of the formats AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF and WebP;
-            its name may be any.
-        size: height and width to return, in pixels; one number for a square.
-        interpolation: how to resize, see `ImageSettings`.
-        crop_pct: share of the resized image's side to keep.
-        crop_mode: `"center"` or `"squash"`.
-
-    Returns:
-        (height, width, 3), uint8: raw pixels, 0 to 255.
-
-    Raises:
-        ValueError: the file is missing, damaged or no image (the message names it), or an
-            argument makes no sense.
-
-    Example:
-        >>> from skimage import data
-        >>> load_image(os.path.join(data.data_dir, "coffee.png"), 224).shape
-        (224, 224, 3)
-    """
-    settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
-    path = pathlib.Path(path)
-    if not path.is_file():
-        raise ValueError(f"There is no file {path}.")
-    try:
-        image = read_rgb(path)
-    except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"{path} is no image, or damaged: {error}") from error
-    try:
-        return resize_and_crop(image, settings)
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be used: {error}") from error
-
-
-def read_rgb(file: str | os.PathLike | BinaryIO) -> Image.Image:
-    """Reads an image as one of three channels of 8 bits, as `load_image` says.
-
-    Args:
-        file: a path, or a file that is open: AVIF, BMP, GIF, JPEG, JPEG 2000, PNG, PPM, TIFF or
-            WebP.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ValueError: it has more than 178,956,970 pixels, or floating-point ones.
-        Exception: any other that Pillow's decoders raise for files they cannot read.
-
-    Example:
-        >>> from skimage import data
-        >>> read_rgb(os.path.join(data.data_dir, "coffee.png")).size
-        (600, 400)
-    """
-    with Image.open(file, formats=_formats()) as image:
-        # The header alone is read yet.
-        if image.width * image.height > MOST_PIXELS:
-            raise ValueError(
-                f"it has {image.width} x {image.height} pixels; at most {MOST_PIXELS:,} in "
-                "all are read. Make it smaller."
-            )
-        return as_rgb(image)
-
-
-@functools.cache
-def _formats() -> tuple[str, ...]:
-    """Those of the formats that this build of Pillow knows."""
-    Image.init()
-    return tuple(name for name in _FORMATS if name in Image.OPEN)
-
-
-def resize_and_crop(image: Image.Image, settings: ImageSettings) -> np.ndarray:
-    """Resizes an image and cuts it to size, as timm's evaluation transform does.
-
-    Args:
-        image: of mode RGB.
-        settings: size, interpolation and crop.
-
-    Returns:
-        (height, width, 3), uint8.
-
-    Raises:
-        ValueError: the image is so narrow that it would become huge before it is cut.
-
-    Example:
-        >>> resize_and_crop(Image.new("RGB", (500, 375)), ImageSettings(224)).shape
-        (224, 224, 3)
-    """
-    width, height = resized_size(*image.size, settings)
-    if width * height > MOST_PIXELS // 2:  # one pixel high and thousands wide, say
-        raise ValueError(
-            f"it is too narrow for crop_mode='center': {image.width} x {image.height} pixels "
-            f"would become {width} x {height}. Use crop_mode='squash', or cut it."
-        )
-    resized = image.resize((width, height), Image.Resampling[settings.interpolation.upper()])
-    top, left = round((height - settings.size[0]) / 2), round((width - settings.size[1]) / 2)
-    return np.array(resized.crop((left, top, left + settings.size[1], top + settings.size[0])))
-
-
-def as_rgb(image: Image.Image) -> Image.Image:
-    """Any image as one of three channels of 8 bits, as `load_image` says.
-
-    Args:
-        image: of any of Pillow's modes.
-
-    Returns:
-        An image of mode RGB.
-
-    Raises:
-        ValueError: its pixels are floating-point numbers.
-    """
-    if image.mode.startswith("I"):  # 16 bits a pixel, which `convert` would cut off at 255
-        values = np.asarray(image).clip(0, 65535)
-        image = Image.fromarray((values / 257).round().astype("uint8"))
-    elif image.mode == "F":
-        raise ValueError("it holds floating-point pixels, of unknown range. Save it with 8 bits.")
-    elif image.has_transparency_data:
-        image = image.convert("RGBA")
-        white = Image.new("RGBA", image.size, "white")
-        image = Image.alpha_composite(white, image)
-    return image.convert("RGB")
-
-
-def resized_size(width: int, height: int, settings: ImageSettings) -> tuple[int, int]:
-    """Width and height to resize to before the crop, rounded as torchvision and timm round.
-
-    Args:
-        width: of the image, in pixels.
-        height: of the image, in pixels.
-        settings: how it is made ready.
-
-    Returns:
-        (width, height), in pixels.
-
-    Example:
-        >>> resized_size(500, 375, ImageSettings(224, crop_pct=0.875))
-        (341, 256)
-    """
-    target_height, target_width = (math.floor(side / settings.crop_pct) for side in settings.size)
-    if settings.crop_mode == "squash":
-        return target_width, target_height
-    if target_width == target_height:
-        short = min(width, height)
-        return int(target_width * width / short), int(target_height * height / short)
-    ratio = min(width / target_width, height / target_height)
-    return round(width / ratio), round(height / ratio)
-
-
 # --- Models ----------------------------------------------------------------------------------
 
 
 def open_model(
     weights: str | os.PathLike, architecture: str | CoAtNetConfig | None = None
 ) -> tuple[keras.Model, ImageSettings]:
-    """Opens a classifier by name or from a file, and says how its images are made ready.
+    """Opens a classifier by name or from a file, with the settings of its images.
 
     Args:
-        weights: the name of one of `keras_coatnet.checkpoints()`, which is fetched first if need
-            be; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors` or
-            `.h5` file.
-        architecture: the network of a file of weights, a name out of
-            `keras_coatnet.architectures()` or a `CoAtNetConfig`. Only files of other libraries need
-            it: weights saved from a model of this package know theirs.
+        weights: one of `keras_coatnet.checkpoints()`, which is downloaded if it is not in the
+            cache; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors`
+            or `.h5` file.
+        architecture: the network of a file of weights: one of `keras_coatnet.architectures()` or a
+            `CoAtNetConfig`. Only files of other libraries need it, because files that this package
+            saved name their network.
 
     Returns:
-        The model, and the `ImageSettings` that its accuracy was measured with; of a file, its
-        input's size and the defaults. It takes raw pixels, unless it was saved from a CoAtNet with
-        include_preprocessing=False; `class_scores` and `predict_images` know.
+        The model, and the `ImageSettings` that its accuracy was measured with (for a file, the
+        input size of the model and the defaults). The model takes raw pixels, unless it was saved
+        from a CoAtNet with include_preprocessing=False, which `class_scores` and `predict_images`
+        handle.
 
     Raises:
-        ValueError: there is no such checkpoint or file, it cannot be loaded, its network is not
-            known, or it has no classifier.
+        ValueError: there is no such checkpoint or file, it cannot be loaded, its network is
+            unknown, or it has no classifier.
 
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
@@ -311,20 +85,17 @@ def open_model(
 def _load_whole_model(path: pathlib.Path) -> keras.Model:
     keras_files.read_identity(path)  # refuses what is not safe to load
     try:
-        return keras.saving.load_model(path, compile=False)
-    except Exception as error:  # Keras raises what the first part that fails does
+        model: Any = keras.saving.load_model(path, compile=False)
+    except Exception as error:  # of any type: Keras passes on what a layer raises
         raise ValueError(f"{path} cannot be loaded: {error}") from error
+    return model
 
 
 def _open_checkpoint(
     name: str, architecture: str | CoAtNetConfig | None
 ) -> tuple[keras.Model, ImageSettings]:
     found = registry.find(name, None)
-    if architecture not in (None, found.architecture):
-        raise ValueError(
-            f"The checkpoint {found.name} is of the architecture {found.architecture!r}. "
-            f"Received: architecture={architecture!r}. Leave it out."
-        )
+    registry.check_architecture(found, architecture)
     model = CoAtNet(found.architecture, weights=found.name)
     return model, ImageSettings(
         found.input_size, found.interpolation, found.crop_pct, found.crop_mode
@@ -333,31 +104,28 @@ def _open_checkpoint(
 
 def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
     """The configuration that `CoAtNetModel.save_weights` wrote into a file."""
-    if path.name.endswith(keras_files.SUFFIXES):
+    if path.name.endswith(KERAS_SUFFIXES):
         identity = keras_files.read_identity(path)
     else:
         identity = None
         foreign_files.read(path)  # a damaged file has no architecture that could be named
     if identity is None:
-        raise ValueError(
-            f"{path} does not say which network its weights belong to. Name the architecture, one "
-            f"of: {', '.join(architectures())}."
-        )
+        raise unknown_architecture(path)
     return identity.architecture
 
 
 def default_settings(model: keras.Model) -> ImageSettings:
-    """How images are made ready for a model of which nothing else is known.
+    """Returns how to prepare images for a model, from its input shape alone.
 
     Args:
         model: a model that takes (batch, height, width, 3).
 
     Returns:
-        `ImageSettings` of the model's size, or of the size that a CoAtNet of unknown height and
-        width is for, with `crop_pct=0.95` of the middle.
+        `ImageSettings` with the model's input size and the defaults. If the model takes any size,
+        the size is that of its architecture, or 224.
 
     Raises:
-        ValueError: the model takes something else.
+        ValueError: the model does not take batches of RGB images.
 
     Example:
         >>> default_settings(CoAtNet("coatnet0")).size
@@ -371,8 +139,7 @@ def default_settings(model: keras.Model) -> ImageSettings:
         )
     config = getattr(model, "architecture", None)
     sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
-    known = zip(shape[1:3], sides, strict=True)
-    return ImageSettings(tuple(side or default for side, default in known))
+    return ImageSettings((shape[1] or sides[0], shape[2] or sides[1]))
 
 
 # --- Predictions -----------------------------------------------------------------------------
@@ -384,21 +151,19 @@ def predict_images(
     settings: ImageSettings | None = None,
     batch_size: int = 32,
 ) -> Iterator[Prediction]:
-    """Classifies images, a batch at a time; the next is read while one is computed.
+    """Classifies images in batches; the next batch is read while one is computed.
 
     Args:
-        model: a classifier: (batch, height, width, 3) to (batch, classes). Where its last layer
-            gives logits, the scores are their softmax. It takes raw pixels, or has a
-            CoAtNet inside that knows what it takes, as for `class_scores`.
-        paths: the images' files.
-        settings: how they are made ready; None: `default_settings(model)`.
-        batch_size: images that the model sees at once, at least 1.
+        model: a classifier: (batch, height, width, 3) to (batch, classes), see `class_scores`.
+        paths: the image files.
+        settings: how to prepare the images; `None`: `default_settings(model)`.
+        batch_size: number of images in a batch, at least 1.
 
     Yields:
-        A `Prediction` for each path, in their order, also for those that cannot be read.
+        A `Prediction` for each path, in order, also for files that cannot be read.
 
     Raises:
-        ValueError: the model is no classifier of images, or `batch_size` is below 1.
+        ValueError: the model does not classify images, or `batch_size` is below 1.
 
     Example:
         >>> from skimage import data
@@ -430,17 +195,17 @@ def predict_images(
 
 
 def check_classifier(model: keras.Model) -> int:
-    """Checks that a model is a classifier, and that the pixels which it takes are known.
+    """Checks that a model is a classifier, and that it is known which pixels it takes.
 
     Args:
         model: a model.
 
     Returns:
-        How many classes it tells apart.
+        The number of classes.
 
     Raises:
-        ValueError: its output is not (batch, classes), or a CoAtNet without preprocessing stands
-            in it behind layers that may or may not normalize.
+        ValueError: the output is not (batch, classes), or the model contains a CoAtNet without
+            preprocessing after layers that may or may not normalize the pixels.
 
     Example:
         >>> check_classifier(CoAtNet("coatnet0"))
@@ -469,20 +234,20 @@ def _predict_group(
 
 
 def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """What a classifier says of images.
+    """Computes the scores of a batch of images.
 
     Args:
-        model: a classifier: a CoAtNet, also fused, or a model with one inside. Where that was built
-            without preprocessing, the pixels are normalized for it, unless a layer before it does
+        model: a classifier: a CoAtNet, also fused, or a model that contains one. If that was built
+            without preprocessing, the pixels are normalized first, unless a layer before it does
             so. Any other model takes raw pixels.
         images: (batch, height, width, 3), raw pixels, 0 to 255.
 
     Returns:
-        (batch, classes), float32: the model's output, or the softmax of its logits, wherever in the
-        model the last layer stands.
+        (batch, classes), float32: the model's output, or its softmax if the last layer returns
+        logits, also where that layer belongs to a model inside the model.
 
     Raises:
-        ValueError: nobody can know which pixels the model takes, or whether it gives logits.
+        ValueError: it is unknown which pixels the model takes, or whether it returns logits.
 
     Example:
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -493,7 +258,8 @@ def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
     pixels = images.astype("float32")
     config = normalization_before(model)
     if config is not None:
-        mean, std = np.float32(config.pixel_mean), np.float32(config.pixel_std)
+        mean = np.array(config.pixel_mean, "float32")
+        std = np.array(config.pixel_std, "float32")
         if len(mean) != pixels.shape[-1]:
             mean, std = mean.mean(), std.mean()
         pixels = (pixels / 255.0 - mean) / std

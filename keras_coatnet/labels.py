@@ -39,7 +39,8 @@ def class_names(classes: int) -> tuple[tuple[str, str], ...]:
         )
     folder = importlib.resources.files("keras_coatnet") / "classes"
     lines = (folder / _CLASS_FILES[classes]).read_text("utf-8").splitlines()
-    return tuple(tuple(line.split(" ", 1)) for line in lines)
+    parts = (line.partition(" ") for line in lines)
+    return tuple((wordnet_id, name) for wordnet_id, _, name in parts)
 
 
 def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, float]]]:

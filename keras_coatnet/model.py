@@ -11,7 +11,7 @@ from typing import Any
 
 import keras
 
-from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
 from keras_coatnet.layers.activations import get_activation
@@ -19,30 +19,50 @@ from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initialize
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import halved
+from keras_coatnet.names import (
+    AVG_POOL,
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    MAX_POOL,
+    NETWORK,
+    PREPROCESSING,
+    STEM_ACTIVATION,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    STEM_PAD,
+)
+from keras_coatnet.types import Tensor
 from keras_coatnet.version import __version__
 
-# Under this attribute of a `.weights.h5` file, and key of a model's configuration, stands which
-# network it belongs to.
+# Where the identity of a network is saved: an attribute of `.weights.h5` files, and a key of a
+# model's configuration.
 IDENTITY = "keras_coatnet"
 
-# Of what is stored there. A reader refuses a higher number than its own.
+# The format of a saved identity. A reader refuses a higher number than its own.
 FORMAT_VERSION = 1
+
+# The layers of residual blocks, as `Block.layer` names them.
+BLOCK_LAYERS: Mapping[str, Callable[..., keras.layers.Layer]] = {
+    layer.__name__: layer for layer in (MBConv, ConvNeXtBlock, TransformerBlock)
+}
 
 
 class NewerFormat(ValueError):
-    """A file of a newer version of this package than reads it."""
+    """A file was written by a newer version of this package than this one."""
 
 
 @dataclasses.dataclass(frozen=True)
 class Identity:
-    """Which network a model is, as it stands in files.
+    """Which network a model is, as saved in files.
 
     Attributes:
         architecture: the `CoAtNetConfig` that the network was built from.
         include_preprocessing: whether it takes raw pixels.
         classes: outputs of its classifier; None without one.
         channels: channels of the images that it takes.
-        fused: whether `fuse` made it, so that its weights are others.
+        fused: whether `fuse` made it. A fused network has other weights.
     """
 
     architecture: CoAtNetConfig
@@ -52,7 +72,7 @@ class Identity:
     fused: bool = False
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields and the format's version, as a dictionary that JSON can hold."""
+        """Returns the fields and the format's version as a dictionary that JSON can hold."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         return {
             "format": FORMAT_VERSION,
@@ -66,7 +86,7 @@ class Identity:
         """Returns the identity that `to_dict` wrote, also after a round trip through JSON.
 
         Args:
-            found: what `to_dict` returned; without `format` it is of format 1.
+            found: what `to_dict` returned. Without the key `format`, it is of format 1.
 
         Raises:
             NewerFormat: a newer version of the package wrote it.
@@ -107,19 +127,19 @@ class Identity:
 class CoAtNetModel(keras.Model):
     """A functional Keras model that knows which CoAtNet it is.
 
-    `build_model` makes it. Its identity is saved with it, in `.keras` files and in `.weights.h5`
-    files, so that weights can be loaded without naming their architecture. A clone or a copy has
-    it, too: a layer of the graph holds it.
+    `build_model` returns it. Its identity is saved in `.keras` and `.weights.h5` files, so that
+    weights can be loaded without naming their architecture. Clones and copies have an identity,
+    too, because a layer of the graph holds it.
 
-    A model whose graph is not that of one whole network, for example with a layer of one's own
-    after the classifier, has no identity: all attributes are None, and it behaves like an ordinary
-    `keras.Model`.
+    A model has no identity if its graph is not that of one whole network, for example because a
+    layer was added after the classifier. Then all attributes are None, and the model behaves like
+    an ordinary `keras.Model`.
 
     Args:
         inputs: as of `keras.Model`.
         outputs: as of `keras.Model`.
         name: as of `keras.Model`.
-        identity: which network it is; None: what the layers between inputs and outputs say.
+        identity: which network it is; None: read from the layers between inputs and outputs.
         **kwargs: further arguments of `keras.Model`.
 
     Attributes:
@@ -152,7 +172,7 @@ class CoAtNetModel(keras.Model):
             setattr(self, field.name, self._identity and getattr(self._identity, field.name))
 
     def identity(self) -> dict[str, Any] | None:
-        """Which network it is, as a dictionary that JSON can hold; None if it has no identity."""
+        """Returns the identity as a dictionary that JSON can hold; None if there is none."""
         return self._identity and self._identity.to_dict()
 
     def get_config(self) -> dict[str, Any]:
@@ -170,11 +190,11 @@ class CoAtNetModel(keras.Model):
     def save_weights(
         self, filepath: str | os.PathLike, overwrite: bool = True, **kwargs: Any
     ) -> None:
-        """Saves the weights, with the network's identity, and never leaves half a file.
+        """Saves the weights with the network's identity; no partial file is ever left.
 
         Args:
-            filepath: a path that ends in `.weights.h5`. Other paths that Keras takes (sharded or
-                remote files) are written as Keras does, without the identity.
+            filepath: a path that ends in `.weights.h5`. To other paths (sharded or remote files)
+                Keras writes as usual, without the identity.
             overwrite: whether an existing file is replaced without asking.
             **kwargs: further arguments of `keras.Model.save_weights`.
 
@@ -198,25 +218,25 @@ class CoAtNetModel(keras.Model):
 # Keras's old format (.h5, .hdf5) names the class of a model without its package.
 keras.saving.get_custom_objects()["CoAtNetModel"] = CoAtNetModel
 
-# Last layer of a block, after the block's name: the block itself, or its last part when fused.
+# What follows a block's name in the name of its last layer: nothing, or a part of a fused block.
 _ENDS = ("", "_add", "_ffn_add")
 
 
 def _identity_in(model: keras.Model) -> Identity | None:
-    """What the graph's layers say, if it is that of one whole network and ends like one."""
-    marks = [layer for layer in model.layers if isinstance(layer, NetworkIdentity)]
-    if len(marks) != 1 or len(model.outputs) != 1:
+    """Reads the identity from the layers of a graph; None if it is not one whole network."""
+    holders = [layer for layer in model.layers if isinstance(layer, NetworkIdentity)]
+    if len(holders) != 1 or len(model.outputs) != 1:
         return None
-    identity = Identity.from_dict(marks[0].identity)
+    identity = Identity.from_dict(holders[0].identity)
     names = [layer.name for layer in model.layers]
     blocks = [block.name for block in identity.architecture.blocks()]
-    for block in blocks:  # of a fused one there are the layers that were inside
+    for block in blocks:  # in a fused network, each block is several layers
         if not any(name == block or name.startswith(f"{block}_") for name in names):
             return None
     end = model.outputs[0]._keras_history.operation.name
-    if end == "predictions":
+    if end == CLASSIFIER:
         return dataclasses.replace(identity, classes=model.output_shape[-1])
-    ends = ("avg_pool", "max_pool", "norm", *(blocks[-1] + inside for inside in _ENDS))
+    ends = (AVG_POOL, MAX_POOL, FINAL_NORM, *(blocks[-1] + inside for inside in _ENDS))
     return dataclasses.replace(identity, classes=None) if end in ends else None
 
 
@@ -235,9 +255,9 @@ def build_model(
 
     Args:
         config: what to build.
-        inputs: (batch, height, width, channels), where the network starts.
-        source_inputs: the model's inputs, where `inputs` was computed from others; None: `inputs`.
-        include_top: whether head and classifier are built.
+        inputs: (batch, height, width, channels), the input of the network.
+        source_inputs: the model's inputs, if `inputs` was computed from others; None: `inputs`.
+        include_top: whether the head and the classifier are built.
         pooling: without top: None, `"avg"` or `"max"`.
         classes: outputs of the classifier.
         classifier_activation: activation of the classifier; None: logits.
@@ -253,21 +273,22 @@ def build_model(
     )
     if include_preprocessing:
         x = _rescaling(config, x.shape[-1])(x)
-    x = NetworkIdentity(identity.to_dict(), name="network")(x)
+    x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _stem(config, x)
     map_size = _table_sizes(config, inputs.shape)
     for block in config.blocks():
-        map_size = halved((None, *map_size, 0), strides=block.stride)[1:3]
-        x = _block_layer(config, block, map_size)(x)
+        map_size = halved((None, *map_size, 0), strides=block.strides)[1:3]
+        options = {"table_size": map_size} if block.kind == "T" else {}
+        x = BLOCK_LAYERS[block.layer](block.filters, **block.layer_options, **options)(x)
     if config.final_norm == "before_pool":
         x = _final_norm(config)(x)
 
     if include_top:
         x = _head(config, x, classes, classifier_activation)
     elif pooling == "avg":
-        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="avg_pool")(x)
+        x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=AVG_POOL)(x)
     elif pooling == "max":
-        x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name="max_pool")(x)
+        x = keras.layers.GlobalMaxPooling2D(data_format="channels_last", name=MAX_POOL)(x)
 
     return CoAtNetModel(
         inputs if source_inputs is None else source_inputs, x, name=name, identity=identity
@@ -275,52 +296,55 @@ def build_model(
 
 
 def _rescaling(config: CoAtNetConfig, channels: int) -> keras.layers.Layer:
-    """Raw pixels to (pixel / 255 - mean) / std."""
-    mean, std = list(config.pixel_mean), list(config.pixel_std)
+    """Returns the layer that computes (pixel / 255 - mean) / std."""
+    mean, std = config.pixel_mean, config.pixel_std
+    scale: Any
+    offset: Any
     if len(set(mean)) == len(set(std)) == 1 or len(mean) != channels:
-        # One number for all channels: theirs, or the average where there are not as many.
-        mean, std = sum(mean) / len(mean), sum(std) / len(std)
-        scale, offset = 1.0 / (255.0 * std), -mean / std
+        # One number for all channels: the average, if images have another number of channels.
+        one_mean, one_std = sum(mean) / len(mean), sum(std) / len(std)
+        scale, offset = 1.0 / (255.0 * one_std), -one_mean / one_std
     else:
-        # As a map of one pixel: Keras takes a plain list for the first axis where the global
+        # As a map of one pixel: Keras applies a plain list along the first axis if the global
         # `image_data_format` is channels_first.
         scale = [[[1.0 / (255.0 * s) for s in std]]]
         offset = [[[-m / s for m, s in zip(mean, std, strict=True)]]]
-    return keras.layers.Rescaling(scale, offset, name="preprocessing")
+    return keras.layers.Rescaling(scale, offset, name=PREPROCESSING)
 
 
-def _stem(config: CoAtNetConfig, x: Any) -> Any:
+def _stem(config: CoAtNetConfig, x: Tensor) -> Tensor:
     """Two 3x3 convolutions, the first of stride 2 with norm and activation (S0)."""
     symmetric = config.conv_padding == "symmetric"
     if symmetric:
-        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name="stem_pad")(x)
-    options = {"data_format": "channels_last", "use_bias": config.stem_bias}
+        x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=STEM_PAD)(x)
+    first, second = config.stem_widths
     x = keras.layers.Conv2D(
-        config.stem_width[0],
+        first,
         3,
         strides=2,
         padding="valid" if symmetric else "same",
-        kernel_initializer=kernel_initializer(),
-        name="stem_conv1",
-        **options,
+        name=STEM_CONV1,
+        **_stem_options(config),
     )(x)
     norm, norm_arguments = norm_options(
         config.conv_norm, config.batch_norm_epsilon, config.batch_norm_momentum
     )
-    x = norm(**norm_arguments, name="stem_norm")(x)
-    x = keras.layers.Activation(get_activation(config.conv_activation), name="stem_activation")(x)
-    return keras.layers.Conv2D(
-        config.stem_width[1],
-        3,
-        padding="same",
-        kernel_initializer=kernel_initializer(),
-        name="stem_conv2",
-        **options,
-    )(x)
+    x = norm(**norm_arguments, name=STEM_NORM)(x)
+    x = keras.layers.Activation(get_activation(config.conv_activation), name=STEM_ACTIVATION)(x)
+    options = _stem_options(config)
+    return keras.layers.Conv2D(second, 3, padding="same", name=STEM_CONV2, **options)(x)
+
+
+def _stem_options(config: CoAtNetConfig) -> dict[str, Any]:
+    return {
+        "data_format": "channels_last",
+        "use_bias": config.stem_bias,
+        "kernel_initializer": kernel_initializer(),
+    }
 
 
 def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
-    """Size of the stem's map, by which tables are made: that of the input, where it is known."""
+    """Returns the size of the stem's map: from the input, or from `input_size` if it is unknown."""
     known = [
         side if size is None else size
         for side, size in zip(config.input_sides, input_shape[1:3], strict=True)
@@ -328,92 +352,31 @@ def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
     return halved((None, *known, 0))[1:3]
 
 
-def _block_layer(config: CoAtNetConfig, block: Block, table_size: tuple[int, int]) -> Any:
-    if block.kind == "C" and config.conv_block == "convnext":
-        return ConvNeXtBlock(
-            block.width,
-            expanded_filters=config.expanded_filters(block),
-            strides=block.stride,
-            stride_on=config.stride_on,
-            pool=config.conv_pool,
-            stride_pool=config.conv_stride_pool,
-            padding=config.conv_padding,
-            activation=config.conv_activation,
-            use_bias=config.conv_bias,
-            norm_epsilon=config.batch_norm_epsilon,
-            layer_scale=config.conv_layer_scale,
-            stochastic_depth=block.stochastic_depth,
-            name=block.name,
-        )
-    if block.kind == "C":
-        return MBConv(
-            block.width,
-            expanded_filters=config.expanded_filters(block),
-            squeezed_filters=config.squeezed_filters(block),
-            strides=block.stride,
-            stride_on=config.stride_on,
-            pool=config.conv_pool,
-            stride_pool=config.conv_stride_pool,
-            padding=config.conv_padding,
-            activation=config.conv_activation,
-            prenorm_activation=config.conv_prenorm_activation,
-            squeeze_activation=config.squeeze_activation,
-            squeeze_place=config.squeeze_place,
-            use_bias=config.conv_bias,
-            batch_norm_epsilon=config.batch_norm_epsilon,
-            batch_norm_momentum=config.batch_norm_momentum,
-            stochastic_depth=block.stochastic_depth,
-            name=block.name,
-        )
-    return TransformerBlock(
-        block.width,
-        strides=block.stride,
-        head_dim=config.head_dim,
-        attention_dim=block.width_in if config.attention_from == "input" else block.width,
-        attention_bias=config.attention_bias,
-        relative_position=config.relative_position,
-        relative_position_hidden_dim=config.relative_position_hidden_dim,
-        table_size=table_size,
-        pool=config.transformer_pool,
-        norm=config.transformer_norm,
-        norm_epsilon=config.transformer_norm_epsilon,
-        batch_norm_momentum=config.batch_norm_momentum,
-        shortcut_bias=config.transformer_shortcut_bias,
-        ffn_expansion=config.ffn_expansion,
-        ffn_activation=config.ffn_activation,
-        ffn_bias=config.ffn_bias,
-        layer_scale=config.layer_scale,
-        stochastic_depth=block.stochastic_depth,
-        name=block.name,
-    )
-
-
 def _final_norm(config: CoAtNetConfig) -> keras.layers.Layer:
     norm, options = norm_options(
         config.transformer_norm, config.transformer_norm_epsilon, config.batch_norm_momentum
     )
-    return norm(**options, name="norm")
+    return norm(**options, name=FINAL_NORM)
 
 
 def _head(
-    config: CoAtNetConfig, x: Any, classes: int, classifier_activation: str | Callable | None
-) -> Any:
+    config: CoAtNetConfig, x: Tensor, classes: int, classifier_activation: str | Callable | None
+) -> Tensor:
     """Global average pool -> norm -> dense and tanh -> classifier."""
-    x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name="avg_pool")(x)
+    x = keras.layers.GlobalAveragePooling2D(data_format="channels_last", name=AVG_POOL)(x)
     if config.final_norm == "after_pool":
         x = _final_norm(config)(x)
     if config.hidden_head:
-        x = keras.layers.Dense(
-            config.width,
-            "tanh",
-            kernel_initializer=kernel_initializer(),
-            dtype=policy_at(keras.config.dtype_policy(), "hidden"),
-            name="hidden",
-        )(x)
+        policy = policy_at(keras.config.dtype_policy(), HIDDEN)
+        x = _dense(HIDDEN, config.output_filters, "tanh", policy)(x)
+    policy = full_precision(policy_at(keras.config.dtype_policy(), CLASSIFIER))
+    return _dense(CLASSIFIER, classes, classifier_activation, policy)(x)
+
+
+def _dense(
+    name: str, units: int, activation: str | Callable | None, policy: keras.DTypePolicy
+) -> keras.layers.Layer:
+    initializer: Any = kernel_initializer()
     return keras.layers.Dense(
-        classes,
-        classifier_activation,
-        kernel_initializer=kernel_initializer(),
-        dtype=full_precision(policy_at(keras.config.dtype_policy(), "predictions")),
-        name="predictions",
-    )(x)
+        units, activation, kernel_initializer=initializer, dtype=policy, name=name
+    )

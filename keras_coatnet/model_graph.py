@@ -11,6 +11,7 @@ import numpy as np
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.model import Identity
+from keras_coatnet.names import STEM_CONV1
 
 # Layers that leave pixels in their range at inference, by the names of their classes. A network
 # behind them takes what the model takes.
@@ -145,7 +146,7 @@ def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]
         elif isinstance(each, keras.Model) and _parents(each):
             for identity, inside in _networks(each):
                 yield identity, [*_ahead(each, parents), *inside]
-        elif not marked and each.name == "stem_conv1":
+        elif not marked and each.name == STEM_CONV1:
             yield of_old, _ahead(each, parents)
         elif isinstance(each, keras.layers.Layer):
             for inner in each._flatten_layers(include_self=False):

@@ -337,7 +337,7 @@ def test_files_of_the_wrong_kind(tmp_path):
 def test_weights_of_another_network(tmp_path):
     keras_coatnet.CoAtNet("coatnet_nano_rw_224", **SHAPE).save_weights(tmp_path / "a.weights.h5")
     path = tmp_path / "a.weights.h5"
-    with pytest.raises(ValueError, match="architecture 'coatnet_nano_rw_224', which CoAtNet0"):
+    with pytest.raises(ValueError, match="architecture 'coatnet_nano_rw_224', and CoAtNet0 builds another"):
         keras_coatnet.CoAtNet0(weights=path)
     with pytest.raises(ValueError, match="'coatnet_nano_rw_224'"):
         tiny_app(weights=path)

@@ -8,7 +8,7 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet import CoAtNet, CoAtNetConfig, count_flops, count_params, layers
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import Recipe
 from tests.helpers import random_map
 
@@ -114,7 +114,7 @@ LAYERS = [
     (
         layers.MBConv,
         {
-            "width": np.int64(8),
+            "filters": np.int64(8),
             "expanded_filters": np.int64(16),
             "squeezed_filters": np.int64(2),
             "strides": np.int64(2),
@@ -127,7 +127,7 @@ LAYERS = [
     (
         layers.ConvNeXtBlock,
         {
-            "width": np.int64(8),
+            "filters": np.int64(8),
             "expanded_filters": np.int64(16),
             "strides": np.int64(2),
             "use_bias": np.bool_(False),
@@ -139,7 +139,7 @@ LAYERS = [
     (
         layers.TransformerBlock,
         {
-            "width": np.int64(8),
+            "filters": np.int64(8),
             "strides": np.int64(2),
             "head_dim": np.int64(4),
             "attention_dim": np.int64(8),
@@ -154,7 +154,7 @@ LAYERS = [
     (
         layers.RelativeSelfAttention,
         {
-            "width": np.int64(8),
+            "filters": np.int64(8),
             "head_dim": np.int64(4),
             "relative_position_hidden_dim": np.int64(4),
         },
@@ -253,40 +253,48 @@ def test_a_dictionary_is_told_how_to_become_a_configuration():
 
 
 WRONG_LAYERS = [
-    (layers.MBConv, {"width": "8"}, "`width` must be a whole number.*width='8'"),
-    (layers.MBConv, {"width": 0}, "`width`"),
-    (layers.MBConv, {"width": 8, "expanded_filters": 2.5}, "`expanded_filters`"),
-    (layers.MBConv, {"width": 8, "squeezed_filters": "a"}, "`squeezed_filters`"),
-    (layers.MBConv, {"width": 8, "strides": True}, "`strides` must be one of 1, 2.*strides=True"),
-    (layers.MBConv, {"width": 8, "batch_norm_epsilon": -1}, "`batch_norm_epsilon`.*=-1"),
-    (layers.MBConv, {"width": 8, "batch_norm_momentum": 2}, "`batch_norm_momentum`"),
-    (layers.MBConv, {"width": 8, "stochastic_depth": "a"}, "`stochastic_depth`"),
-    (layers.MBConv, {"width": 8, "stochastic_depth": 1.0}, "`stochastic_depth`.*below 1"),
-    (layers.MBConv, {"width": 8, "activation": ["gelu"]}, "gelu"),
-    (layers.ConvNeXtBlock, {"width": "8"}, "`width`"),
-    (layers.ConvNeXtBlock, {"width": 8, "strides": 2.0}, "`strides`"),
-    (layers.ConvNeXtBlock, {"width": 8, "use_bias": "no"}, "`use_bias` must be True or False"),
-    (layers.ConvNeXtBlock, {"width": 8, "norm_epsilon": None}, "`norm_epsilon`"),
-    (layers.ConvNeXtBlock, {"width": 8, "layer_scale": "a"}, "`layer_scale`"),
-    (layers.TransformerBlock, {"width": None}, "`width`"),
-    (layers.TransformerBlock, {"width": 32, "head_dim": "a"}, "`head_dim`"),
-    (layers.TransformerBlock, {"width": 32, "head_dim": 5}, "attention_dim=32, head_dim=5"),
-    (layers.TransformerBlock, {"width": 32, "relative_position": "x"}, "`relative_position`"),
-    (layers.TransformerBlock, {"width": 32, "relative_position_hidden_dim": 0}, "position_hidden_dim`"),
-    (layers.TransformerBlock, {"width": 32, "table_size": 8}, "`table_size`.*two.*table_size=8"),
-    (layers.TransformerBlock, {"width": 32, "table_size": (0, 0)}, r"`table_size`.*\(0, 0\)"),
-    (layers.TransformerBlock, {"width": 32, "table_size": (7, 7, 7)}, "`table_size`.*two"),
-    (layers.TransformerBlock, {"width": 32, "norm_epsilon": float("nan")}, "`norm_epsilon`"),
-    (layers.TransformerBlock, {"width": 32, "ffn_expansion": 1.5}, "`ffn_expansion`"),
-    (layers.TransformerBlock, {"width": 32, "layer_scale": "a"}, "`layer_scale`.*'a'"),
-    (layers.TransformerBlock, {"width": 32, "strides": True}, "`strides`"),
-    (layers.RelativeSelfAttention, {"width": "a"}, "`width`"),
-    (layers.RelativeSelfAttention, {"width": 32, "head_dim": 0}, "`head_dim`"),
-    (layers.RelativeSelfAttention, {"width": 32, "table_size": 8}, "`table_size`"),
-    (layers.RelativePositionTable, {"heads": 2, "table_size": 7}, "`table_size`.*table_size=7"),
-    (layers.RelativePositionTable, {"heads": 0, "table_size": (7, 7)}, "`heads`.*heads=0"),
-    (layers.RelativePositionMLP, {"heads": 0}, "`heads`"),
-    (layers.RelativePositionMLP, {"heads": 2, "hidden_dim": "a"}, "`hidden_dim`"),
+    (layers.MBConv, {"filters": "8"}, "`filters` must be a whole number.*filters='8'"),
+    (layers.MBConv, {"filters": 0}, "`filters`"),
+    (layers.MBConv, {"filters": 8, "expanded_filters": 2.5}, "`expanded_filters`"),
+    (layers.MBConv, {"filters": 8, "squeezed_filters": "a"}, "`squeezed_filters`"),
+    (layers.MBConv, {"filters": 8, "strides": True}, "`strides` must be one of 1, 2.*strides=True"),
+    (layers.MBConv, {"filters": 8, "batch_norm_epsilon": -1}, "`batch_norm_epsilon`.*=-1"),
+    (layers.MBConv, {"filters": 8, "batch_norm_momentum": 2}, "`batch_norm_momentum`"),
+    (layers.MBConv, {"filters": 8, "stochastic_depth": "a"}, "`stochastic_depth`"),
+    (layers.MBConv, {"filters": 8, "stochastic_depth": 1.0}, "`stochastic_depth`.*below 1"),
+    (layers.MBConv, {"filters": 8, "activation": ["gelu"]}, "gelu"),
+    (layers.ConvNeXtBlock, {"filters": "8"}, "`filters`"),
+    (layers.ConvNeXtBlock, {"filters": 8, "strides": 2.0}, "`strides`"),
+    (layers.ConvNeXtBlock, {"filters": 8, "use_bias": "no"}, "`use_bias` must be True or False"),
+    (layers.ConvNeXtBlock, {"filters": 8, "norm_epsilon": None}, "`norm_epsilon`"),
+    (layers.ConvNeXtBlock, {"filters": 8, "layer_scale": "a"}, "`layer_scale`"),
+    (layers.TransformerBlock, {"filters": None}, "`filters`"),
+    (layers.TransformerBlock, {"filters": 32, "head_dim": "a"}, "`head_dim`"),
+    (layers.TransformerBlock, {"filters": 32, "head_dim": 5}, "attention_dim=32, head_dim=5"),
+    (layers.TransformerBlock, {"filters": 32, "relative_position": "x"}, "`relative_position`"),
+    (
+        layers.TransformerBlock,
+        {"filters": 32, "relative_position_hidden_dim": 0},
+        "position_hidden_dim`",
+    ),
+    (layers.TransformerBlock, {"filters": 32, "table_size": 8}, "`table_size`.*two.*table_size=8"),
+    (layers.TransformerBlock, {"filters": 32, "table_size": (0, 0)}, r"`table_size`.*\(0, 0\)"),
+    (layers.TransformerBlock, {"filters": 32, "table_size": (7, 7, 7)}, "`table_size`.*two"),
+    (layers.TransformerBlock, {"filters": 32, "norm_epsilon": float("nan")}, "`norm_epsilon`"),
+    (layers.TransformerBlock, {"filters": 32, "ffn_expansion": 1.5}, "`ffn_expansion`"),
+    (layers.TransformerBlock, {"filters": 32, "layer_scale": "a"}, "`layer_scale`.*'a'"),
+    (layers.TransformerBlock, {"filters": 32, "strides": True}, "`strides`"),
+    (layers.RelativeSelfAttention, {"filters": "a"}, "`filters`"),
+    (layers.RelativeSelfAttention, {"filters": 32, "head_dim": 0}, "`head_dim`"),
+    (layers.RelativeSelfAttention, {"filters": 32, "table_size": 8}, "`table_size`"),
+    (layers.RelativePositionTable, {"num_heads": 2, "table_size": 7}, "`table_size`.*table_size=7"),
+    (
+        layers.RelativePositionTable,
+        {"num_heads": 0, "table_size": (7, 7)},
+        "`num_heads`.*num_heads=0",
+    ),
+    (layers.RelativePositionMLP, {"num_heads": 0}, "`num_heads`"),
+    (layers.RelativePositionMLP, {"num_heads": 2, "hidden_dim": "a"}, "`hidden_dim`"),
     (layers.SqueezeExcite, {"squeezed_filters": None}, "`squeezed_filters`.*squeezed_filters=None"),
     (layers.StochasticDepth, {"rate": "a"}, "`rate` must be a number.*rate='a'"),
     (layers.StochasticDepth, {"rate": True}, "`rate`"),

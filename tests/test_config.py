@@ -36,20 +36,20 @@ def test_blocks_of_the_mixed_stage():
     blocks = [block for block in ARCHITECTURES["coatnet7"].blocks() if block.stage == 3]
     assert [block.kind for block in blocks] == ["C"] * 8 + ["T"] * 42
     assert [block.index for block in blocks] == list(range(1, 51))
-    assert (blocks[0].stride, blocks[0].width_in, blocks[0].width) == (2, 512, 1024)
+    assert (blocks[0].strides, blocks[0].filters_in, blocks[0].filters) == (2, 512, 1024)
     first_transformer = blocks[8]
-    assert first_transformer.stride == 1
-    assert (first_transformer.width_in, first_transformer.width) == (1024, 2048)
+    assert first_transformer.strides == 1
+    assert (first_transformer.filters_in, first_transformer.filters) == (1024, 2048)
 
 
 def test_a_stage_may_begin_with_convolution_above_attention():
     """As in timm's coatnet_nano_cc_224."""
     blocks = list(ARCHITECTURES["coatnet_nano_cc_224"].blocks())
     assert "".join(block.kind for block in blocks) == "CCC" + "CCCC" + "CTTTTT" + "CTT"
-    assert [block.name for block in blocks if block.stride == 2] == [
+    assert [block.name for block in blocks if block.strides == 2] == [
         f"stage{stage}_block1" for stage in (1, 2, 3, 4)
     ]
-    assert {(block.width_in, block.width) for block in blocks if block.stage == 4} == {
+    assert {(block.filters_in, block.filters) for block in blocks if block.stage == 4} == {
         (256, 512),
         (512, 512),
     }
@@ -59,7 +59,7 @@ def test_a_stage_may_begin_with_convolution_above_attention():
 def test_layouts_of_the_ablation(layout):
     config = CoAtNetConfig(**SMALL, layout=tuple(layout))
     assert "".join(block.kind for block in config.blocks() if block.index == 1) == layout
-    assert all((block.stride == 2) == (block.index == 1) for block in config.blocks())
+    assert all((block.strides == 2) == (block.index == 1) for block in config.blocks())
 
 
 def test_stochastic_depth_grows_linearly_over_all_blocks():
@@ -83,7 +83,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"layout": ("C", "C", "CT", "T")}, "Stage 3 of `widths` must have 2"),
         ({"layout": ("C", "C", "X", "T")}, "Received: 'X'"),
         ({"stride_on": "3x3"}, "'expansion', 'depthwise', 'pool'"),
-        ({"stem_width": (16, 16, 16)}, "one width or a pair"),
+        ({"stem_width": (16, 16, 16)}, "one number or a pair"),
         ({"stem_width": 0}, "`stem_width`"),
         ({"head_dim": 0}, "`head_dim`"),
         ({"expansion": 0}, "`expansion`"),

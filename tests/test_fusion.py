@@ -10,8 +10,8 @@ import pytest
 import keras_coatnet
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.layers.activations import in_one_pass
-from keras_coatnet.layers.fused import FusedAttention, Pointwise
+from keras_coatnet.layers.activations import compile_activation
+from keras_coatnet.layers.fused import FusedAttention, FusedPointwiseConv2D
 
 SHAPE = (72, 64, 3)  # not square, and odd from the third stage on
 SMALL = {"widths": (16, 24, 32, 64), "depths": (1, 2, 2, 1), "stem_width": 8, "head_dim": 8}
@@ -128,7 +128,7 @@ def test_norms_are_gone(photographs):
         if isinstance(layer, keras.layers.LayerNormalization) and layer.weights
     ]
     assert kept == ["stage3_block1_attention_norm", "stage4_block1_attention_norm"]
-    assert kinds.count(FusedAttention) == 3 and kinds.count(Pointwise) > 0
+    assert kinds.count(FusedAttention) == 3 and kinds.count(FusedPointwiseConv2D) > 0
     assert not any("moving" in variable.path for variable in fused.weights)
 
 
@@ -236,7 +236,7 @@ def test_half_precision_stays_as_near_as_it_was(policy):
 @pytest.mark.tensorflow_only
 def test_many_models_without_a_warning(tiny):
     """TensorFlow warns of a function that it traces again for each size."""
-    in_one_pass.cache_clear()  # it warns twice of each function, and no more
+    compile_activation.cache_clear()  # it warns twice of each function, and no more
     config, messages = tiny.replace(depths=(1, 1, 1, 1)), []
     handler = logging.Handler()
     handler.emit = lambda record: messages.append(record.getMessage())

@@ -53,15 +53,15 @@ def _reference_output(config, model, x):
             x = reference.convnext(
                 x,
                 own,
-                strides=block.stride,
+                strides=block.strides,
                 activation=config.conv_activation,
                 norm_epsilon=epsilon,
             )
         elif block.kind == "C":
             norms = reference.BatchNorms(own, epsilon)
-            x = reference.mbconv(x, own, norms, strides=block.stride)
+            x = reference.mbconv(x, own, norms, strides=block.strides)
         else:
-            x = reference.transformer_block(x, own, strides=block.stride, head_dim=config.head_dim)
+            x = reference.transformer_block(x, own, strides=block.strides, head_dim=config.head_dim)
     return reference.head(x, weights)
 
 

@@ -3,6 +3,7 @@
 import ast
 import doctest
 import importlib
+import json
 import os
 import pathlib
 import pkgutil
@@ -53,6 +54,8 @@ def test_wheel_and_sdist_hold_what_they_need(built):
     inside = zipfile.ZipFile(wheel).namelist()
     for name in (
         "keras_coatnet/__init__.py",
+        "keras_coatnet/cli/__init__.py",
+        "keras_coatnet_command.py",
         "keras_coatnet/layers/attention.py",
         "keras_coatnet/weights/checkpoints.json",
         "keras_coatnet/classes/imagenet1k.txt",
@@ -87,6 +90,16 @@ def test_wheel_installs_and_works_by_itself(built, tmp_path):
     path, checkpoints, name = result.stdout.split()
     assert pathlib.Path(path).is_relative_to(tmp_path)
     assert (checkpoints, name) == ("18", "tench")
+    # The command starts with its own `keras_coatnet_command`, and reads the registry beside it.
+    listed = subprocess.run(
+        [sys.executable, str(tmp_path / "bin" / "keras-coatnet"), "models", "--json"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert len(json.loads(listed.stdout)) == 18
 
 
 def test_importing_loads_nothing_that_keras_does_not():

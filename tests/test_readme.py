@@ -1,15 +1,18 @@
 """The README says what is true."""
 
+import inspect
 import pathlib
 import re
+import runpy
 import shlex
-import subprocess
 import sys
+import textwrap
+import types
 
 import pytest
 
 import keras_coatnet
-from keras_coatnet import cli
+from keras_coatnet import cli, training
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -24,17 +27,18 @@ def test_table_of_checkpoints_is_the_registry(capsys):
 
 
 @pytest.mark.parametrize("path", ["README.md", "benchmarks/README.md"])
-def test_tables_of_speed_are_what_was_measured(path):
+def test_tables_of_speed_are_what_was_measured(path, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script, and taken back
     text = (ROOT / path).read_text("utf-8")
     printed = re.findall(r"printed by: (python benchmarks.*?) -->\n(.*?)<!-- end", text, re.S)
     printed += re.findall(r"\$ (python benchmarks/speed.py --compare.*?json)\n(.*?)```", text, re.S)
-    assert len(printed) == (1 if path == "README.md" else 12)
+    assert len(printed) == (1 if path == "README.md" else 13)
     for command, table in printed:
         _, *arguments = shlex.split(command.replace("\\\n", " "))
-        done = subprocess.run(
-            [sys.executable, *arguments], cwd=ROOT, capture_output=True, text=True, check=True
-        )
-        assert table == done.stdout, command
+        monkeypatch.setattr(sys, "argv", arguments)
+        runpy.run_path(arguments[0], run_name="__main__")
+        assert table == capsys.readouterr().out, command
 
 
 def test_table_of_the_paper_is_counted():
@@ -57,6 +61,23 @@ def test_every_command_is_in_a_block_of_its_own():
 def test_links_lead_somewhere():
     for target in re.findall(r"\]\((?!https?:)([^)#]+)\)", README):
         assert (ROOT / target).exists(), target
+
+
+def test_training_from_python(monkeypatch):
+    """The lines under "From Python:"; the run itself is replaced."""
+    (code,) = re.findall(r"From Python:\n\n((?: {4}.*\n|\n)+)", README)
+    run, runs = inspect.signature(training.train), []
+
+    def train(*args):
+        runs.append(run.bind(*args).arguments)
+        return types.SimpleNamespace(summary=lambda: "top1 1.0")
+
+    monkeypatch.setattr(training, "train", train, raising=False)
+    exec(compile(textwrap.dedent(code), "README.md", "exec"), {})
+    recipe = runs[0]["recipe"]
+    assert (recipe.data, recipe.weights) == ("flowers/", "coatnet_0_rw_224.sw_in1k")
+    assert runs[0]["output"] == "runs/flowers"
+    assert recipe.model == "coatnet_0_rw_224"
 
 
 def test_code_runs(monkeypatch):

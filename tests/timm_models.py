@@ -84,7 +84,7 @@ def reduced(name: str, **kwargs: Any) -> tuple[Any, CoAtNetConfig]:
     options = {"img_size": SIZE, "num_classes": CLASSES, "depths": DEPTHS, **kwargs}
     config = reduced_config(name, options["depths"], options["img_size"])
     if config.hidden_head:
-        options["head_hidden_size"] = config.width
+        options["head_hidden_size"] = config.output_filters
     widths = [width if isinstance(width, int) else width[-1] for width in config.widths]
     model = build(name, embed_dim=tuple(widths), stem_width=config.stem_width, **options)
     return model, config

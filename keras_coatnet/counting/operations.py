@@ -1,34 +1,34 @@
-"""Parameters and operations of a CoAtNet, worked out from its configuration alone."""
+"""Parameters and operations of a CoAtNet, counted from its configuration alone."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.arguments import as_python, boolean, whole_number
-from keras_coatnet.config import Block, CoAtNetConfig
-from keras_coatnet.counting.variables import attention_width, variables
+from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.counting.variables import Map, parts_and_maps, variables
+from keras_coatnet.sublayers import Sublayer
 
 CONVENTIONS = ("multiply_adds", "paper")
 
-# Float operations that the paper's profiler counted for one element. Normalization, softmax and
-# pooling are fitted to the 19 published figures of CoAtNet-0 to 5, which they meet within 0.12%.
+# Float operations that the paper's profiler counted for each output channel and position, besides
+# products and biases. Those of normalization, softmax and pooling are fitted to the 19 published
+# figures of CoAtNet-0 to 5, which they meet within 0.12%.
+_PER_ELEMENT = {
+    "batch_norm": 2,
+    "layer_norm": 0,
+    "pool": 4,
+    "gate": 2,  # the mean, and the product
+    "scale": 1,
+    "add": 1,
+    "global_pool": 1,
+}
 _ACTIVATION = {"gelu_tanh": 7, "gelu": 7, "silu": 4, "relu": 1}
-_BATCH_NORM, _LAYER_NORM, _SOFTMAX, _POOL = 2, 0, 6, 4
+_SOFTMAX = 6
 # The published figures divide the look-up of the relative bias by a batch of this many images.
 _PAPER_BATCH = 8
-
-
-@dataclass(frozen=True)
-class _Part:
-    """What one part of a network does, for one image."""
-
-    multiply_adds: int = 0
-    elementwise: int = 0
-    look_ups: int = 0
 
 
 def count_params(
@@ -77,10 +77,10 @@ def count_flops(
     Args:
         architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         input_shape: (height, width, channels) in pixels.
-        convention: `"multiply_adds"`: those of convolutions and matrix products alone; or
-            `"paper"`: half of all float operations, element-wise ones too, and the look-up of the
-            relative bias by one-hot products divided by a batch of 8, which is what the paper's
-            tables print.
+        convention: what is counted. `"multiply_adds"`: those of convolutions and matrix products.
+            `"paper"`: what the paper's tables print, which is half of all float operations, with
+            element-wise ones, and the look-up of the relative bias by one-hot products divided by
+            a batch of 8.
         classes: outputs of the classifier, at least 1.
         include_top: whether the head is counted.
 
@@ -100,34 +100,21 @@ def count_flops(
             f"`convention` must be one of {', '.join(map(repr, CONVENTIONS))}. "
             f"Received: convention={convention!r}"
         )
-    parts = list(_parts(architecture, input_shape, classes, include_top))
-    multiply_adds = sum(part.multiply_adds for part in parts)
+    config = find_architecture(architecture)
+    shape = _checked_shape(input_shape)
+    classes = whole_number("classes", classes)
+    top = classes if boolean("include_top", include_top) else None
+    placed = [
+        (sublayer, sizes)
+        for part, sizes in parts_and_maps(config, shape, top)
+        for sublayer in part.sublayers
+    ]
+    multiply_adds = sum(_multiply_adds(*each) for each in placed)
     if convention == "multiply_adds":
         return multiply_adds
-    elementwise = sum(part.elementwise for part in parts)
-    look_ups = sum(part.look_ups for part in parts)
+    elementwise = sum(_elementwise(*each) for each in placed)
+    look_ups = sum(_look_ups(*each) for each in placed)
     return round(multiply_adds + elementwise / 2 + look_ups / _PAPER_BATCH)
-
-
-def _parts(
-    architecture: str | CoAtNetConfig, input_shape: Any, classes: int, include_top: bool
-) -> Iterator[_Part]:
-    config = find_architecture(architecture)
-    height, width, channels = _checked_shape(input_shape)
-    classes = whole_number("classes", classes)
-    include_top = boolean("include_top", include_top)
-    height, width = math.ceil(height / 2), math.ceil(width / 2)
-    yield _stem(config, channels, height * width)
-    for block in config.blocks():
-        positions_in = height * width
-        height, width = math.ceil(height / block.stride), math.ceil(width / block.stride)
-        if block.kind == "T":
-            yield _transformer(config, block, height, width)
-        elif config.conv_block == "convnext":
-            yield _convnext(config, block, positions_in, height * width)
-        else:
-            yield _mbconv(config, block, positions_in, height * width)
-    yield _head(config, height * width, classes if include_top else None)
 
 
 def _checked_shape(input_shape: Any) -> tuple[int, int, int]:
@@ -141,104 +128,32 @@ def _checked_shape(input_shape: Any) -> tuple[int, int, int]:
     return shape
 
 
-def _stem(config: CoAtNetConfig, channels: int, positions: int) -> _Part:
-    first, second = config.stem_width
-    kernels = 9 * channels * first + 9 * first * second
-    bias = int(config.stem_bias)
-    norm = _BATCH_NORM if config.conv_norm == "batch" else _LAYER_NORM
-    per_element = bias + norm + _ACTIVATION[config.conv_activation]
-    return _Part(
-        multiply_adds=kernels * positions,
-        elementwise=(per_element * first + bias * second) * positions,
-    )
+def _multiply_adds(sublayer: Sublayer, sizes: Map) -> int:
+    positions = sizes.positions(sublayer)
+    if sublayer.kind == "attention_weights":
+        return sublayer.filters_in * positions**2
+    if sublayer.kind == "attention_values":
+        return sublayer.filters * positions**2
+    return math.prod(sublayer.kernel_shape) * positions
 
 
-def _mbconv(config: CoAtNetConfig, block: Block, positions_in: int, positions: int) -> _Part:
-    width_in, width = block.width_in, block.width
-    expanded, squeezed = config.expanded_filters(block), config.squeezed_filters(block)
-    bias, projected = int(config.conv_bias), int(width_in != width)
-    strided, pooled = block.stride > 1, block.stride > 1 and config.stride_on == "pool"
-    early = strided and config.stride_on != "depthwise"
-    positions_expanded = positions if early else positions_in
-    activation = _ACTIVATION[config.conv_activation]
-    prenorm = _BATCH_NORM + (activation if config.conv_prenorm_activation else 0)
-    return _Part(
-        multiply_adds=width_in * expanded * positions_expanded
-        + 9 * expanded * positions
-        + 2 * expanded * squeezed
-        + expanded * width * positions
-        + projected * width_in * width * positions,
-        elementwise=prenorm * width_in * positions_in
-        + (_BATCH_NORM + activation) * expanded * (positions_expanded + positions)
-        + 2 * expanded * positions  # the squeeze's mean and the product with its output
-        + (1 + bias) * width * positions  # the residual sum and the bias
-        + int(strided) * _POOL * width_in * positions
-        + int(pooled) * _POOL * width_in * positions
-        + projected * bias * width * positions,
-    )
-
-
-def _convnext(config: CoAtNetConfig, block: Block, positions_in: int, positions: int) -> _Part:
-    width_in, width, expanded = block.width_in, block.width, config.expanded_filters(block)
-    bias, projected = int(config.conv_bias), int(width_in != width)
-    strided, pooled = block.stride > 1, block.stride > 1 and config.stride_on == "pool"
-    scale = int(config.conv_layer_scale is not None)
-    per_position = 49 * width + 2 * width * expanded + projected * width_in * width
-    return _Part(
-        multiply_adds=per_position * positions,
-        elementwise=(bias + _LAYER_NORM) * width * positions
-        + (bias + _ACTIVATION[config.conv_activation]) * expanded * positions
-        + (1 + bias + scale) * width * positions  # the residual sum, the bias and the scale
-        + (int(strided) + int(pooled)) * _POOL * width_in * positions
-        + projected * bias * width * positions,
-    )
-
-
-def _transformer(config: CoAtNetConfig, block: Block, height: int, width: int) -> _Part:
-    channels_in, channels = block.width_in, block.width
-    inner = attention_width(config, block)
-    hidden = config.ffn_expansion * channels
-    heads, positions = inner // config.head_dim, height * width
-    offsets = (2 * height - 1) * (2 * width - 1)
-    bias, ffn_bias = int(config.attention_bias), int(config.ffn_bias)
-    projected = int(channels_in != channels)
-    shortcut_bias = projected * int(config.transformer_shortcut_bias)
-    norm = _LAYER_NORM if config.transformer_norm == "layer" else _BATCH_NORM
-    scale = int(config.layer_scale is not None)
-    position_products, look_ups = 0, 0
-    if config.relative_position == "mlp":
-        mlp = config.relative_position_hidden_dim
-        position_products = (2 + heads) * mlp * offsets
+def _elementwise(sublayer: Sublayer, sizes: Map) -> int:
+    """Float operations on a map; those on a vector or on offsets are too few to count."""
+    if sublayer.place not in ("input", "output"):
+        return 0
+    positions = sizes.positions(sublayer)
+    if sublayer.kind == "attention_weights":  # the scale of the query, and the softmax
+        return sublayer.filters_in * positions + _SOFTMAX * sublayer.filters * positions**2
+    if sublayer.kind == "activation":
+        factor = _ACTIVATION[sublayer.activation]
     else:
-        # Two one-hot products spread the table over pairs of rows, then over pairs of columns.
-        look_ups = heads * (2 * width - 1) * (height**2 * (2 * height - 1) + height**2 * width**2)
-    kernels = (
-        3 * channels_in * inner
-        + inner * channels
-        + projected * channels_in * channels
-        + 2 * channels * hidden
-    )
-    activation = _ACTIVATION[config.ffn_activation]
-    return _Part(
-        multiply_adds=kernels * positions + 2 * inner * positions**2 + position_products,
-        elementwise=norm * (channels_in + channels) * positions
-        + (3 * bias + 1) * inner * positions  # biases of q, k and v, and the scale of q
-        + (bias + 1) * channels * positions  # bias of the output, and the residual sum
-        + int(block.stride > 1) * 2 * _POOL * channels_in * positions
-        + shortcut_bias * channels * positions
-        + _SOFTMAX * heads * positions**2
-        + (ffn_bias + activation) * hidden * positions
-        + (ffn_bias + 1) * channels * positions
-        + 2 * scale * channels * positions,
-        look_ups=look_ups,
-    )
+        factor = _PER_ELEMENT.get(sublayer.kind, int(sublayer.use_bias))
+    return factor * sublayer.filters * positions
 
 
-def _head(config: CoAtNetConfig, positions: int, classes: int | None) -> _Part:
-    if classes is None:
-        return _Part()
-    width = config.width
-    return _Part(
-        multiply_adds=int(config.hidden_head) * width * width + width * classes,
-        elementwise=width * positions,
-    )
+def _look_ups(sublayer: Sublayer, sizes: Map) -> int:
+    """Two one-hot products spread a table over pairs of rows, then over pairs of columns."""
+    if sublayer.kind != "table":
+        return 0
+    (height, width), (rows, columns) = sizes.after, sizes.offsets
+    return sublayer.filters * columns * (height**2 * rows + height**2 * width**2)

@@ -8,21 +8,86 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from keras_coatnet.config import Block, CoAtNetConfig
+from keras_coatnet.sublayers import Part, Sublayer
 
 
 @dataclass(frozen=True)
 class Variable:
-    """A variable of a model that is not made.
+    """A variable of a network that need not be built.
 
     Attributes:
-        path: as Keras would name it.
+        path: the variable's path in a built model.
         shape: its shape.
         trainable: whether it has a gradient.
+        split_axis: the axis that is shared out to devices if the model is split; None: none.
     """
 
     path: str
     shape: tuple[int, ...]
     trainable: bool = True
+    split_axis: int | None = None
+
+    def part_shape(self, parts: int) -> tuple[int, ...]:
+        """Returns the shape of one device's part.
+
+        Args:
+            parts: devices that the model is split over.
+
+        Returns:
+            A shape; that of the whole variable where it is not split.
+
+        Example:
+            >>> Variable("expand/kernel", (1, 1, 192, 768), split_axis=-1).part_shape(4)
+            (1, 1, 192, 192)
+        """
+        shape = list(self.shape)
+        if self.split_axis is not None and shape[self.split_axis] % parts == 0:
+            shape[self.split_axis] //= parts
+        return tuple(shape)
+
+
+@dataclass(frozen=True)
+class Map:
+    """Height and width of the feature map before and after a part of a network."""
+
+    before: tuple[int, int]
+    after: tuple[int, int]
+
+    @property
+    def offsets(self) -> tuple[int, int]:
+        """Relative offsets between two positions of the map after it: along height and width."""
+        return 2 * self.after[0] - 1, 2 * self.after[1] - 1
+
+    def positions(self, sublayer: Sublayer) -> int:
+        """How often a sublayer is computed for one image."""
+        return math.prod(
+            {
+                "input": self.before,
+                "output": self.after,
+                "offsets": self.offsets,
+                "vector": (1,),
+            }[sublayer.place]
+        )
+
+
+def parts_and_maps(
+    config: CoAtNetConfig, input_shape: tuple[int, int, int], classes: int | None
+) -> Iterator[tuple[Part | Block, Map]]:
+    """Yields the stem, the blocks and the head, each with the sizes of its feature maps.
+
+    Args:
+        config: the network.
+        input_shape: (height, width, channels) in pixels.
+        classes: outputs of the classifier; None for a network without top.
+
+    Yields:
+        Pairs of a part and a `Map`.
+    """
+    height, width, channels = input_shape
+    for part in (config.stem(channels), *config.blocks(), config.head(classes)):
+        before = height, width
+        height, width = math.ceil(height / part.strides), math.ceil(width / part.strides)
+        yield part, Map(before, (height, width))
 
 
 def variables(
@@ -31,13 +96,13 @@ def variables(
     classes: int = 1000,
     include_top: bool = True,
 ) -> Iterator[Variable]:
-    """Yields the variables of a network, but for the seeds of random draws.
+    """Yields the variables of a network, except the seeds of random draws.
 
     Args:
         config: the network.
         input_shape: (height, width, channels) in pixels.
         classes: outputs of the classifier.
-        include_top: whether the head is there.
+        include_top: whether the network has its head.
 
     Yields:
         A `Variable` each, in no particular order.
@@ -47,106 +112,48 @@ def variables(
         >>> next(variables(ARCHITECTURES["coatnet0"])).shape
         (3, 3, 3, 64)
     """
-    height, width = (math.ceil(side / 2) for side in input_shape[:2])
-    first, second = config.stem_width
-    yield from _layer("stem_conv1", (3, 3, input_shape[2], first), config.stem_bias)
-    yield from _norm("stem_norm", first, config.conv_norm)
-    yield from _layer("stem_conv2", (3, 3, first, second), config.stem_bias)
-    for block in config.blocks():
-        height, width = (math.ceil(side / block.stride) for side in (height, width))
-        if block.kind == "T":
-            of_block = _transformer(config, block, (2 * height - 1, 2 * width - 1))
-        elif config.conv_block == "convnext":
-            of_block = _convnext(config, block)
-        else:
-            of_block = _mbconv(config, block)
-        for variable in of_block:
-            yield dataclasses.replace(variable, path=f"{block.name}/{variable.path}")
-    if config.final_norm == "before_pool" or (config.final_norm and include_top):
-        yield from _norm("norm", config.width, config.transformer_norm)
-    if not include_top:
-        return
-    if config.hidden_head:
-        yield from _layer("hidden", (config.width, config.width))
-    yield from _layer("predictions", (config.width, classes))
+    for part, sizes in parts_and_maps(config, input_shape, classes if include_top else None):
+        for sublayer in part.sublayers:
+            prefix = f"{part.name}/{sublayer.name}" if part.name else sublayer.name
+            for variable in _variables_of(sublayer, sizes.offsets):
+                yield dataclasses.replace(variable, path=f"{prefix}/{variable.path}")
 
 
-def _layer(name: str, shape: tuple[int, ...], bias: bool = True) -> Iterator[Variable]:
-    yield Variable(f"{name}/kernel", shape)
-    if bias:
-        yield Variable(f"{name}/bias", shape[-1:])
+def _variables_of(sublayer: Sublayer, offsets: tuple[int, int]) -> Iterator[Variable]:
+    filters = sublayer.filters
+    on_all = -1 if sublayer.split == "filters" else None
+    if sublayer.kind in ("conv", "dense", "depthwise"):
+        # A depthwise kernel ends with (channels in, multiplier), and is split along the former.
+        on_filters = -2 if sublayer.kind == "depthwise" else -1
+        axis = {"filters": on_filters, "filters_in": -2, None: None}[sublayer.split]
+        yield Variable("kernel", sublayer.kernel_shape, split_axis=axis)
+        if sublayer.use_bias:
+            yield Variable("bias", (filters,), split_axis=on_all)
+    elif sublayer.kind in ("batch_norm", "layer_norm"):
+        for name in ("gamma", "beta"):
+            yield Variable(name, (filters,), split_axis=on_all)
+        if sublayer.kind == "batch_norm":
+            for name in ("moving_mean", "moving_variance"):
+                yield Variable(name, (filters,), trainable=False, split_axis=on_all)
+    elif sublayer.kind == "table":
+        yield Variable("table", (filters, *offsets), split_axis=-3)
+    elif sublayer.kind == "scale":
+        yield Variable("scale", (filters,))
 
 
-def _norm(name: str, width: int, kind: str) -> Iterator[Variable]:
-    for variable in ("gamma", "beta"):
-        yield Variable(f"{name}/{variable}", (width,))
-    if kind == "batch":
-        for variable in ("moving_mean", "moving_variance"):
-            yield Variable(f"{name}/{variable}", (width,), trainable=False)
-
-
-def _mbconv(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
-    expanded, squeezed = config.expanded_filters(block), config.squeezed_filters(block)
-    yield from _norm("input_norm", block.width_in, "batch")
-    yield from _layer("expand", (1, 1, block.width_in, expanded), bias=False)
-    yield from _norm("expand_norm", expanded, "batch")
-    yield Variable("depthwise/kernel", (3, 3, expanded, 1))
-    yield from _norm("depthwise_norm", expanded, "batch")
-    yield from _layer("squeeze_excite/squeeze", (expanded, squeezed))
-    yield from _layer("squeeze_excite/excite", (squeezed, expanded))
-    yield from _layer("project", (1, 1, expanded, block.width), config.conv_bias)
-    if block.width_in != block.width:
-        yield from _layer("shortcut", (1, 1, block.width_in, block.width), config.conv_bias)
-
-
-def _convnext(config: CoAtNetConfig, block: Block) -> Iterator[Variable]:
-    width_in, width, expanded = block.width_in, block.width, config.expanded_filters(block)
-    yield Variable("depthwise_conv/kernel", (7, 7, width_in, width // width_in))
-    if config.conv_bias:
-        yield Variable("depthwise_conv/bias", (width,))
-    yield from _norm("ffn_norm", width, "layer")
-    yield from _layer("ffn_expand", (width, expanded), config.conv_bias)
-    yield from _layer("ffn_project", (expanded, width), config.conv_bias)
-    if config.conv_layer_scale is not None:
-        yield Variable("ffn_scale/scale", (width,))
-    if width_in != width:
-        yield from _layer("shortcut", (width_in, width), config.conv_bias)
-
-
-def _transformer(
-    config: CoAtNetConfig, block: Block, offsets: tuple[int, int]
-) -> Iterator[Variable]:
-    inner, hidden = attention_width(config, block), config.ffn_expansion * block.width
-    heads, kind = inner // config.head_dim, config.transformer_norm
-    yield from _norm("attention_norm", block.width_in, kind)
-    for name in ("query", "key", "value"):
-        yield from _layer(f"attention/{name}", (block.width_in, inner), config.attention_bias)
-    yield from _layer("attention/projection", (inner, block.width), config.attention_bias)
-    if config.relative_position == "table":
-        yield Variable("attention/position/table", (heads, *offsets))
-    else:
-        between = config.relative_position_hidden_dim
-        yield from _layer("attention/position/hidden", (2, between))
-        yield from _layer("attention/position/values", (between, heads))
-    if block.width_in != block.width:
-        bias = config.transformer_shortcut_bias
-        yield from _layer("shortcut", (block.width_in, block.width), bias)
-    yield from _norm("ffn_norm", block.width, kind)
-    yield from _layer("ffn_expand", (block.width, hidden), config.ffn_bias)
-    yield from _layer("ffn_project", (hidden, block.width), config.ffn_bias)
-    if config.layer_scale is not None:
-        for branch in ("attention", "ffn"):
-            yield Variable(f"{branch}_scale/scale", (block.width,))
-
-
-def attention_width(config: CoAtNetConfig, block: Block) -> int:
-    """Channels of q, k and v of a Transformer block.
+def check_split(config: CoAtNetConfig, parts: int) -> None:
+    """Checks that a network can be split over a number of devices.
 
     Args:
         config: the network.
-        block: one of `config.blocks()`.
+        parts: devices that the model is split over.
 
-    Returns:
-        An int.
+    Raises:
+        ValueError: `parts` does not divide the attention heads of one of the blocks.
     """
-    return block.width if config.attention_from == "output" else block.width_in
+    for block in config.blocks():
+        if block.kind == "T" and block.num_heads % parts:
+            raise ValueError(
+                f"The {block.num_heads} attention heads of {block.name} cannot be shared out "
+                f"evenly among {parts} devices. Split the model over a number that divides them."
+            )

@@ -10,13 +10,15 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.types import Tensor
+
 
 @keras.saving.register_keras_serializable("keras_coatnet")
-def gelu(x: Any) -> Any:
-    """GELU by the error function, `0.5 * x * (1 + erf(x / sqrt(2)))`.
+def gelu(x: Tensor) -> Tensor:
+    """Exact GELU, `0.5 * x * (1 + erf(x / sqrt(2)))`.
 
-    Keras's own goes through `erfc` on TensorFlow, which ONNX Runtime has no operator for. On torch
-    it is torch's, one operation instead of five.
+    `keras.ops.gelu` uses `erfc` on TensorFlow, for which ONNX Runtime has no operator. On torch,
+    where it is a single operation, `keras.ops.gelu` is used.
 
     Args:
         x: a float tensor of any shape.
@@ -31,12 +33,12 @@ def gelu(x: Any) -> Any:
     x = ops.convert_to_tensor(x)
     if keras.backend.backend() == "torch":
         return ops.gelu(x, approximate=False)
-    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))
+    return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))  # pyright: ignore[reportOperatorIssue]
 
 
 @keras.saving.register_keras_serializable("keras_coatnet")
-def gelu_tanh(x: Any) -> Any:
-    """GELU by its tanh approximation, as MaxViT's and CoAtNet's own code has it.
+def gelu_tanh(x: Tensor) -> Tensor:
+    """The tanh approximation of GELU, which the authors of CoAtNet and MaxViT use.
 
     Args:
         x: a float tensor of any shape.
@@ -51,14 +53,15 @@ def gelu_tanh(x: Any) -> Any:
     x = ops.convert_to_tensor(x)
     if keras.backend.standardize_dtype(x.dtype) in ("float32", "bfloat16"):
         return ops.gelu(x, approximate=True)
-    # In float64 TensorFlow's has a constant of float32. In float16 the cube of 41 is beyond range,
-    # and the slope becomes infinity times zero; tanh is 1 long before.
-    inner = ops.clip(x, -10.0, 10.0)
-    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)
-    return 0.5 * x * (1.0 + ops.tanh(inner))
+    # `ops.gelu` is not used in other precisions. In float64, TensorFlow's has a float32 constant.
+    # In float16, the cube of 41 overflows, and the gradient is infinity times zero. The tanh of 10
+    # is 1 in both, so that clipping changes nothing.
+    inner: Tensor = ops.clip(x, -10.0, 10.0)
+    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)  # pyright: ignore[reportOperatorIssue]
+    return 0.5 * x * (1.0 + ops.tanh(inner))  # pyright: ignore[reportOperatorIssue]
 
 
-ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
+ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": gelu,
     "gelu_tanh": gelu_tanh,
     "silu": keras.activations.silu,
@@ -66,11 +69,11 @@ ACTIVATIONS: dict[str, Callable[[Any], Any]] = {
 }
 
 
-def get_activation(name: str) -> Callable[[Any], Any]:
+def get_activation(name: str) -> Callable[[Tensor], Tensor]:
     """Returns the activation of that name.
 
     Args:
-        name: `"gelu"` (by erf), `"gelu_tanh"`, `"silu"` or `"relu"`.
+        name: `"gelu"` (exact), `"gelu_tanh"`, `"silu"` or `"relu"`.
 
     Returns:
         A function of one tensor.
@@ -90,23 +93,26 @@ def get_activation(name: str) -> Callable[[Any], Any]:
 
 
 @functools.cache
-def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
-    """The same activation as one loop over its input, and one for its gradient.
+def compile_activation(function: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """Returns an activation that XLA compiles on TensorFlow's CPU, with its gradient.
 
-    TensorFlow runs a GELU as six passes over a map, which cost more than the product before them,
-    and keeps what is in between for the gradient; compiled by XLA it is one pass that keeps its
-    input. It is as it is for float64; on JAX, which compiles the whole step, and torch, which has
-    a GELU of one pass; and where TensorFlow has another device than CPUs: for a TPU everything is
-    compiled, and for a GPU the compiler needs parts of CUDA that TensorFlow runs without.
+    TensorFlow computes GELU by six operations. Each is a pass over the tensor, and the results are
+    kept for the gradient. Together they cost more time than the convolution before them. Compiled,
+    the activation is one pass and its gradient another, and only the input is kept.
+
+    The function is returned as it is where compiling does not help: on JAX, which compiles the
+    whole step; on torch, whose GELU is one operation; and if TensorFlow has a TPU, for which it
+    compiles everything, or a GPU, for which XLA needs parts of CUDA that TensorFlow itself does not
+    need. Tensors of float64 are not compiled either.
 
     Args:
-        function: an activation, element by element.
+        function: an elementwise activation.
 
     Returns:
         A function of one tensor.
 
     Example:
-        >>> float(in_one_pass(get_activation("relu"))(keras.ops.ones(())))
+        >>> float(compile_activation(get_activation("relu"))(keras.ops.ones(())))
         1.0
     """
     if keras.backend.backend() != "tensorflow":
@@ -118,17 +124,18 @@ def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
 
     @functools.cache
     def compiled(dtype: Any) -> tuple[Callable, Callable]:
-        # One trace for maps of all sizes: TensorFlow warns of a function that it traces for each,
-        # and XLA compiles it for each anyway.
-        tensor = tf.TensorSpec(None, dtype)
+        # A signature of unknown shape means one trace. Without it, TensorFlow traces the function
+        # again for each shape and warns about that. XLA compiles for each shape in any case.
+        # TensorFlow's types lack the unknown shape.
+        tensor = tf.TensorSpec(None, dtype)  # pyright: ignore[reportArgumentType]
 
-        # In bfloat16 XLA's loops round after each operation, which doubles their time.
+        # Computed in float32: in bfloat16 XLA rounds after each operation, which doubles the time.
         @tf.function(input_signature=[tensor], jit_compile=True, autograph=False)
-        def forward(x: Any) -> Any:
+        def forward(x: Tensor) -> Tensor:
             return tf.cast(function(tf.cast(x, tf.float32)), dtype)
 
         @tf.function(input_signature=[tensor, tensor], jit_compile=True, autograph=False)
-        def backward(x: Any, dy: Any) -> Any:
+        def backward(x: Tensor, dy: Tensor) -> Tensor:
             full = tf.cast(x, tf.float32)
             with tf.GradientTape() as tape:
                 tape.watch(full)
@@ -138,10 +145,12 @@ def in_one_pass(function: Callable[[Any], Any]) -> Callable[[Any], Any]:
         return forward, backward
 
     @tf.custom_gradient
-    def activate(x: Any) -> tuple[Any, Callable]:
+    def activation(x: Tensor) -> tuple[Tensor, Callable]:
         forward, backward = compiled(x.dtype)
-        return tf.ensure_shape(forward(x), x.shape), lambda dy: tf.ensure_shape(
-            backward(x, dy), x.shape
-        )
 
-    return lambda x: function(x) if x.dtype == tf.float64 else activate(x)
+        def gradient(dy: Tensor) -> Tensor:
+            return tf.ensure_shape(backward(x, dy), x.shape)
+
+        return tf.ensure_shape(forward(x), x.shape), gradient
+
+    return lambda x: function(x) if x.dtype == tf.float64 else activation(x)

@@ -16,76 +16,83 @@ from keras_coatnet.layers.base import (
     spatial_size,
 )
 from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
+from keras_coatnet.types import MapShape, Tensor
 
-# Where the bias of each offset comes from.
-SOURCES = ("table", "mlp")
+# The values of `relative_position`.
+RELATIVE_POSITIONS = ("table", "mlp")
 
 
-def check_heads(attention_dim: int, head_dim: int) -> None:
-    """Refuses an attention that heads of this size do not fill.
+def check_head_dim(attention_dim: int, head_dim: int) -> None:
+    """Checks that the channels of q, k and v can be divided into heads.
 
     Args:
-        attention_dim: channels of q, k and v.
-        head_dim: channels of one head.
+        attention_dim: number of channels of each of q, k and v, all heads together.
+        head_dim: number of channels of one head.
 
     Raises:
-        ValueError: `head_dim` does not divide the width.
+        ValueError: `attention_dim` is not a multiple of `head_dim`.
     """
     if attention_dim % head_dim:
         raise ValueError(
-            "The attention's width must be a multiple of `head_dim`. Received: "
-            f"attention_dim={attention_dim}, head_dim={head_dim}"
+            "`attention_dim`, the channels of q, k and v, must be a multiple of `head_dim`. "
+            f"Received: attention_dim={attention_dim}, head_dim={head_dim}"
         )
 
 
-def attend(query: Any, key: Any, value: Any, bias: Any, scale: float = 1.0) -> Any:
-    """`softmax(scale q k^T + bias) v` for each head, its softmax in the precision of the bias.
+def dot_product_attention(
+    query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0
+) -> Tensor:
+    """Computes `softmax(scale q k^T + bias) v` for each head.
 
-    torch has it as one operation, which is used where it would not round the bias: in half
-    precision it takes none of float32.
+    Logits and softmax have the dtype of `bias`, which is float32 under mixed precision.
+    `keras.ops.dot_product_attention` would compute them in half precision; it is used on torch,
+    where it is one operation, if all dtypes are the same.
 
     Args:
-        query: `(batch, positions, heads, head_dim)`.
-        key: as `query`.
-        value: as `query`.
-        bias: `(heads, positions, positions)`, for each query and key.
-        scale: of the product of query and key.
+        query: `(batch, queries, heads, head_dim)`.
+        key: `(batch, keys, heads, head_dim)`.
+        value: `(batch, keys, heads, head_dim)`.
+        bias: `(heads, queries, keys)`.
+        scale: factor of the product of query and key.
 
     Returns:
-        A tensor like `value`.
+        A tensor of the shape of `query` and the dtype of `value`.
     """
     if keras.backend.backend() == "torch" and value.dtype == bias.dtype:
         return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
-    query = ops.cast(query, bias.dtype) * scale
-    logits = ops.einsum("bqhd,bkhd->bhqk", query, ops.cast(key, bias.dtype)) + bias
+    query = ops.cast(query, bias.dtype) * scale  # pyright: ignore[reportOptionalOperand]  # never None
+    key = ops.cast(key, bias.dtype)
+    logits = ops.einsum("bqhd,bkhd->bhqk", query, key) + bias  # (batch, heads, queries, keys)
     weights = ops.cast(keras.activations.softmax(logits), value.dtype)
-    return ops.einsum("bhqk,bkhd->bqhd", weights, value)
+    return ops.einsum("bhqk,bkhd->bqhd", weights, value)  # (batch, queries, heads, head_dim)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class RelativeSelfAttention(CompositeLayer):
-    """Multi-head self-attention over all positions of a map, with a bias per head and offset.
+    """Multi-head self-attention over all positions of a feature map, with relative biases.
 
-    `softmax(q k^T / sqrt(head_dim) + bias) v` (equation 3), where the bias depends on the offset
-    between key and query alone. Logits and softmax are float32 under mixed precision.
+    Computes `softmax(q k^T / sqrt(head_dim) + bias) v` (equation 3 of the paper) in each head. The
+    bias depends only on the head and on the offset between the positions of key and query. Logits
+    and softmax are float32 under mixed precision.
 
     Args:
-        width: channels of the output.
-        head_dim: channels of one head.
-        attention_dim: channels of q, k and v; None: `width`. A multiple of `head_dim`.
+        filters: number of channels of the output.
+        head_dim: number of channels of one head.
+        attention_dim: number of channels of each of q, k and v, all heads together, a multiple of
+            `head_dim`; None: `filters`.
         use_bias: whether q, k, v and the output projection have a bias.
-        relative_position: `"table"` or `"mlp"`: where the bias comes from.
-        relative_position_hidden_dim: hidden width of that MLP.
-        table_size: (height, width) of the map that the table is made for; None: of the map that
-            the layer is built on, whose size must be static then.
+        relative_position: where the relative biases come from: a `"table"` or an `"mlp"`.
+        relative_position_hidden_dim: number of hidden units of the MLP.
+        table_size: (height, width) of the feature map that the table is made for; None: of the map
+            that the layer is built on, whose size must then be static.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`; height and width may be unknown.
-    Output shape: `(batch, height, width, width)`.
+    Output shape: `(batch, height, width, filters)`.
 
     Raises:
-        ValueError: `head_dim` does not divide the attention's width, an argument has no such
-            value, or the table's size is not known.
+        ValueError: an argument is of the wrong type or out of range, `attention_dim` is not a
+            multiple of `head_dim`, or the size of the table is unknown.
 
     Example:
         >>> attention = RelativeSelfAttention(64, head_dim=32)
@@ -95,7 +102,7 @@ class RelativeSelfAttention(CompositeLayer):
 
     def __init__(
         self,
-        width: int,
+        filters: int,
         head_dim: int = 32,
         attention_dim: int | None = None,
         use_bias: bool = True,
@@ -105,77 +112,87 @@ class RelativeSelfAttention(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.width = whole_number("width", width)
+        self.filters = whole_number("filters", filters)
         self.head_dim = whole_number("head_dim", head_dim)
-        attention_dim = width if attention_dim is None else attention_dim
+        attention_dim = filters if attention_dim is None else attention_dim
         self.attention_dim = whole_number("attention_dim", attention_dim)
-        check_heads(self.attention_dim, self.head_dim)
+        check_head_dim(self.attention_dim, self.head_dim)
         self.use_bias = boolean("use_bias", use_bias)
-        self.relative_position = choice("relative_position", relative_position, SOURCES)
+        self.relative_position = choice("relative_position", relative_position, RELATIVE_POSITIONS)
         self.relative_position_hidden_dim = whole_number(
             "relative_position_hidden_dim", relative_position_hidden_dim
         )
         self.table_size = (
             None if table_size is None else two_whole_numbers("table_size", table_size)
         )
-        self.heads = self.attention_dim // self.head_dim
+        self.num_heads = self.attention_dim // self.head_dim
 
-    def build(self, input_shape: tuple) -> None:
-        channels = input_shape[-1]
-        for name in ("query", "key", "value"):
-            self._add_dense(name, self.attention_dim).build((None, None, channels))
-        self._add_dense("projection", self.width).build((None, None, self.attention_dim))
+    def build(self, input_shape: MapShape) -> None:
+        token_shape = (None, None, input_shape[-1])
+        self.query = self._dense("query", self.attention_dim)
+        self.query.build(token_shape)
+        self.key = self._dense("key", self.attention_dim)
+        self.key.build(token_shape)
+        self.value = self._dense("value", self.attention_dim)
+        self.value.build(token_shape)
+        self.projection = self._dense("projection", self.filters)
+        self.projection.build((None, None, self.attention_dim))
+        self.position = self._relative_position(input_shape)
+        self.built = True
+
+    def _dense(self, name: str, units: int) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
+            use_bias=self.use_bias,
+            kernel_initializer=kernel_initializer(),
+            **self.sublayer_options(name),
+        )
+
+    def _relative_position(
+        self, input_shape: MapShape
+    ) -> RelativePositionTable | RelativePositionMLP:
         dtype = full_precision(self.dtype_policy)
-        if self.relative_position == "table":
-            table_size = self.table_size or tuple(input_shape[1:3])
-            if None in table_size:
+        if self.relative_position == "mlp":
+            return RelativePositionMLP(
+                self.num_heads,
+                self.relative_position_hidden_dim,
+                **self.composite_options("position", dtype),
+            )
+        if self.table_size is None:
+            _, height, width, _ = input_shape
+            if height is None or width is None:
                 raise ValueError(
                     "A layer built on a map of unknown size needs `table_size`, the (height, "
                     f"width) that its table is made for. Received: input_shape={input_shape}"
                 )
-            self.table_size = table_size
-            self.add_sublayer(
-                "position", RelativePositionTable, self.heads, table_size, dtype=dtype
-            )
-        else:
-            self.add_sublayer(
-                "position",
-                RelativePositionMLP,
-                self.heads,
-                self.relative_position_hidden_dim,
-                dtype=dtype,
-            )
-        self.built = True
-
-    def _add_dense(self, name: str, width: int) -> keras.layers.Layer:
-        return self.add_sublayer(
-            name,
-            keras.layers.Dense,
-            width,
-            use_bias=self.use_bias,
-            kernel_initializer=kernel_initializer(),
+            self.table_size = (height, width)
+        return RelativePositionTable(
+            self.num_heads, self.table_size, **self.sublayer_options("position", dtype)
         )
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Tensor) -> Tensor:
         height, width = spatial_size(x)
-        tokens = ops.reshape(x, (-1, height * width, x.shape[-1]))
-        split = (-1, height * width, self.heads, self.head_dim)
-        query = ops.reshape(self.query(tokens), split)
-        key = ops.reshape(self.key(tokens), split)
-        value = ops.reshape(self.value(tokens), split)
+        positions = height * width
+        tokens = ops.reshape(x, (-1, positions, x.shape[-1]))  # (batch, positions, channels)
 
-        bias = self.position(height=height, width=width)
-        mixed = attend(query, key, value, bias, self.head_dim**-0.5)
-        mixed = ops.reshape(mixed, (-1, height, width, self.attention_dim))
-        return self.projection(mixed)
+        split = (-1, positions, self.num_heads, self.head_dim)
+        query = ops.reshape(self.query(tokens), split)  # (batch, queries, heads, head_dim)
+        key = ops.reshape(self.key(tokens), split)  # (batch, keys, heads, head_dim)
+        value = ops.reshape(self.value(tokens), split)  # (batch, keys, heads, head_dim)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (*input_shape[:-1], self.width)
+        bias = self.position(height=height, width=width)  # (heads, queries, keys)
+        x = dot_product_attention(query, key, value, bias, scale=self.head_dim**-0.5)
+        # (batch, queries, heads, head_dim), and back to a map:
+        x = ops.reshape(x, (-1, height, width, self.attention_dim))
+        return self.projection(x)  # (batch, height, width, filters)
+
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
+        return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "width": self.width,
+            "filters": self.filters,
             "head_dim": self.head_dim,
             "attention_dim": self.attention_dim,
             "use_bias": self.use_bias,

@@ -1,4 +1,4 @@
-"""What the package's layers share: sublayers made in `build`, precision, initial values."""
+"""What the package's layers share: initial values, dtype policies and sublayers."""
 
 from __future__ import annotations
 
@@ -7,16 +7,22 @@ from typing import Any
 import keras
 from keras import ops
 
+from keras_coatnet.types import Initializer, Tensor
+
+# The package under which Keras registers the layers: part of their names in saved files.
 PACKAGE = "keras_coatnet"
 
 
-def kernel_initializer() -> keras.initializers.Initializer:
-    """N(0, 0.02), for every kernel and table; a new one each time, so that no two are equal."""
+def kernel_initializer() -> Initializer:
+    """Returns N(0, 0.02), the initial values of every kernel and table.
+
+    Each call returns a new initializer: one that is used twice gives the same values twice.
+    """
     return keras.initializers.RandomNormal(stddev=0.02)
 
 
 def full_precision(policy: keras.DTypePolicy) -> keras.DTypePolicy:
-    """The policy for what must not be computed in half precision: at least float32."""
+    """Returns a policy of at least float32, for what must not be computed in half precision."""
     if isinstance(policy, keras.dtype_policies.DTypePolicyMap):
         return keras.dtype_policies.DTypePolicyMap(
             full_precision(policy.default_policy),
@@ -28,111 +34,124 @@ def full_precision(policy: keras.DTypePolicy) -> keras.DTypePolicy:
 
 
 def policy_at(policy: keras.DTypePolicy, path: str) -> keras.DTypePolicy:
-    """The policy of the layer at a path, which a `DTypePolicyMap` looks up.
+    """Returns the policy of the layer at a path, which a `DTypePolicyMap` looks up.
 
-    Keras cannot quantize a Dense layer that holds a whole map.
+    A sublayer gets this single policy, not the map: Keras cannot quantize a layer with a map.
     """
     return policy[path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
 
-def spatial_size(x: Any) -> tuple[Any, Any]:
-    """Height and width of a channels-last map: ints where they are static, else scalar tensors."""
-    dynamic = ops.shape(x)
-    return tuple(
-        dynamic[axis] if static is None else static
-        for axis, static in ((1, x.shape[1]), (2, x.shape[2]))
-    )
+def spatial_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
+    """Returns height and width of a channels-last map: ints if static, else scalar tensors."""
+    _, height, width, _ = ops.shape(x)  # pyright: ignore[reportGeneralTypeIssues]  # never None
+    return height, width
 
 
-# What `quantize` and `enable_lora` change in a sublayer's configuration.
+# The entries of a layer's configuration that `quantize` and `enable_lora` change.
 _CHANGEABLE = ("dtype", "quantization_config", "lora_rank", "lora_alpha")
 
 
 class CompositeLayer(keras.layers.Layer):
-    """A layer whose sublayers are made in `build`, and keep what was changed in them since.
+    """A layer that makes its sublayers in `build`, and saves how they were changed since.
 
-    Keras's `quantize` and `enable_lora` change the Dense layers inside. The changes are part of
-    this layer's configuration, so that a saved, copied or cloned layer has sublayers of the right
-    kind again, also where they are made in `__init__`.
+    Keras's `quantize` and `enable_lora` change the sublayers of a built layer. The changes are part
+    of this layer's configuration, so that a saved, copied or cloned layer makes sublayers of the
+    same kind.
+
+    A subclass passes `sublayer_options(name)` to each Keras layer that it makes, or
+    `composite_options(name)` to each `CompositeLayer`, and assigns it to the attribute `name`.
 
     Args:
-        sublayer_changes: what `get_config` returned under this name; None: nothing was changed.
+        sublayer_changes: the entry of that name in `get_config`; None: no sublayer was changed.
         **kwargs: `keras.layers.Layer`'s own arguments.
+
+    Example:
+        >>> class Projection(CompositeLayer):
+        ...     def build(self, input_shape):
+        ...         self.dense = keras.layers.Dense(4, **self.sublayer_options("dense"))
+        ...         self.dense.build(input_shape)
+        ...
+        ...     def call(self, x):
+        ...         return self.dense(x)
+        >>> Projection()(ops.ones((2, 3))).shape == (2, 4)
+        True
     """
 
     def __init__(self, sublayer_changes: dict[str, Any] | None = None, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._changes: dict[str, Any] = dict(sublayer_changes or {})
-        self._originals: dict[str, dict[str, Any]] = {}
+        self._saved_changes: dict[str, Any] = dict(sublayer_changes or {})
+        # By name, the entries of `_CHANGEABLE` that a sublayer has when it is made anew.
+        self._original_entries: dict[str, dict[str, Any]] = {}
 
-    def add_sublayer(
-        self, name: str, make: type[keras.layers.Layer], *args: Any, **kwargs: Any
-    ) -> keras.layers.Layer:
-        """Makes a sublayer under this layer's policy, with the changes it was saved with.
+    def sublayer_options(self, name: str, dtype: keras.DTypePolicy | None = None) -> dict[str, Any]:
+        """Returns the keyword arguments that one of Keras's layers is made with as a sublayer.
 
         Args:
-            name: the sublayer's name, and the attribute that will hold it.
-            make: its class.
-            *args: the class's positional arguments.
-            **kwargs: its keyword arguments; a `dtype` among them goes before this layer's policy.
+            name: the sublayer's name, and the attribute that holds it.
+            dtype: its dtype policy; None: this layer's.
 
         Returns:
-            The sublayer, not built yet.
+            Its `name`, its `dtype`, and what was changed in it when this layer was saved.
         """
-        options = {"dtype": self.dtype_policy, **kwargs, "name": name}
-        changes = self._changes.get(name)
-        if issubclass(make, CompositeLayer):
-            layer, original = make(*args, sublayer_changes=changes, **options), {}
-        else:
-            options["dtype"] = policy_at(options["dtype"], f"{self.path}/{name}")
-            layer = make(*args, **options)
-            original = _changeable(layer)
-            if changes is not None:
-                layer = make.from_config({**layer.get_config(), **changes})
-        setattr(self, name, layer)
-        self._originals[name] = original
-        return layer
+        policy = policy_at(dtype or self.dtype_policy, f"{self.path}/{name}")
+        serialized = keras.dtype_policies.serialize(policy)
+        self._original_entries[name] = {"dtype": _without_shared_object_ids(serialized)}
+        changes = {
+            key: keras.saving.deserialize_keras_object(value)
+            for key, value in self._saved_changes.get(name, {}).items()
+        }
+        return {"name": name, "dtype": policy, **changes}
 
-    def _sublayer_changes(self) -> dict[str, Any]:
-        changes = {}
-        for name, original in self._originals.items():
-            layer = getattr(self, name)
-            if isinstance(layer, CompositeLayer):
-                found = layer._sublayer_changes()
-            else:
-                now = _changeable(layer)
-                found = {key: now[key] for key in now if now[key] != original.get(key)}
-            if found:
-                changes[name] = found
-        return changes if self._originals else self._changes
+    def composite_options(
+        self, name: str, dtype: keras.DTypePolicy | None = None
+    ) -> dict[str, Any]:
+        """Returns the keyword arguments that a `CompositeLayer` is made with as a sublayer.
+
+        Args:
+            name: the sublayer's name, and the attribute that holds it.
+            dtype: its dtype policy; None: this layer's.
+
+        Returns:
+            Its `name`, its `dtype`, and the `sublayer_changes` inside it.
+        """
+        self._original_entries[name] = {}
+        return {
+            "name": name,
+            "dtype": dtype or self.dtype_policy,
+            "sublayer_changes": self._saved_changes.get(name),
+        }
 
     def get_config(self) -> dict[str, Any]:
         changes = self._sublayer_changes()
         return {**super().get_config(), **({"sublayer_changes": changes} if changes else {})}
 
-    def build_from_config(self, config: dict[str, Any]) -> None:
-        # Older files hold the policies of the sublayers here.
-        config = dict(config)
-        self._changes = self._changes or _as_changes(config.pop("policies", {}))
-        super().build_from_config(config)
+    def _sublayer_changes(self) -> dict[str, Any]:
+        if not self._original_entries:  # not built yet
+            return self._saved_changes
+        changes = {}
+        for name, original in self._original_entries.items():
+            sublayer = getattr(self, name)
+            if isinstance(sublayer, CompositeLayer):
+                found = sublayer._sublayer_changes()
+            else:
+                current = _changeable_entries(sublayer)
+                found = {key: value for key, value in current.items() if value != original.get(key)}
+            if found:
+                changes[name] = found
+        return changes
 
 
-def _changeable(layer: keras.layers.Layer) -> dict[str, Any]:
+def _changeable_entries(layer: keras.layers.Layer) -> dict[str, Any]:
     config = layer.get_config()
-    return {key: _unshared(config[key]) for key in _CHANGEABLE if key in config}
+    return {key: _without_shared_object_ids(config[key]) for key in _CHANGEABLE if key in config}
 
 
-def _unshared(value: Any) -> Any:
-    """A serialized object without the mark that Keras adds while a whole model is read."""
+def _without_shared_object_ids(value: Any) -> Any:
+    """A serialized object without the ids that Keras adds while it reads or writes a model."""
     if not isinstance(value, dict):
         return value
-    return {key: _unshared(part) for key, part in value.items() if key != "shared_object_id"}
-
-
-def _as_changes(policies: dict[str, Any]) -> dict[str, Any]:
     return {
-        name: _as_changes(policy["sublayers"])
-        if isinstance(policy, dict) and "sublayers" in policy
-        else {"dtype": policy}
-        for name, policy in policies.items()
+        key: _without_shared_object_ids(part)
+        for key, part in value.items()
+        if key != "shared_object_id"
     }

@@ -8,46 +8,49 @@ import keras
 from keras import ops
 
 from keras_coatnet.arguments import boolean, choice, number, whole_number
-from keras_coatnet.layers.activations import get_activation, in_one_pass
+from keras_coatnet.layers.activations import compile_activation, get_activation
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
+from keras_coatnet.types import MapShape, Tensor
 
-# Rows and columns of the depthwise convolution's kernel.
-KERNEL = 7
+KERNEL_SIZE = 7
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class ConvNeXtBlock(CompositeLayer):
-    """`shortcut(x) + scale * ffn(norm(depthwise(x)))`.
+    """Computes `shortcut(x) + scale * ffn(norm(depthwise(x)))`.
 
-    Depthwise 7x7 to `width` -> LayerNorm -> dense to `expanded_filters` -> activation -> dense to
-    `width` -> scale. Where the width grows, the depthwise convolution makes several channels of
-    each. The shortcut pools where the block strides, and projects where the width changes.
-    `CoAtNetConfig` says what the values other than the defaults are for.
+    The residual branch is: depthwise 7x7 convolution to `filters`; layer normalization; dense layer
+    to `expanded_filters`, activation; dense layer to `filters`; scale. If the number of channels
+    grows, the depthwise convolution makes several channels out of each.
+
+    The shortcut has a pooling if the block strides, and a dense layer if the number of channels
+    changes. `CoAtNetConfig` describes the arguments.
 
     Args:
-        width: channels of the output, a multiple of those of the input.
-        expanded_filters: channels between the two dense layers; None: four times `width`.
+        filters: number of channels of the output, a multiple of the input's.
+        expanded_filters: number of channels between the two dense layers; None: four times
+            `filters`.
         strides: 1, or 2 to halve the feature map.
-        stride_on: `"depthwise"` or `"pool"`: what halves it.
+        stride_on: what halves the map: the `"depthwise"` convolution, or a `"pool"` before it.
         pool: pooling of the shortcut: `"max2"`, `"avg2"` or `"max3"`.
         stride_pool: pooling for `stride_on="pool"`.
-        padding: `"same"` or `"symmetric"`, of a depthwise convolution of stride 2.
+        padding: `"same"` or `"symmetric"`: padding of a depthwise convolution of stride 2.
         activation: `"gelu_tanh"`, `"gelu"`, `"silu"` or `"relu"`.
         use_bias: whether the depthwise convolution, the dense layers and the shortcut have a bias.
-        norm_epsilon: added to the variance.
-        layer_scale: initial scale of the residual branch; None: no such scale.
-        stochastic_depth: probability that a sample's residual branch is dropped in training.
+        norm_epsilon: `epsilon` of the layer normalization.
+        layer_scale: initial value of the scale; None: no scale.
+        stochastic_depth: probability that the residual branch of a sample is dropped in training.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`; height and width may be unknown.
-    Output shape: `(batch, ceil(height / strides), ceil(width / strides), width)`.
+    Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
 
     Raises:
-        ValueError: an argument has no such value, or `width` is no multiple of the input's
-            channels.
+        ValueError: an argument is of the wrong type or out of range, or `filters` is not a multiple
+            of the input's number of channels.
 
     Example:
         >>> ConvNeXtBlock(64, strides=2)(keras.ops.ones((1, 14, 14, 32))).shape == (1, 7, 7, 64)
@@ -56,7 +59,7 @@ class ConvNeXtBlock(CompositeLayer):
 
     def __init__(
         self,
-        width: int,
+        filters: int,
         expanded_filters: int | None = None,
         strides: int = 1,
         stride_on: str = "depthwise",
@@ -71,108 +74,122 @@ class ConvNeXtBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.width = width = whole_number("width", width)
-        expanded_filters = 4 * width if expanded_filters is None else expanded_filters
+        self.filters = filters = whole_number("filters", filters)
+        expanded_filters = 4 * filters if expanded_filters is None else expanded_filters
         self.expanded_filters = whole_number("expanded_filters", expanded_filters)
         self.strides = choice("strides", strides, (1, 2))
         self.stride_on = choice("stride_on", stride_on, ("depthwise", "pool"))
         self.pool = choice("pool", pool, POOLS)
         self.stride_pool = choice("stride_pool", stride_pool, POOLS)
         self.padding = choice("padding", padding, ("same", "symmetric"))
-        self._activate = get_activation(activation)
+        self._activation = get_activation(activation)
         self.activation = activation
         self.use_bias = boolean("use_bias", use_bias)
         self.norm_epsilon = number("norm_epsilon", norm_epsilon, least=0)
         self.layer_scale = None if layer_scale is None else number("layer_scale", layer_scale)
         self.stochastic_depth = number("stochastic_depth", stochastic_depth, least=0, below=1)
+        self.depthwise_strides = self.strides if self.stride_on == "depthwise" else 1
         # Symmetric padding differs from "same" only where the convolution strides.
-        self.pads = (
-            self.strides == 2 and self.stride_on == "depthwise" and self.padding == "symmetric"
-        )
+        self.pads_symmetrically = self.depthwise_strides == 2 and self.padding == "symmetric"
 
-    def build(self, input_shape: tuple) -> None:
-        width_in, strided = input_shape[-1], self.strides > 1
-        if self.width % width_in:
+    def build(self, input_shape: MapShape) -> None:
+        channels = input_shape[-1]
+        if self.filters % channels:
             raise ValueError(
                 "The depthwise convolution of a ConvNeXt block makes a whole number of channels of "
-                f"each. Received: width={self.width} for an input of {width_in} channels. Use a "
-                "multiple."
+                f"each. Received: filters={self.filters} for an input of {channels} channels. Use "
+                "a multiple."
             )
-        map_shape = halved(input_shape, self.width, self.strides)
+        output_shape = halved(input_shape, self.filters, self.strides)
+        expanded_shape = (*output_shape[:-1], self.expanded_filters)
 
         self.stride_pooling = None
-        if strided and self.stride_on == "pool":
-            self.add_sublayer("stride_pooling", Downsample, self.stride_pool)
-            conv_shape = halved(input_shape)
-        elif self.pads:
-            sides = (side and side + 2 * (KERNEL // 2) for side in input_shape[1:3])
-            conv_shape = (input_shape[0], *sides, width_in)
-        else:
-            conv_shape = input_shape
-        self.add_sublayer(
-            "depthwise_conv",
-            keras.layers.DepthwiseConv2D,
-            KERNEL,
-            strides=2 if strided and self.stride_on == "depthwise" else 1,
-            padding="valid" if self.pads else "same",
-            depth_multiplier=self.width // width_in,
+        if self.strides == 2 and self.stride_on == "pool":
+            options = self.sublayer_options("stride_pooling")
+            self.stride_pooling = Downsample(self.stride_pool, **options)
+        self.depthwise_conv = keras.layers.DepthwiseConv2D(
+            KERNEL_SIZE,
+            strides=self.depthwise_strides,
+            padding="valid" if self.pads_symmetrically else "same",
+            depth_multiplier=self.filters // channels,
             data_format="channels_last",
             use_bias=self.use_bias,
             depthwise_initializer=kernel_initializer(),
-        ).build(conv_shape)
+            **self.sublayer_options("depthwise_conv"),
+        )
+        self.depthwise_conv.build(self._depthwise_input_shape(input_shape))
 
-        self.add_sublayer(
-            "ffn_norm", keras.layers.LayerNormalization, epsilon=self.norm_epsilon
-        ).build(map_shape)
-        self._add_dense("ffn_expand", self.expanded_filters).build(map_shape)
-        expanded_shape = (*map_shape[:-1], self.expanded_filters)
-        self._add_dense("ffn_project", self.width).build(expanded_shape)
+        self.ffn_norm = keras.layers.LayerNormalization(
+            epsilon=self.norm_epsilon, **self.sublayer_options("ffn_norm")
+        )
+        self.ffn_norm.build(output_shape)
+        self.ffn_expand = self._dense("ffn_expand", self.expanded_filters)
+        self.ffn_expand.build(output_shape)
+        self.ffn_project = self._dense("ffn_project", self.filters)
+        self.ffn_project.build(expanded_shape)
+        self.ffn_scale = None
         if self.layer_scale is not None:
-            self.add_sublayer("ffn_scale", LayerScale, self.layer_scale).build(map_shape)
-        self.add_sublayer("drop", StochasticDepth, self.stochastic_depth)
+            self.ffn_scale = LayerScale(self.layer_scale, **self.sublayer_options("ffn_scale"))
+            self.ffn_scale.build(output_shape)
+        self.drop = StochasticDepth(self.stochastic_depth, **self.sublayer_options("drop"))
 
         self.shortcut_pooling = self.shortcut = None
-        if strided:
-            self.add_sublayer("shortcut_pooling", Downsample, self.pool)
-        if width_in != self.width:
-            self._add_dense("shortcut", self.width).build((*map_shape[:-1], width_in))
+        if self.strides == 2:
+            options = self.sublayer_options("shortcut_pooling")
+            self.shortcut_pooling = Downsample(self.pool, **options)
+        if channels != self.filters:
+            self.shortcut = self._dense("shortcut", self.filters)
+            self.shortcut.build((*output_shape[:-1], channels))
         self.built = True
 
-    def _add_dense(self, name: str, width: int) -> keras.layers.Layer:
-        return self.add_sublayer(
-            name,
-            keras.layers.Dense,
-            width,
+    def _depthwise_input_shape(self, input_shape: MapShape) -> MapShape:
+        if self.stride_pooling is not None:
+            return halved(input_shape)
+        if not self.pads_symmetrically:
+            return input_shape
+        batch, height, width, channels = input_shape
+        pads = 2 * (KERNEL_SIZE // 2)
+        return (batch, height and height + pads, width and width + pads, channels)
+
+    def _dense(self, name: str, units: int) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
             use_bias=self.use_bias,
             kernel_initializer=kernel_initializer(),
+            **self.sublayer_options(name),
         )
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        # x is (batch, height, width, channels). Comments below give the shape that a line results
+        # in; h and w are the height and width after the stride.
+        activation = compile_activation(self._activation) if training else self._activation
+
         shortcut = x
         if self.shortcut_pooling is not None:
-            shortcut = self.shortcut_pooling(shortcut)
+            shortcut = self.shortcut_pooling(shortcut)  # (batch, h, w, channels)
         if self.shortcut is not None:
-            shortcut = self.shortcut(shortcut)
+            shortcut = self.shortcut(shortcut)  # (batch, h, w, filters)
 
         if self.stride_pooling is not None:
-            x = self.stride_pooling(x)
-        if self.pads:
-            around = (KERNEL // 2, KERNEL // 2)
-            x = ops.pad(x, ((0, 0), around, around, (0, 0)))
-        x = self.ffn_norm(self.depthwise_conv(x))
-        activate = in_one_pass(self._activate) if training else self._activate
-        x = self.ffn_project(activate(self.ffn_expand(x)))
-        if self.layer_scale is not None:
+            x = self.stride_pooling(x)  # (batch, h, w, channels)
+        if self.pads_symmetrically:
+            pad = (KERNEL_SIZE // 2, KERNEL_SIZE // 2)
+            x = ops.pad(x, ((0, 0), pad, pad, (0, 0)))
+        x = self.depthwise_conv(x)  # (batch, h, w, filters)
+        x = self.ffn_norm(x)
+        x = activation(self.ffn_expand(x))  # (batch, h, w, expanded_filters)
+        x = self.ffn_project(x)  # (batch, h, w, filters)
+        if self.ffn_scale is not None:
             x = self.ffn_scale(x)
         return shortcut + self.drop(x, training=training)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return halved(input_shape, self.width, self.strides)
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
+        return halved(input_shape, self.filters, self.strides)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "width": self.width,
+            "filters": self.filters,
             "expanded_filters": self.expanded_filters,
             "strides": self.strides,
             "stride_on": self.stride_on,

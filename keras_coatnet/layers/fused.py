@@ -1,7 +1,7 @@
-"""Layers of a fused model: what is left when norms and scales are folded away.
+"""The layers of a fused model, which `keras_coatnet.fuse` builds.
 
-They compute the same as the layers they stand for, in fewer and larger operations. They are for
-inference only; `keras_coatnet.fuse` fills them.
+They replace layers of the original model, after normalizations and scales have been folded into
+kernels and biases. They compute the same in fewer and larger operations, for inference only.
 """
 
 from __future__ import annotations
@@ -12,84 +12,88 @@ from typing import Any
 import keras
 from keras import ops
 
-from keras_coatnet.layers.activations import in_one_pass
-from keras_coatnet.layers.attention import attend
+from keras_coatnet.layers.activations import compile_activation
+from keras_coatnet.layers.attention import dot_product_attention
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, full_precision
 from keras_coatnet.layers.pooling import halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
+from keras_coatnet.types import MapShape, Shape, Tensor
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class Pointwise(CompositeLayer):
-    """A 1x1 convolution as one matrix product, with its bias and activation.
+class FusedPointwiseConv2D(CompositeLayer):
+    """A 1x1 convolution with bias and activation, computed as a product of two matrices.
 
-    On a matrix of two axes TensorFlow's runtime computes product, bias and GELU in one go.
+    For inputs of rank 2, TensorFlow computes product, bias and GELU in a single operation.
 
     Args:
-        width: channels after it.
+        filters: number of channels of the output.
         activation: a function of one tensor, or its name; None: none.
-        strides: 1, or 2 for every other row and column.
+        strides: 1, or 2 to use every other row and column.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`, with a static height and width.
-    Output shape: `(batch, ceil(height / strides), ceil(width / strides), width)`.
+    Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
 
     Example:
-        >>> Pointwise(8, strides=2)(keras.ops.ones((2, 7, 8, 3))).shape == (2, 4, 4, 8)
+        >>> FusedPointwiseConv2D(8, strides=2)(keras.ops.ones((2, 7, 8, 3))).shape == (2, 4, 4, 8)
         True
     """
 
     def __init__(
         self,
-        width: int,
+        filters: int,
         activation: str | Callable | None = None,
         strides: int = 1,
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.width = width
+        self.filters = filters
         self.activation = keras.activations.get(activation)
         self.strides = strides
 
-    def build(self, input_shape: tuple) -> None:
-        self.add_sublayer("product", keras.layers.Dense, self.width, self.activation)
+    def build(self, input_shape: MapShape) -> None:
+        self.product = keras.layers.Dense(
+            self.filters, activation=self.activation, **self.sublayer_options("product")
+        )
         self.product.build((None, input_shape[-1]))
         self.built = True
 
-    def call(self, x: Any) -> Any:
+    def call(self, x: Tensor) -> Tensor:
         if self.strides > 1:
-            # As a strided slice this takes ten times as long on TensorFlow.
+            # A strided slice takes ten times as long on TensorFlow.
             x = ops.max_pool(x, 1, self.strides, "same", data_format="channels_last")
-        shape = (-1, *x.shape[1:3], self.width)
-        return ops.reshape(self.product(ops.reshape(x, (-1, x.shape[-1]))), shape)
+        _, height, width, channels = x.shape
+        x = self.product(ops.reshape(x, (-1, channels)))  # (batch * height * width, filters)
+        return ops.reshape(x, (-1, height, width, self.filters))
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return halved(input_shape, self.width, self.strides)
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
+        return halved(input_shape, self.filters, self.strides)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "width": self.width,
+            "filters": self.filters,
             "activation": keras.activations.serialize(self.activation),
             "strides": self.strides,
         }
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
-class LoneActivation(keras.layers.Layer):
-    """An activation with no product before it that could take it along.
+class FusedActivation(keras.layers.Layer):
+    """An activation that does not follow a `FusedPointwiseConv2D`, which would compute it.
 
-    On TensorFlow's CPU XLA makes one pass over the map of it, where it would be six.
+    On TensorFlow's CPU, XLA compiles it to a single pass over the map; GELU is six otherwise.
 
     Args:
         activation: a function of one tensor, or its name.
-        jit_compile: whether XLA compiles it there.
+        jit_compile: whether XLA compiles it on TensorFlow's CPU.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: any.
 
     Example:
-        >>> LoneActivation("gelu")(keras.ops.zeros((2, 7, 5, 8))).shape == (2, 7, 5, 8)
+        >>> FusedActivation("gelu")(keras.ops.zeros((2, 7, 5, 8))).shape == (2, 7, 5, 8)
         True
     """
 
@@ -97,12 +101,12 @@ class LoneActivation(keras.layers.Layer):
         super().__init__(**kwargs)
         self.activation = keras.activations.get(activation)
         self.jit_compile = jit_compile
-        self._activate = in_one_pass(self.activation) if jit_compile else self.activation
+        self._compiled = compile_activation(self.activation) if jit_compile else self.activation
 
-    def call(self, x: Any) -> Any:
-        return self._activate(x)
+    def call(self, x: Tensor) -> Tensor:
+        return self._compiled(x)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:
@@ -115,7 +119,11 @@ class LoneActivation(keras.layers.Layer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class FusedSqueezeExcite(SqueezeExcite):
-    """Squeeze-and-excitation whose mean is the faster of two; arguments as `SqueezeExcite`'s.
+    """`SqueezeExcite` with a faster mean on TensorFlow.
+
+    Args:
+        *args: `SqueezeExcite`'s own arguments.
+        **kwargs: `SqueezeExcite`'s own arguments.
 
     Input and output shape: `(batch, height, width, channels)`, with a static height and width.
 
@@ -124,78 +132,85 @@ class FusedSqueezeExcite(SqueezeExcite):
         True
     """
 
-    def mean(self, x: Any) -> Any:
+    def mean(self, x: Tensor) -> Tensor:
         if keras.backend.backend() != "tensorflow":
             return super().mean(x)
-        # TensorFlow's mean over two axes takes twice the time of its pooling. In half precision its
-        # pooling may add up thousands of values in that precision, where each is soon below the
-        # sum's rounding, and a float16 sum overflows.
+        # TensorFlow's mean over two axes takes twice the time of its average pooling. The pooling
+        # sums in the precision of its input. Sums of thousands of values need float32: in half
+        # precision further values are lost to rounding, and float16 overflows.
         accumulator = keras.backend.result_type(x.dtype, "float32")
         pooled = ops.average_pool(
             ops.cast(x, accumulator), x.shape[1:3], data_format="channels_last"
-        )
+        )  # (batch, 1, 1, channels)
         return ops.cast(ops.reshape(pooled, (-1, x.shape[-1])), x.dtype)
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class FusedAttention(CompositeLayer):
-    """Relative self-attention with q, k and v in one product, and its bias as a constant.
+    """`RelativeSelfAttention` with q, k and v as one dense layer, and constant relative biases.
 
-    The scaling of q is part of that product.
+    The weights of the dense layer contain the scaling of q.
 
     Args:
-        width: channels after it.
-        heads: how many.
-        head_dim: channels of one head.
+        filters: number of channels of the output.
+        num_heads: number of attention heads.
+        head_dim: number of channels of one head.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`, with a static height and width.
-    Output shape: `(batch, height, width, width)`.
+    Output shape: `(batch, height, width, filters)`.
 
     Example:
         >>> FusedAttention(64, 2, 32)(keras.ops.ones((2, 7, 5, 48))).shape == (2, 7, 5, 64)
         True
     """
 
-    def __init__(self, width: int, heads: int, head_dim: int, **kwargs: Any) -> None:
+    def __init__(self, filters: int, num_heads: int, head_dim: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self.width = width
-        self.heads = heads
+        self.filters = filters
+        self.num_heads = num_heads
         self.head_dim = head_dim
 
-    def build(self, input_shape: tuple) -> None:
-        inner = self.heads * self.head_dim
-        self.add_sublayer("query_key_value", keras.layers.Dense, 3 * inner)
-        self.query_key_value.build((None, input_shape[-1]))
-        positions = input_shape[1] * input_shape[2]
+    def build(self, input_shape: tuple[int | None, int, int, int]) -> None:
+        _, height, width, channels = input_shape
+        attention_dim, positions = self.num_heads * self.head_dim, height * width
+        self.query_key_value = keras.layers.Dense(
+            3 * attention_dim, **self.sublayer_options("query_key_value")
+        )
+        self.query_key_value.build((None, channels))
         self.bias = self.add_weight(
             name="bias",
-            shape=(self.heads, positions, positions),
+            shape=(self.num_heads, positions, positions),
             initializer="zeros",
             trainable=False,
             dtype=full_precision(self.dtype_policy).variable_dtype,
             autocast=False,
         )
-        self.add_sublayer("projection", keras.layers.Dense, self.width)
-        self.projection.build((None, inner))
+        self.projection = keras.layers.Dense(self.filters, **self.sublayer_options("projection"))
+        self.projection.build((None, attention_dim))
         self.built = True
 
-    def call(self, x: Any) -> Any:
-        height, width = x.shape[1:3]
-        both = self.query_key_value(ops.reshape(x, (-1, x.shape[-1])))
-        both = ops.reshape(both, (-1, height * width, 3, self.heads, self.head_dim))
-        query, key, value = ops.unstack(both, 3, axis=2)
-        mixed = attend(query, key, value, ops.convert_to_tensor(self.bias))
-        mixed = self.projection(ops.reshape(mixed, (-1, self.heads * self.head_dim)))
-        return ops.reshape(mixed, (-1, height, width, self.width))
+    def call(self, x: Tensor) -> Tensor:
+        _, height, width, channels = x.shape
+        tokens = ops.reshape(x, (-1, channels))  # (batch * positions, channels)
+        x = self.query_key_value(tokens)  # (batch * positions, 3 * attention_dim)
+        x = ops.reshape(x, (-1, height * width, 3, self.num_heads, self.head_dim))
+        # Each (batch, positions, heads, head_dim).
+        query, key, value = ops.unstack(x, 3, axis=2)  # pyright: ignore[reportGeneralTypeIssues]
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return (*input_shape[:-1], self.width)
+        bias = ops.convert_to_tensor(self.bias)  # (heads, positions, positions)
+        x = dot_product_attention(query, key, value, bias)  # (batch, positions, heads, head_dim)
+        x = ops.reshape(x, (-1, self.num_heads * self.head_dim))
+        x = self.projection(x)  # (batch * positions, filters)
+        return ops.reshape(x, (-1, height, width, self.filters))
+
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
+        return (*input_shape[:-1], self.filters)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "width": self.width,
-            "heads": self.heads,
+            "filters": self.filters,
+            "num_heads": self.num_heads,
             "head_dim": self.head_dim,
         }

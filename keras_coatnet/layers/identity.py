@@ -1,4 +1,4 @@
-"""Where a network begins, marked in the graph, with what must not get lost when it is copied."""
+"""A layer that marks the start of a network in a graph, and says which network it is."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ from keras_coatnet.layers.base import PACKAGE
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class NetworkIdentity(keras.layers.Identity):
-    """Passes its input on unchanged, and holds which network follows.
+    """Returns its input unchanged, and holds the identity of the network that follows.
 
-    Keras clones a functional model layer by layer, and puts layers of one model into the graph of
-    another. Attributes of the model do not survive that; the configuration of a layer does.
+    Keras clones a functional model layer by layer, and can put layers of one model into the graph
+    of another. Both lose the attributes of the model, but keep the configuration of each layer.
 
     Args:
         identity: `Identity.to_dict()` of the model that the layer was made for.
@@ -30,12 +30,12 @@ class NetworkIdentity(keras.layers.Identity):
 
     def __init__(self, identity: dict[str, Any], **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        # Keras wraps dictionaries that it finds in attributes; JSON text it leaves alone.
+        # As JSON, because Keras would replace a dictionary in an attribute by a tracking wrapper.
         self._identity = json.dumps(identity)
 
     @property
     def identity(self) -> dict[str, Any]:
-        """The identity, as it was given."""
+        """The argument `identity`."""
         return json.loads(self._identity)
 
     def get_config(self) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Normalization layers, synchronized where a distribution strategy has several replicas."""
+"""Batch normalization, synchronized between the replicas of a distribution strategy."""
 
 from __future__ import annotations
 
@@ -8,10 +8,11 @@ import keras
 from keras import ops
 
 from keras_coatnet.layers.base import PACKAGE
+from keras_coatnet.types import Shape, Tensor
 
 
 def replicas_in_sync() -> int:
-    """How many replicas the TensorFlow strategy in scope has; 1 on the other backends."""
+    """Returns the number of replicas of the TensorFlow strategy in scope; 1 on other backends."""
     if keras.backend.backend() != "tensorflow":
         return 1
     import tensorflow as tf
@@ -21,21 +22,19 @@ def replicas_in_sync() -> int:
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class BatchNormalization(keras.layers.BatchNormalization):
-    """`keras.layers.BatchNormalization`, as one operation on TensorFlow.
+    """`keras.layers.BatchNormalization`, computed by a single operation on TensorFlow.
 
-    Keras computes mean, variance and output one after the other, and differentiates through each;
-    TensorFlow's own batch normalization takes a third of the time and a fraction of the memory.
-    It is used for channels-last maps, but not to train several replicas in step; everything else
-    is Keras's layer.
+    Keras computes mean, variance and output by separate operations, and differentiates through
+    each. TensorFlow's fused batch normalization takes a third of the time and a fraction of the
+    memory. This layer uses it for channels-last feature maps. In all other cases, and to train
+    several synchronized replicas, it computes what Keras's layer does.
 
-    Whether replicas are synchronized is decided where the layer is built, by the strategy in whose
-    scope that is, and is no part of the configuration: without synchronization the moving
-    statistics of the replicas drift apart, and a file that was saved under a strategy must load
-    without one, and the other way round.
+    The layer is synchronized if it is built in the scope of a strategy with several replicas;
+    otherwise their moving statistics would drift apart. This is not part of the configuration, so
+    that a file saved under a strategy loads without one, and vice versa.
 
     Args:
-        **kwargs: `keras.layers.BatchNormalization`'s own arguments. `synchronized`, which older
-            files have among them, has no effect.
+        **kwargs: `keras.layers.BatchNormalization`'s own arguments; `synchronized` has no effect.
 
     Input and output shape: as `keras.layers.BatchNormalization`'s.
 
@@ -47,7 +46,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**{**kwargs, "synchronized": False})
 
-    def build(self, input_shape: tuple) -> None:
+    def build(self, input_shape: Shape) -> None:
         self.synchronized = replicas_in_sync() > 1
         super().build(input_shape)
 
@@ -56,14 +55,16 @@ class BatchNormalization(keras.layers.BatchNormalization):
         del config["synchronized"]
         return config
 
-    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+    def call(
+        self, inputs: Tensor, training: bool | None = None, mask: Tensor | None = None
+    ) -> Tensor:
         training = bool(training and self.trainable)
-        if mask is not None or not self._is_one_operation(inputs, training):
+        if mask is not None or not self._can_use_fused_operation(inputs, training):
             return super().call(inputs, training=training, mask=mask)
         import tensorflow as tf
 
-        # It takes half precision for the map alone: under a policy that stores variables so, too,
-        # they are cast, and moving statistics computed in float32.
+        # The operation takes a half-precision map, but only float32 variables, which are cast in
+        # case that the dtype policy stores them in half precision.
         scale, offset, moving_mean, moving_variance = (
             ops.cast(variable, "float32")
             for variable in (self.gamma, self.beta, self.moving_mean, self.moving_variance)
@@ -78,16 +79,20 @@ class BatchNormalization(keras.layers.BatchNormalization):
             is_training=training,
         )
         if training:
-            # It divides the sum of squares by n - 1 for the moving average, and Keras by n.
-            count = ops.cast(ops.size(inputs) // inputs.shape[-1], variance.dtype)
-            variance = variance * (ops.maximum(count - 1, 1) / count)
-            share = 1 - self.momentum
-            self.moving_mean.assign(moving_mean * self.momentum + mean * share)
-            self.moving_variance.assign(moving_variance * self.momentum + variance * share)
+            # The operation returns the variance with divisor n - 1; Keras's moving variance has n.
+            count: Tensor = tf.cast(ops.size(inputs) // inputs.shape[-1], variance.dtype)
+            variance = variance * (tf.maximum(count - 1, 1) / count)
+            mean = self._moving_average(moving_mean, mean)
+            variance = self._moving_average(moving_variance, variance)
+            self.moving_mean.assign(mean)  # pyright: ignore[reportOptionalMemberAccess]  # built
+            self.moving_variance.assign(variance)  # pyright: ignore[reportOptionalMemberAccess]  # built
         return ops.cast(outputs, self.compute_dtype)
 
-    def _is_one_operation(self, inputs: Any, training: bool) -> bool:
-        """Whether TensorFlow's own batch normalization computes what Keras's would."""
+    def _moving_average(self, old: Tensor, new: Tensor) -> Tensor:
+        return old * self.momentum + new * (1 - self.momentum)
+
+    def _can_use_fused_operation(self, inputs: Tensor, training: bool) -> bool:
+        """Whether TensorFlow's fused batch normalization computes the same as Keras's layer."""
         return (
             keras.backend.backend() == "tensorflow"
             and keras.backend.standardize_dtype(inputs.dtype) != "float64"
@@ -101,11 +106,11 @@ class BatchNormalization(keras.layers.BatchNormalization):
 
 
 def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float]:
-    """Arguments of a `BatchNormalization` over channels-last maps.
+    """Returns the keyword arguments of a `BatchNormalization`.
 
     Args:
         epsilon: added to the variance.
-        momentum: of the moving statistics, in Keras's sense: the share of the old value.
+        momentum: weight of the old value in the moving statistics, as in Keras.
 
     Returns:
         Keyword arguments.
@@ -113,16 +118,18 @@ def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float]:
     return {"epsilon": epsilon, "momentum": momentum}
 
 
-def norm_options(kind: str, epsilon: float, momentum: float) -> tuple[type, dict]:
-    """Class and arguments of a Transformer block's norm.
+def norm_options(
+    kind: str, epsilon: float, momentum: float
+) -> tuple[type[keras.layers.LayerNormalization | BatchNormalization], dict[str, float]]:
+    """Returns the class and the keyword arguments of a Transformer block's normalization.
 
     Args:
         kind: `"layer"` or `"batch"`.
         epsilon: added to the variance.
-        momentum: of BatchNorm's moving statistics.
+        momentum: weight of the old value in the moving statistics of `BatchNormalization`.
 
     Returns:
-        A layer class and its keyword arguments.
+        The layer class and its keyword arguments.
     """
     if kind == "layer":
         return keras.layers.LayerNormalization, {"epsilon": epsilon}

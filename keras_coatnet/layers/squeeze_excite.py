@@ -10,23 +10,25 @@ from keras import ops
 from keras_coatnet.arguments import whole_number
 from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+from keras_coatnet.types import MapShape, Tensor
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class SqueezeExcite(CompositeLayer):
-    """Scales each channel by a gate computed from the means of all channels over the map.
+    """Scales each channel by a gate that is computed from the means of all channels.
 
-    mean over the map -> dense to `squeezed_filters` -> activation -> dense -> sigmoid -> product.
+    The gate is: mean over the map; dense layer to `squeezed_filters`, activation; dense layer to
+    the number of channels, sigmoid.
 
     Args:
-        squeezed_filters: channels between the two dense layers, at least 1.
+        squeezed_filters: number of channels between the two dense layers, at least 1.
         activation: `"silu"`, `"relu"`, `"gelu"` or `"gelu_tanh"`.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: `(batch, height, width, channels)`.
 
     Raises:
-        ValueError: `squeezed_filters` is no whole number of at least 1, or there is no such
+        ValueError: `squeezed_filters` is not a whole number of at least 1, or there is no such
             activation.
 
     Example:
@@ -38,27 +40,33 @@ class SqueezeExcite(CompositeLayer):
         super().__init__(**kwargs)
         self.squeezed_filters = whole_number("squeezed_filters", squeezed_filters)
         self.activation = activation
-        self._activate = get_activation(activation)
+        self._activation = get_activation(activation)
 
-    def build(self, input_shape: tuple) -> None:
-        channels = input_shape[-1]
-        for name, width in (("squeeze", self.squeezed_filters), ("excite", channels)):
-            self.add_sublayer(
-                name, keras.layers.Dense, width, kernel_initializer=kernel_initializer()
-            )
-        self.squeeze.build((input_shape[0], channels))
-        self.excite.build((input_shape[0], self.squeezed_filters))
+    def build(self, input_shape: MapShape) -> None:
+        batch, _, _, channels = input_shape
+        self.squeeze = self._dense("squeeze", self.squeezed_filters)
+        self.squeeze.build((batch, channels))
+        self.excite = self._dense("excite", channels)
+        self.excite.build((batch, self.squeezed_filters))
         self.built = True
 
-    def call(self, x: Any) -> Any:
-        gate = self.excite(self._activate(self.squeeze(self.mean(x))))
-        return x * ops.sigmoid(gate)[:, None, None, :]
+    def _dense(self, name: str, units: int) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units, kernel_initializer=kernel_initializer(), **self.sublayer_options(name)
+        )
 
-    def mean(self, x: Any) -> Any:
-        """The mean of each channel over the map."""
+    def call(self, x: Tensor) -> Tensor:
+        gate = self.mean(x)  # (batch, channels)
+        gate = self._activation(self.squeeze(gate))  # (batch, squeezed_filters)
+        gate = ops.sigmoid(self.excite(gate))  # (batch, channels)
+        # (batch, height, width, channels)
+        return x * gate[:, None, None, :]  # pyright: ignore[reportOptionalSubscript]  # never None
+
+    def mean(self, x: Tensor) -> Tensor:
+        """Returns the mean of each channel over the map, `(batch, channels)`."""
         return ops.mean(x, axis=(1, 2))
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:

@@ -9,31 +9,32 @@ from keras import ops
 
 from keras_coatnet.arguments import number, whole_number
 from keras_coatnet.layers.base import PACKAGE
+from keras_coatnet.types import Shape, Tensor
 
 
-def _replica() -> tuple[int, Any]:
-    """How many replicas of a `tf.distribute` strategy run this, and which of them this is."""
+def _replica() -> tuple[int, int | Tensor]:
+    """Returns how many replicas the current `tf.distribute` strategy has, and the index of this."""
     if keras.backend.backend() != "tensorflow":
         return 1, 0
     import tensorflow as tf
 
     context = tf.distribute.get_replica_context()
-    if context is None:  # a model is built or saved in a strategy's scope
+    if context is None:  # building or saving a model in the scope of a strategy
         return 1, 0
     return context.num_replicas_in_sync, context.replica_id_in_sync_group
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class StochasticDepth(keras.layers.Layer):
-    """Drops whole samples of a residual branch in training, and scales the others up.
+    """Drops the residual branch of random samples in training, and scales up the others.
 
-    Replicas of a `tf.distribute` strategy make the draws of their global batch and use those of
-    their own part of it, so that the same samples are dropped on one device and on several. Their
-    batches must be of one size for that.
+    Each replica of a `tf.distribute` strategy draws for the whole global batch and uses the part of
+    its own samples. A step thus drops the same samples on one device as on several, if all replicas
+    have batches of the same size.
 
     Args:
-        rate: probability that a sample is dropped, 0 <= rate < 1.
-        seed: a whole number of at least 0, or None; the seed of the draws.
+        rate: probability that a sample is dropped, at least 0 and below 1.
+        seed: seed of the random draws, a whole number of at least 0; None: a random one.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input and output shape: `(batch, ...)`.
@@ -55,25 +56,26 @@ class StochasticDepth(keras.layers.Layer):
             self.seed_generator = keras.random.SeedGenerator(self.seed)
         self.built = True
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         if not training or self.rate == 0:
             return x
         keep = 1.0 - self.rate
-        draws = self._draws((ops.shape(x)[0],) + (1,) * (len(x.shape) - 1))
+        batch_size = ops.shape(x)[0]  # pyright: ignore[reportOptionalSubscript]  # never None
+        draws = self._draws((batch_size,) + (1,) * (len(x.shape) - 1))  # (batch, 1, ...)
         return x * ops.cast(ops.where(draws < keep, 1.0 / keep, 0.0), x.dtype)
 
-    def _draws(self, shape: tuple) -> Any:
-        """A number from 0 to 1 for each sample, float32."""
-        replicas, replica = _replica()
-        batch, *ones = shape
+    def _draws(self, shape: tuple) -> Tensor:
+        """Returns a random number from 0 to 1 for each sample, float32."""
+        num_replicas, replica = _replica()
+        batch_size, *ones = shape
         draws = keras.random.uniform(
-            (batch * replicas, *ones), dtype="float32", seed=self.seed_generator
+            (batch_size * num_replicas, *ones), dtype="float32", seed=self.seed_generator
         )
-        if replicas == 1:
+        if num_replicas == 1:
             return draws
-        return ops.slice(draws, (replica * batch, *([0] * len(ones))), shape)
+        return ops.slice(draws, (replica * batch_size, *([0] * len(ones))), shape)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
+    def compute_output_shape(self, input_shape: Shape) -> Shape:
         return input_shape
 
     def get_config(self) -> dict[str, Any]:

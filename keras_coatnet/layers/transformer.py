@@ -1,4 +1,4 @@
-"""The Transformer block: relative self-attention, then a feed-forward part, both pre-norm."""
+"""The Transformer block: relative self-attention, then a feed-forward network, both pre-norm."""
 
 from __future__ import annotations
 
@@ -7,50 +7,59 @@ from typing import Any
 import keras
 
 from keras_coatnet.arguments import boolean, choice, number, two_whole_numbers, whole_number
-from keras_coatnet.layers.activations import get_activation, in_one_pass
-from keras_coatnet.layers.attention import SOURCES, RelativeSelfAttention, check_heads
+from keras_coatnet.layers.activations import compile_activation, get_activation
+from keras_coatnet.layers.attention import (
+    RELATIVE_POSITIONS,
+    RelativeSelfAttention,
+    check_head_dim,
+)
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
+from keras_coatnet.types import MapShape, Tensor
 
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class TransformerBlock(CompositeLayer):
-    """`x = shortcut(pool(x)) + attention(pool(norm(x)))`, then `x + ffn(norm(x))`.
+    """Computes `y = shortcut(pool(x)) + attention(pool(norm(x)))`, then `y + ffn(norm(y))`.
 
-    The shortcut projects where the width changes. The defaults are the paper's; `CoAtNetConfig`
-    says what the other values are for.
+    There is a pooling if the block strides, and a dense layer on the shortcut if the number of
+    channels changes. The defaults are the paper's. Published networks differ in the other
+    arguments: `CoAtNetConfig` describes each of them.
 
     Args:
-        width: channels of the output.
+        filters: number of channels of the output.
         strides: 1, or 2 to halve the feature map by pooling.
-        head_dim: channels of one attention head.
-        attention_dim: channels of q, k and v; None: `width`.
+        head_dim: number of channels of one attention head.
+        attention_dim: number of channels of each of q, k and v, all heads together; None:
+            `filters`.
         attention_bias: whether q, k, v and the output projection have a bias.
-        relative_position: `"table"` or `"mlp"`.
-        relative_position_hidden_dim: hidden width of that MLP.
-        table_size: (height, width) of the map, after the stride, that the table is made for; None:
-            of the one the layer is built on.
-        pool: `"max2"`, `"avg2"` or `"max3"`.
-        norm: `"layer"` or `"batch"`.
-        norm_epsilon: added to the variance.
-        batch_norm_momentum: of the moving statistics where `norm` is `"batch"`.
-        shortcut_bias: whether the shortcut's projection has a bias.
-        ffn_expansion: hidden width of the feed-forward part, as a multiple of `width`.
+        relative_position: where the relative biases come from: a `"table"` or an `"mlp"`.
+        relative_position_hidden_dim: number of hidden units of the MLP.
+        table_size: (height, width), after the stride, of the feature map that the table is made
+            for; None: of the map that the layer is built on.
+        pool: pooling of both branches: `"max2"`, `"avg2"` or `"max3"`.
+        norm: kind of both normalizations: `"layer"` or `"batch"`.
+        norm_epsilon: `epsilon` of the normalizations.
+        batch_norm_momentum: `momentum` of the normalizations if `norm` is `"batch"`.
+        shortcut_bias: whether the dense layer on the shortcut has a bias.
+        ffn_expansion: number of hidden units of the feed-forward network, as a multiple of
+            `filters`.
         ffn_activation: `"gelu_tanh"`, `"gelu"`, `"silu"` or `"relu"`.
         ffn_bias: whether the feed-forward layers have a bias.
-        layer_scale: initial scale of both residual branches; None: no such scale.
-        stochastic_depth: probability that a sample's branch is dropped in training, for each of
-            the two branches on its own.
+        layer_scale: initial value of the scale of both residual branches; None: no scale.
+        stochastic_depth: probability that a residual branch of a sample is dropped in training;
+            each of the two branches is drawn separately.
         **kwargs: `keras.layers.Layer`'s own arguments.
 
     Input shape: `(batch, height, width, channels)`; height and width may be unknown.
-    Output shape: `(batch, ceil(height / strides), ceil(width / strides), width)`.
+    Output shape: `(batch, ceil(height / strides), ceil(width / strides), filters)`.
 
     Raises:
-        ValueError: an argument has no such value.
+        ValueError: an argument is of the wrong type or out of range, or `attention_dim` is not a
+            multiple of `head_dim`.
 
     Example:
         >>> block = TransformerBlock(64, strides=2)
@@ -60,7 +69,7 @@ class TransformerBlock(CompositeLayer):
 
     def __init__(
         self,
-        width: int,
+        filters: int,
         strides: int = 1,
         head_dim: int = 32,
         attention_dim: int | None = None,
@@ -81,14 +90,14 @@ class TransformerBlock(CompositeLayer):
         **kwargs: Any,
     ) -> None:
         super().__init__(**kwargs)
-        self.width = whole_number("width", width)
+        self.filters = whole_number("filters", filters)
         self.strides = choice("strides", strides, (1, 2))
         self.head_dim = whole_number("head_dim", head_dim)
         self.attention_dim = (
             None if attention_dim is None else whole_number("attention_dim", attention_dim)
         )
-        check_heads(self.attention_dim or self.width, self.head_dim)
-        self.relative_position = choice("relative_position", relative_position, SOURCES)
+        check_head_dim(self.attention_dim or self.filters, self.head_dim)
+        self.relative_position = choice("relative_position", relative_position, RELATIVE_POSITIONS)
         self.relative_position_hidden_dim = whole_number(
             "relative_position_hidden_dim", relative_position_hidden_dim
         )
@@ -104,81 +113,98 @@ class TransformerBlock(CompositeLayer):
         )
         self.shortcut_bias = boolean("shortcut_bias", shortcut_bias)
         self.ffn_expansion = whole_number("ffn_expansion", ffn_expansion)
-        self._activate = get_activation(ffn_activation)
+        self._activation = get_activation(ffn_activation)
         self.ffn_activation = ffn_activation
         self.ffn_bias = boolean("ffn_bias", ffn_bias)
         self.layer_scale = None if layer_scale is None else number("layer_scale", layer_scale)
         self.stochastic_depth = number("stochastic_depth", stochastic_depth, least=0, below=1)
 
-    def build(self, input_shape: tuple) -> None:
-        norm, options = norm_options(self.norm, self.norm_epsilon, self.batch_norm_momentum)
-        pooled = halved(input_shape, strides=self.strides)
-        shape = (*pooled[:-1], self.width)
+    def build(self, input_shape: MapShape) -> None:
+        norm, norm_arguments = norm_options(self.norm, self.norm_epsilon, self.batch_norm_momentum)
+        pooled_shape = halved(input_shape, strides=self.strides)
+        output_shape = (*pooled_shape[:-1], self.filters)
+        hidden_dim = self.ffn_expansion * self.filters
 
-        self.add_sublayer("attention_norm", norm, **options).build(input_shape)
+        self.attention_norm = norm(**norm_arguments, **self.sublayer_options("attention_norm"))
+        self.attention_norm.build(input_shape)
         self.pooling = self.shortcut = None
-        if self.strides > 1:
-            self.add_sublayer("pooling", Downsample, self.pool)
-        self.add_sublayer(
-            "attention",
-            RelativeSelfAttention,
-            self.width,
-            self.head_dim,
-            self.attention_dim,
-            self.attention_bias,
-            self.relative_position,
-            self.relative_position_hidden_dim,
-            self.table_size,
-        ).build(pooled)
+        if self.strides == 2:
+            self.pooling = Downsample(self.pool, **self.sublayer_options("pooling"))
+        self.attention = RelativeSelfAttention(
+            self.filters,
+            head_dim=self.head_dim,
+            attention_dim=self.attention_dim,
+            use_bias=self.attention_bias,
+            relative_position=self.relative_position,
+            relative_position_hidden_dim=self.relative_position_hidden_dim,
+            table_size=self.table_size,
+            **self.composite_options("attention"),
+        )
+        self.attention.build(pooled_shape)
         self.table_size = self.attention.table_size
-        if input_shape[-1] != self.width:
-            self._add_dense("shortcut", self.width, self.shortcut_bias).build(pooled)
+        if input_shape[-1] != self.filters:
+            self.shortcut = self._dense("shortcut", self.filters, self.shortcut_bias)
+            self.shortcut.build(pooled_shape)
 
-        hidden = self.ffn_expansion * self.width
-        self.add_sublayer("ffn_norm", norm, **options).build(shape)
-        self._add_dense("ffn_expand", hidden, self.ffn_bias).build(shape)
-        self._add_dense("ffn_project", self.width, self.ffn_bias).build((*shape[:-1], hidden))
+        self.ffn_norm = norm(**norm_arguments, **self.sublayer_options("ffn_norm"))
+        self.ffn_norm.build(output_shape)
+        self.ffn_expand = self._dense("ffn_expand", hidden_dim, self.ffn_bias)
+        self.ffn_expand.build(output_shape)
+        self.ffn_project = self._dense("ffn_project", self.filters, self.ffn_bias)
+        self.ffn_project.build((*output_shape[:-1], hidden_dim))
 
-        for branch in ("attention", "ffn"):
-            if self.layer_scale is not None:
-                self.add_sublayer(f"{branch}_scale", LayerScale, self.layer_scale).build(shape)
-            self.add_sublayer(f"{branch}_drop", StochasticDepth, self.stochastic_depth)
+        self.attention_scale = self._layer_scale("attention_scale", output_shape)
+        self.attention_drop = self._drop("attention_drop")
+        self.ffn_scale = self._layer_scale("ffn_scale", output_shape)
+        self.ffn_drop = self._drop("ffn_drop")
         self.built = True
 
-    def _add_dense(self, name: str, width: int, use_bias: bool) -> keras.layers.Layer:
-        return self.add_sublayer(
-            name,
-            keras.layers.Dense,
-            width,
+    def _dense(self, name: str, units: int, use_bias: bool) -> keras.layers.Dense:
+        return keras.layers.Dense(
+            units,
             use_bias=use_bias,
             kernel_initializer=kernel_initializer(),
+            **self.sublayer_options(name),
         )
 
-    def call(self, x: Any, training: bool | None = None) -> Any:
+    def _layer_scale(self, name: str, input_shape: MapShape) -> LayerScale | None:
+        if self.layer_scale is None:
+            return None
+        scale = LayerScale(self.layer_scale, **self.sublayer_options(name))
+        scale.build(input_shape)
+        return scale
+
+    def _drop(self, name: str) -> StochasticDepth:
+        return StochasticDepth(self.stochastic_depth, **self.sublayer_options(name))
+
+    def call(self, x: Tensor, training: bool | None = None) -> Tensor:
+        # x is (batch, height, width, channels). Comments below give the shape that a line results
+        # in; h and w are the height and width after the stride.
         branch = self.attention_norm(x, training=training)
         if self.pooling is not None:
-            x, branch = self.pooling(x), self.pooling(branch)
+            x, branch = self.pooling(x), self.pooling(branch)  # both (batch, h, w, channels)
         if self.shortcut is not None:
-            x = self.shortcut(x)
-        branch = self.attention(branch)
-        if self.layer_scale is not None:
+            x = self.shortcut(x)  # (batch, h, w, filters)
+        branch = self.attention(branch)  # (batch, h, w, filters)
+        if self.attention_scale is not None:
             branch = self.attention_scale(branch)
         x = x + self.attention_drop(branch, training=training)
 
+        activation = compile_activation(self._activation) if training else self._activation
         branch = self.ffn_norm(x, training=training)
-        activate = in_one_pass(self._activate) if training else self._activate
-        branch = self.ffn_project(activate(self.ffn_expand(branch)))
-        if self.layer_scale is not None:
+        branch = activation(self.ffn_expand(branch))  # (batch, h, w, ffn_expansion * filters)
+        branch = self.ffn_project(branch)  # (batch, h, w, filters)
+        if self.ffn_scale is not None:
             branch = self.ffn_scale(branch)
         return x + self.ffn_drop(branch, training=training)
 
-    def compute_output_shape(self, input_shape: tuple) -> tuple:
-        return halved(input_shape, self.width, self.strides)
+    def compute_output_shape(self, input_shape: MapShape) -> MapShape:
+        return halved(input_shape, self.filters, self.strides)
 
     def get_config(self) -> dict[str, Any]:
         return {
             **super().get_config(),
-            "width": self.width,
+            "filters": self.filters,
             "strides": self.strides,
             "head_dim": self.head_dim,
             "attention_dim": self.attention_dim,

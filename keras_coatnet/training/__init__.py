@@ -10,13 +10,19 @@ from typing import Any
 
 _PUBLIC = {
     "evaluation.evaluate": ("evaluate",),
-    "engine.optimizer": ("AdamW", "WarmUpSchedule"),
-    "data.pipeline": ("Augmentation", "UnreadableImages", "evaluation_dataset", "training_dataset"),
+    "engine.optimizer": ("AdamW",),
+    "engine.schedule": ("WarmUpSchedule",),
+    "data.augment": ("Augmentation",),
+    "data.pipeline": ("evaluation_dataset", "training_dataset"),
+    "data.unreadable": ("UnreadableImages",),
     "recipe": ("Recipe",),
     "named_recipes": ("find_recipe", "recipes"),
     "engine.remat": ("remat",),
-    "data.datasets": ("Source", "open_source", "open_sources"),
-    "run.loop": ("Result", "Stopped", "TrainingError", "train"),
+    "data.datasets": ("ImageDataset", "open_dataset", "open_datasets"),
+    "errors": ("TrainingError",),
+    "run.result": ("Result",),
+    "run.signals": ("Stopped",),
+    "run.train": ("train",),
 }
 _HOME = {name: module for module, names in _PUBLIC.items() for name in names}
 

@@ -1,9 +1,9 @@
 """The recipes that have a name: the six of the paper (table 10), transfer learning, GasHisSDB.
 
-A `Family` is a column of the paper's table: what all its models share, and what each has of its
-own. Every accuracy here is what others report, not a measurement of ours. "A100-days" are worked
-out, not measured: three times the network's operations an image (forward and twice backward), at
-40% of the card's 312 TFLOP/s in bfloat16.
+A `Family` is a column of the paper's table: the fields that all its models share, and those of each
+model. Every accuracy here is reported by others, not measured by us. "A100-days" are computed, not
+measured: three times the network's operations for each image (once forward, twice backward), at 40%
+of the card's 312 TFLOP/s in bfloat16.
 """
 
 from __future__ import annotations
@@ -23,11 +23,10 @@ class Family:
     """A recipe for several models.
 
     Attributes:
-        name: what it is called.
-        about: the command, the hardware it wants, the accuracy to expect, and the source.
-        shared: fields of `Recipe` that all its models have.
-        models: for each model it names, the fields that this one has of its own; None: it is for
-            any model, and the user names it.
+        name: its name on the command line.
+        about: the command, the hardware it needs, the accuracy to expect, and the source.
+        shared: fields of `Recipe` for all its models.
+        models: by model, the fields for that model alone; None: the recipe is for any model.
     """
 
     name: str
@@ -39,8 +38,8 @@ class Family:
         """The recipe for a model.
 
         Args:
-            model: one that the family names; or the path of a .json file of a network of your own,
-                which gets the values of the first; None: the first, or `"coatnet0"`.
+            model: one of `models`; or the path of a .json file of your own network, which gets the
+                values of the first model; None: the first model, or `"coatnet0"`.
 
         Returns:
             A `Recipe`.
@@ -62,7 +61,7 @@ class Family:
 
 
 def _depths(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
-    """A rate of stochastic depth for each model, with the stride in either place."""
+    """A rate of stochastic depth for each model, in both variants, "" and "_dw"."""
     return {
         f"{model}{place}": {"stochastic_depth": rate}
         for place in ("", "_dw")
@@ -73,19 +72,19 @@ def _depths(rates: Mapping[str, float]) -> dict[str, dict[str, float]]:
 _IN1K_DEPTHS = {"coatnet0": 0.2, "coatnet1": 0.3, "coatnet2": 0.5, "coatnet3": 0.7}
 _IN21K_DEPTHS = {"coatnet2": 0.3, "coatnet3": 0.5, "coatnet4": 0.7}
 
-# Beside the paper's: evaluation takes the middle 87.5% where the table says "center crop", else the
-# whole image, made square. Training crops are Inception's in both. What the paper leaves open
-# (AdamW's betas and epsilon, how the norm is taken) has `Recipe`'s defaults.
+# Where the table says "center crop", evaluation takes the middle 87.5%; elsewhere it takes the
+# whole image, made square. Training crops are Inception's in both. What the paper does not say
+# (AdamW's betas and epsilon, which norm is clipped) has `Recipe`'s defaults.
 _PRETRAINING = {
     "image_size": 224,
     "batch_size": 4096,
     "learning_rate": 1e-3,
     "minimum_learning_rate": 1e-5,
-    "clip_norm": 1.0,
+    "global_clipnorm": 1.0,
     "crop_pct": 0.875,
-    "precision": "mixed_bfloat16",
+    "dtype_policy": "mixed_bfloat16",
 }
-# What a data set without validation part is evaluated on: as many images as ImageNet-1k has.
+# Data sets without a validation split are evaluated on as many images as ImageNet-1k has there.
 _HELD_OUT = 50_000
 _FINETUNING = {
     "image_size": 384,
@@ -94,13 +93,13 @@ _FINETUNING = {
     "minimum_learning_rate": 5e-5,
     "schedule": "constant",
     "weight_decay": 1e-8,
-    "clip_norm": 1.0,
-    "ema": 0.9999,
+    "global_clipnorm": 1.0,
+    "ema_momentum": 0.9999,
     "loss": "softmax",
     "label_smoothing": 0.1,
     "crop_pct": 1.0,
     "crop_mode": "squash",
-    "precision": "mixed_bfloat16",
+    "dtype_policy": "mixed_bfloat16",
 }
 
 FAMILIES: dict[str, Family] = {}
@@ -132,7 +131,7 @@ _family(
         "weight_decay": 0.05,
         "loss": "softmax",
         "label_smoothing": 0.1,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 15.0,
         "mixup": 0.8,
     },
@@ -155,7 +154,7 @@ _family(
         **_FINETUNING,
         "data": "imagenet2012",
         "batch_size": 512,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 15.0,
         "mixup": 0.8,
     },
@@ -181,7 +180,7 @@ _family(
 
     python -m keras_coatnet train in21k_pretrain --model coatnet2 --data DIR --output runs/c2_21k
 
-    DIR is ImageNet-21k prepared as a tensorflow-datasets data set: nobody may pass it on.
+    DIR is ImageNet-21k, prepared as a tensorflow-datasets data set. It cannot be downloaded.
     Hardware: 90 x 14.2M x 3 x 15.7G multiply-adds for CoAtNet2: 11 A100-days; 25 and 43 for 3, 4.
     Expected: after `in21k_finetune`, top-1 on ImageNet-1k at 224 / 384 / 512 (paper, table 5):
     CoAtNet2 87.1 / 87.1 / 87.3, 3 87.6 / 87.6 / 87.9, 4 - / 87.9 / 88.1.
@@ -205,7 +204,7 @@ _family(
         **_IN21K_PRETRAINING,
         "epochs": 150,
         "warmup": 5 / 150,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 5.0,
     },
     _depths({"coatnet4": 0.7}),
@@ -242,7 +241,7 @@ _family(
         **_FINETUNING,
         "data": "imagenet2012",
         "batch_size": 1024,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 5.0,
     },
     _depths({"coatnet4": 0.7}),
@@ -250,11 +249,11 @@ _family(
 
 _family(
     "jft_pretrain",
-    """JFT from random weights, 14 epochs at 224. JFT is Google's own: bring a data set like it.
+    """JFT from random weights, 14 epochs at 224. JFT is not public: use a data set like it.
 
     python -m keras_coatnet train jft_pretrain --model coatnet3 --data DIR --output runs/c3_jft
 
-    DIR is a data set prepared by tensorflow-datasets.
+    DIR is a data set that tensorflow-datasets prepared.
     Hardware: 14 x 300M x 3 x 34.7G multiply-adds for CoAtNet3: 81 A100-days; 140 and 330 for 4, 5.
     Expected: after `jft_finetune`, top-1 on ImageNet-1k at 512 (paper): CoAtNet3 88.81, 4 89.11,
     5 89.77.
@@ -269,7 +268,7 @@ _family(
         "loss": "sigmoid",
         "label_smoothing": 1e-4,
         "held_out": _HELD_OUT,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 5.0,
     },
     {
@@ -295,7 +294,7 @@ _family(
         "data": "imagenet2012",
         "image_size": 512,
         "batch_size": 512,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 5.0,
     },
     {
@@ -307,14 +306,14 @@ _family(
 
 _family(
     "transfer",
-    """A checkpoint learns your own images: a folder with a sub-folder for each class.
+    """Fine-tune a checkpoint on your own images: a folder with a sub-folder for each class.
 
     python -m keras_coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data FOLDER \\
         --output runs/mine
 
     Hardware: one GPU of 8 GB, or patience; --freeze stage2 halves the work.
-    Expected: hangs on the images. A few hundred a class usually pass 90% in a few epochs.
-    Source: ours. Small rates, smaller ones towards the stem, and a short average of the weights.
+    Expected: depends on the images. A few hundred for each class often give 90% in a few epochs.
+    Source: ours. Low learning rates, lower towards the stem, and a short average of the weights.
     """,
     {
         "image_size": 224,
@@ -326,11 +325,11 @@ _family(
         "warmup": 0.1,
         "weight_decay": 0.05,
         "layer_decay": 0.85,
-        "ema": 0.999,
+        "ema_momentum": 0.999,
         "stochastic_depth": 0.1,
         "label_smoothing": 0.1,
         "crop_area": 0.35,
-        "randaugment_layers": 2,
+        "randaugment_num_ops": 2,
         "randaugment_magnitude": 9.0,
         "crop_pct": 0.95,
     },
@@ -339,14 +338,14 @@ _family(
 
 _family(
     "gashissdb",
-    """CoAtNet-1 on GasHisSDB: is a patch of gastric tissue normal or abnormal?
+    """CoAtNet-1 on GasHisSDB: normal or abnormal patches of gastric tissue.
 
     python -m keras_coatnet train gashissdb --data-dir DIR --output runs/gashissdb
 
     Hardware: one GPU of 16 GB; 160-pixel patches are resized to 224.
-    Expected (a later paper's CoAtNet-1, as they report): accuracy 98.74, F1 99.38, precision 99.97.
-    Source: the data are theirs; their schedule is not published in full, so that this one is ours.
-    Cells have no upright side and color is the stain: flips, no RandAugment, mild crops.
+    Expected (a later paper reports for CoAtNet-1): accuracy 98.74, F1 99.38, precision 99.97.
+    Source: ours, as theirs is not published in full. Tissue has no upright side, and its color is
+    the stain's: flips, no RandAugment, mild crops.
     """,
     {
         "data": "gashissdb/160",
@@ -358,7 +357,7 @@ _family(
         "schedule": "cosine",
         "warmup": 0.05,
         "weight_decay": 0.05,
-        "ema": 0.9995,
+        "ema_momentum": 0.9995,
         "stochastic_depth": 0.3,
         "label_smoothing": 0.05,
         "crop_area": 0.5,
@@ -370,7 +369,7 @@ _family(
 
 
 def recipes() -> tuple[str, ...]:
-    """The recipes that have a name.
+    """The names of the recipes.
 
     Example:
         >>> recipes()[0]
@@ -380,11 +379,11 @@ def recipes() -> tuple[str, ...]:
 
 
 def find_recipe(name: str, model: str | None = None) -> Recipe:
-    """A recipe by its name, or from a file.
+    """Finds a recipe by its name, or reads it from a file.
 
     Args:
         name: one of `recipes()`, or the path of a JSON file that `Recipe.save` wrote.
-        model: the model it is for; None: the first that the recipe names.
+        model: the model to train; None: the recipe's first.
 
     Returns:
         A `Recipe`.

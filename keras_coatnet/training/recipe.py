@@ -1,4 +1,7 @@
-"""What decides a training run: one frozen dataclass, each field with its reason beside it."""
+"""A training run's choices: one frozen dataclass, each field with its help text beside it.
+
+Nothing here imports Keras or TensorFlow, as the command line prints and checks recipes without.
+"""
 
 from __future__ import annotations
 
@@ -14,45 +17,47 @@ from keras_coatnet.architectures import architectures, find_architecture
 from keras_coatnet.arguments import MOST_NUMBER, as_python, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
+from keras_coatnet.images import CROP_MODES, ImageSettings
 from keras_coatnet.paths import check_local
+from keras_coatnet.training.choices import (
+    CROPS,
+    DTYPE_POLICIES,
+    FREEZES,
+    LABELINGS,
+    LOSSES,
+    NAN_POLICIES,
+    SCHEDULES,
+)
 
 if TYPE_CHECKING:
-    from keras_coatnet.inference import ImageSettings
-
-SCHEDULES = ("cosine", "linear", "constant")
-LOSSES = ("softmax", "sigmoid")
-CROPS = ("random_resized", "center", "whole")
-FREEZES = ("none", "stem", "stage1", "stage2", "stage3", "stage4")
-PRECISIONS = ("float32", "mixed_bfloat16")
-CROP_MODES = ("center", "squash")
-LABELINGS = ("present", "imagenet")
-NAN_POLICIES = ("stop", "skip")
+    from keras_coatnet.training.engine.base import StepConfig
 
 
 def _field(default: Any, help: str, choices: tuple | None = None, decides: bool = True) -> Any:
-    """A field: what the command line says of it, and whether it decides a run's result."""
+    """A field: its help text on the command line, and whether it decides a run's result."""
     metadata = {"help": help, "choices": choices, "decides": decides}
     return dataclasses.field(default=default, metadata=metadata)
 
 
 def _running(default: Any, help: str, choices: tuple | None = None) -> Any:
-    """A field that says only how a run is carried out: it may change when the run goes on."""
+    """A field that may change when an interrupted run goes on."""
     return _field(default, help, choices, decides=False)
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """All that decides what a run computes. The paper's recipes are in `named_recipes.py`.
+    """All choices of a training run. The paper's recipes are in `named_recipes.py`.
 
-    Attributes with a choice list take one of it. The learning rate counts for the recipe's own
-    batch; see `replace` for what another one does.
+    Fields with a list of choices take one of them. The learning rates are those for this recipe's
+    batch size; see `replace` for what another batch size does.
 
-    Most fields decide the result of a run, and stay the same when it goes on. The others (metadata
-    `"decides"`: False) say how it is carried out, and may change then: where the data lie, limits,
-    logging, checkpoints, evaluations, and how the work is divided to fit into memory.
+    Most fields decide the result of a run, and must stay the same when an interrupted run goes on.
+    The others (their metadata has `"decides": False`) say how the run is carried out, and may
+    change then: where the data are, limits, log, checkpoints, evaluations, and how the work is
+    divided to fit into memory.
 
     Raises:
-        ValueError: a field's value makes no sense.
+        ValueError: a field has a value of another type, or out of its range.
 
     Example:
         >>> Recipe(model="coatnet0", epochs=3, batch_size=64).replace(batch_size=32).learning_rate
@@ -60,70 +65,85 @@ class Recipe:
     """
 
     # What is trained on what.
-    name: str = _running("custom", "what the run is called")
+    name: str = _running("custom", "name of the run")
     model: str = _field("coatnet0", "an architecture's name, or a JSON file of a CoAtNetConfig")
-    weights: str | None = _field(None, "start from these: a checkpoint's name, or a file")
+    weights: str | None = _field(None, "weights to start from: a checkpoint's name, or a file")
     data: str | None = _running(None, "a folder of images, or a tensorflow-datasets name")
     train_split: str | None = _running(None, "the sub-folder or split to train on")
-    validation_split: str | None = _running(None, "the sub-folder or split to validate on")
+    validation_split: str | None = _running(None, "the sub-folder or split to evaluate on")
     classes: str = _field(
-        "present", "of folders named by WordNet ids: those that are there, or all", LABELINGS
+        "present",
+        "classes of folders named by WordNet ids: those present, or all of ImageNet",
+        LABELINGS,
     )
     image_size: int = _field(224, "height and width of the images, in pixels")
-    seed: int = _field(0, "decides initial weights, order and augmentation of the images")
+    seed: int = _field(0, "seed of initial weights, order of images, augmentation and dropping")
 
     # How long, and how fast.
     epochs: int = _field(300, "passes over the training images")
-    batch_size: int = _field(4096, "images a step, over all devices")
-    learning_rate: float = _field(1e-3, "the highest learning rate, at this batch")
-    minimum_learning_rate: float = _field(1e-5, "the last learning rate, at this batch")
-    schedule: str = _field("cosine", "how the rate falls from one to the other", SCHEDULES)
-    warmup: float = _field(0.0, "share of all steps in which the rate rises from zero")
-    weight_decay: float = _field(0.05, "AdamW's decoupled decay; biases, norms, tables: none")
-    beta_1: float = _field(0.9, "AdamW's decay of the mean of the gradients")
-    beta_2: float = _field(0.999, "AdamW's decay of the mean of their squares")
-    epsilon: float = _field(1e-8, "AdamW's term against division by zero")
-    clip_norm: float | None = _field(1.0, "largest global norm of the gradients")
-    ema: float | None = _field(None, "decay of the moving average of the weights, if any")
-    layer_decay: float = _field(1.0, "factor on the rate for each layer further from the head")
+    batch_size: int = _field(4096, "images in a step, over all devices")
+    learning_rate: float = _field(1e-3, "highest learning rate, for this batch size")
+    minimum_learning_rate: float = _field(1e-5, "last learning rate, for this batch size")
+    schedule: str = _field("cosine", "how the learning rate falls from highest to last", SCHEDULES)
+    warmup: float = _field(0.0, "share of all steps in which the learning rate rises from zero")
+    weight_decay: float = _field(0.05, "AdamW's decoupled decay; none for biases, norms, tables")
+    beta_1: float = _field(0.9, "AdamW's decay rate for the mean of the gradients")
+    beta_2: float = _field(0.999, "AdamW's decay rate for the mean of their squares")
+    epsilon: float = _field(1e-8, "AdamW's constant against division by zero")
+    global_clipnorm: float | None = _field(
+        1.0, "largest global norm of the gradients; none: no clipping"
+    )
+    ema_momentum: float | None = _field(
+        None, "momentum of the moving average of the weights; none: no average"
+    )
+    layer_decay: float = _field(1.0, "factor on the learning rate for each block below the head")
 
     # Against overfitting.
-    loss: str = _field("softmax", "cross-entropy of classes that exclude each other or not", LOSSES)
+    loss: str = _field("softmax", "cross-entropy over all classes, or of each class", LOSSES)
     label_smoothing: float = _field(0.1, "share of a label that is spread over all classes")
     stochastic_depth: float = _field(0.0, "rate at which the last block is dropped")
-    crop: str = _field("random_resized", "how training images are cut", CROPS)
-    crop_area: float = _field(0.08, "smallest share of an image that a random crop keeps")
-    flip: bool = _field(True, "whether half of the images are mirrored")
-    randaugment_layers: int = _field(0, "RandAugment's operations an image; 0: none")
-    randaugment_magnitude: float = _field(0.0, "RandAugment's strength")
+    crop: str = _field("random_resized", "how training images are cropped", CROPS)
+    crop_area: float = _field(0.08, "smallest share of an image's area that a random crop keeps")
+    flip: bool = _field(True, "mirror half of the training images left to right")
+    randaugment_num_ops: int = _field(0, "RandAugment's operations for each image; 0: none")
+    randaugment_magnitude: float = _field(0.0, "RandAugment's strength, from 0 to 30")
     mixup: float = _field(0.0, "alpha of mixup; 0: none")
     cutmix: float = _field(0.0, "alpha of CutMix; 0: none")
 
-    # For networks that have learnt before.
-    freeze: str = _field("none", "stem and stages up to this one keep their weights", FREEZES)
-    freeze_batch_norm: bool = _field(False, "whether BatchNorm keeps its scales and statistics")
+    # For networks that have weights already.
+    freeze: str = _field("none", "freeze the stem and the stages up to this one", FREEZES)
+    freeze_batch_norm: bool = _field(False, "freeze every BatchNorm and its moving statistics")
 
     # Evaluation.
     crop_pct: float = _field(0.875, "share of an image's side that evaluation keeps")
-    crop_mode: str = _field("center", "cut out the middle, or squeeze all of it in", CROP_MODES)
+    crop_mode: str = _field(
+        "center", "evaluate the middle of an image, or all of it made square", CROP_MODES
+    )
     interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
-    held_out: float = _field(0.2, "of data without validation part: a share, or from 2 on images")
-    positive: str | None = _running(None, "of two classes, the one that precision and F1 are about")
+    held_out: float = _field(
+        0.2, "of data without validation split: share to evaluate on, or number of images from 2"
+    )
+    positive: str | None = _running(
+        None, "of two classes, the one for which precision, recall and F1 are given"
+    )
     evaluation_epochs: int = _running(1, "epochs between two evaluations")
 
-    # What the machine needs. With another `gradient_accumulation_steps`, BatchNorm takes its statistics from parts
-    # of another size, and other blocks are dropped at random; all else is rounding.
-    precision: str = _field("float32", "what layers compute in", PRECISIONS)
+    # What the machine needs. With another `gradient_accumulation_steps`, BatchNorm takes its
+    # statistics from chunks of another size, and other blocks are dropped at random; all else
+    # differs by rounding.
+    dtype_policy: str = _field("float32", "Keras's dtype policy for the layers", DTYPE_POLICIES)
     gradient_accumulation_steps: int = _running(
-        1, "parts in which a device computes its share of a batch; BatchNorm sees one at a time"
+        1, "chunks in which a device computes its share of a batch; BatchNorm sees one at a time"
     )
-    remat: bool = _running(False, "compute blocks anew in the backward pass: less memory")
+    remat: bool = _running(False, "compute blocks again in the backward pass, to save memory")
 
     # What happens when something goes wrong.
-    on_nan: str = _running("stop", "stop, or go back and skip the batch", NAN_POLICIES)
+    on_nan: str = _running(
+        "stop", "if the loss is not finite: stop, or go back and skip the batch", NAN_POLICIES
+    )
     unreadable_limit: int = _running(10, "images that may be unreadable before the run stops")
     checkpoint_steps: int = _running(1000, "steps between two checkpoints, besides one an epoch")
-    keep_checkpoints: int = _running(3, "checkpoints that are kept")
+    keep_checkpoints: int = _running(3, "checkpoints that are kept, at least 2")
     log_steps: int = _running(50, "steps between two rows of the log")
 
     def __post_init__(self) -> None:
@@ -142,7 +162,7 @@ class Recipe:
                     continue
                 if not lowest <= value <= highest or math.isinf(value):
                     raise ValueError(f"`{name}` must be {what}. Received: {name}={value!r}")
-        for name in ("mixup", "cutmix"):  # the ranges of `augmentation.Augmentation`
+        for name in ("mixup", "cutmix"):  # the ranges of `Augmentation`
             value = getattr(self, name)
             if value != 0 and not 0.01 <= value <= 100:
                 raise ValueError(
@@ -167,9 +187,10 @@ class Recipe:
     def replace(self, **changes: Any) -> Recipe:
         """A recipe with other values.
 
-        Another batch changes both learning rates in proportion (the linear rule of Goyal et al.,
-        2017), unless the change names them. Another number of epochs leaves them: schedule and
-        warm-up are shares of the run, so they shrink or stretch with it.
+        Another `batch_size` changes both learning rates in proportion (the linear rule of Goyal et
+        al., 2017), unless the changes name them. Another `learning_rate` changes the minimum in
+        proportion. Another number of epochs leaves the rates alone: schedule and warm-up are shares
+        of the run.
 
         Args:
             **changes: fields and their new values.
@@ -178,7 +199,7 @@ class Recipe:
             A `Recipe`.
 
         Raises:
-            ValueError: there is no such field, or its value makes no sense.
+            ValueError: there is no such field, or its value is out of range.
         """
         known = {field.name for field in dataclasses.fields(self)}
         if unknown := sorted(set(changes) - known):
@@ -188,7 +209,7 @@ class Recipe:
             )
         checked = dataclasses.replace(self, **{"minimum_learning_rate": 0.0, **changes})
         factor = checked.batch_size / self.batch_size
-        if "learning_rate" in changes:  # a constant or a falling rate from the new highest one
+        if "learning_rate" in changes:
             factor = checked.learning_rate / self.learning_rate
         rates = {
             name: getattr(self, name) * factor
@@ -197,12 +218,12 @@ class Recipe:
         return dataclasses.replace(self, **{**rates, **changes})
 
     def changed_fields(self, other: Recipe, decides: bool) -> list[str]:
-        """Names of the fields in which two recipes differ.
+        """Names of the fields that differ between two recipes.
 
         Args:
             other: the recipe to compare with.
-            decides: True: those that decide a run's result; False: those that may change when a
-                run goes on.
+            decides: True: fields that decide a run's result. False: fields that may change when
+                a run goes on.
 
         Returns:
             The names, in the order of the fields.
@@ -219,16 +240,16 @@ class Recipe:
         ]
 
     def steps_per_epoch(self, examples: int) -> int:
-        """How many whole batches a data set has.
+        """How many full batches a data set has.
 
         Args:
-            examples: images of the data set.
+            examples: how many images the data set has.
 
         Returns:
             Steps, at least 1.
 
         Raises:
-            ValueError: there are fewer images than a batch has.
+            ValueError: there are fewer images than a batch needs.
         """
         if examples < self.batch_size:
             raise ValueError(
@@ -242,10 +263,10 @@ class Recipe:
         return math.ceil(self.warmup * total_steps)
 
     def architecture(self) -> CoAtNetConfig:
-        """The network's configuration, with this recipe's size and stochastic depth.
+        """The network's configuration, with this recipe's image size and stochastic depth.
 
         Raises:
-            ValueError: there is no such architecture, or the file holds none.
+            ValueError: there is no such architecture, or the file does not hold one.
         """
         check_local(self.model, "model")
         path = pathlib.Path(self.model)
@@ -260,15 +281,30 @@ class Recipe:
             )
         return config.replace(stochastic_depth=self.stochastic_depth, input_size=self.image_size)
 
+    def step_config(self) -> StepConfig:
+        """What the engine's training step computes."""
+        from keras_coatnet.training.engine.base import StepConfig
+
+        return StepConfig(
+            batch_size=self.batch_size,
+            loss=self.loss,
+            gradient_accumulation_steps=self.gradient_accumulation_steps,
+            global_clipnorm=self.global_clipnorm,
+            ema_momentum=self.ema_momentum,
+        )
+
+    @property
+    def mixes(self) -> bool:
+        """Whether images are mixed in pairs, by mixup or CutMix."""
+        return self.mixup > 0 or self.cutmix > 0
+
     def data_options(self) -> dict[str, Any]:
-        """How the data is opened: arguments of `open_sources`."""
+        """Arguments of `open_datasets`: which images are read."""
         names = ("train_split", "validation_split", "held_out", "classes", "seed")
         return {name: getattr(self, name) for name in names}
 
     def image_settings(self) -> ImageSettings:
-        """How evaluation makes images ready."""
-        from keras_coatnet.inference import ImageSettings
-
+        """How evaluation reads images."""
         return ImageSettings(
             self.image_size,
             interpolation=self.interpolation,
@@ -277,11 +313,11 @@ class Recipe:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """The fields, as a dictionary that JSON can hold."""
+        """The fields as a dictionary that JSON can hold."""
         return dataclasses.asdict(self)
 
     def save(self, path: str | os.PathLike) -> None:
-        """Writes the recipe to a JSON file, whole or not at all."""
+        """Writes the recipe to a JSON file. A failure leaves no partial file."""
         check_local(path, "path")
         with whole_file(path) as partial:
             partial.write_text(json.dumps(self.to_dict(), indent=2) + "\n")
@@ -291,20 +327,20 @@ class Recipe:
         """Reads a recipe from a JSON file.
 
         Args:
-            path: a file that `save` wrote, or one written by hand; fields left out have their
-                defaults.
+            path: a file that `save` wrote, or one written by hand. Fields that it leaves out have
+                their defaults.
 
         Returns:
             A `Recipe`.
 
         Raises:
-            ValueError: there is no such file, or it is no recipe.
+            ValueError: there is no such file, or it does not hold a recipe.
         """
         check_local(path, "path")
         try:
             return cls(**_read_json(pathlib.Path(path)))
         except (OSError, TypeError, ValueError) as error:
-            raise ValueError(f"{path} is no recipe: {error}") from error
+            raise ValueError(f"{path} does not hold a recipe: {error}") from error
 
     def describe(self) -> str:
         """The fields as text, one to a line."""
@@ -314,7 +350,7 @@ class Recipe:
 
 _MOST_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
-_LARGEST = 0.9 * MOST_NUMBER  # of what the optimizer is given, which refuses more
+_LARGEST = 0.9 * MOST_NUMBER  # of the numbers that the optimizer takes
 _RANGES = (
     (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
     (
@@ -331,8 +367,8 @@ _RANGES = (
         "at least 1",
     ),
     (("minimum_learning_rate", "weight_decay"), 0, _LARGEST, f"from 0 to {_LARGEST:g}"),
-    (("learning_rate", "epsilon", "clip_norm"), 1e-30, _LARGEST, f"above 0 to {_LARGEST:g}"),
-    (("beta_1", "beta_2", "ema"), 0, 1 - 1e-9, "at least 0 and below 1"),
+    (("learning_rate", "epsilon", "global_clipnorm"), 1e-30, _LARGEST, f"above 0 to {_LARGEST:g}"),
+    (("beta_1", "beta_2", "ema_momentum"), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
     (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("warmup",), 0, 1, "from 0 to 1"),
@@ -340,13 +376,13 @@ _RANGES = (
     (("held_out",), 1e-6, math.inf, "above 0"),
     (("unreadable_limit",), 0, math.inf, "at least 0"),
     (("seed",), 0, 2**32 - 1, f"from 0 to {2**32 - 1}"),
-    (("randaugment_layers",), 0, 16, "from 0 to 16"),
+    (("randaugment_num_ops",), 0, 16, "from 0 to 16"),
     (("randaugment_magnitude",), 0, 30, "from 0 to 30"),
 )
 
 
 def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
-    """Refuses a value of another type; a whole number stands for a real one."""
+    """Checks a field's type. An int becomes a float where a float is expected."""
     value, expected = as_python(getattr(recipe, field.name)), _KINDS[field.name]
     kinds = typing.get_args(expected) or (expected,)
     if float in kinds and isinstance(value, int) and not isinstance(value, bool):
@@ -362,13 +398,13 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
+        raise ValueError(f"it has {path.stat().st_size} bytes, more than the limit of {_MOST_JSON}")
     try:
         found = json.loads(path.read_text("utf-8"))
     except RecursionError as error:
         raise ValueError("its brackets are nested too deeply") from error
     if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not the names and values of fields")
+        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
     return found
 
 
@@ -376,4 +412,4 @@ def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
     try:
         return CoAtNetConfig.from_dict(_read_json(path))
     except (OSError, TypeError, ValueError) as error:
-        raise ValueError(f"{path} holds no CoAtNetConfig: {error}") from error
+        raise ValueError(f"{path} does not hold a CoAtNetConfig: {error}") from error

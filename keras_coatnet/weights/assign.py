@@ -8,10 +8,11 @@ import keras
 import numpy as np
 
 from keras_coatnet.layers.relative_position import resize_table
+from keras_coatnet.names import CLASSIFIER, FINAL_NORM, HIDDEN
 
 # First part of the paths of variables that only a model with top has. `norm` is among them in
 # networks that normalize after the pooling.
-_HEAD = ("norm", "hidden", "predictions")
+_HEAD = (FINAL_NORM, HIDDEN, CLASSIFIER)
 
 
 def assign(
@@ -38,7 +39,7 @@ def assign(
         if "seed_generator" not in variable.path
     }
     if fresh == "classifier":
-        variables = {p: v for p, v in variables.items() if not p.startswith("predictions/")}
+        variables = {p: v for p, v in variables.items() if not p.startswith(f"{CLASSIFIER}/")}
     elif fresh == "head":
         variables = {p: v for p, v in variables.items() if p in values or not _of_head(p)}
     unexpected = [

@@ -1,4 +1,4 @@
-"""Checking a downloaded file, once: a file that passed is known again by its size and time.
+"""Checks a downloaded file once. A file that passed is recognized by its size and time.
 
 The notes lie under `KERAS_HOME/keras_coatnet/checked`, not beside the files, because the hub's
 cache has a layout of its own and is often shared and read-only.
@@ -17,12 +17,14 @@ import uuid
 from collections.abc import Iterator
 from typing import Any, NoReturn
 
+from keras_coatnet.weights.places import keras_home
+
 CHUNK = 1 << 20  # bytes
 
 
 @dataclasses.dataclass(frozen=True)
 class Expected:
-    """What a file must be. A field is `None` where nobody can say.
+    """What a file must be. A field is None where it is not known.
 
     Attributes:
         algorithm: Name of the hash, as `hashlib.new` takes it.
@@ -53,16 +55,16 @@ def check_once(path: pathlib.Path, expected: Expected, url: str) -> None:
     try:
         compare(path, expected, url)
     except WrongContent as wrong:
-        raise ValueError(f"{wrong} {_remove_with_links(path)}") from None
+        raise WrongContent(f"{wrong} {_remove_with_links(path)}") from None
     except OSError as error:
-        raise ValueError(
+        raise WrongContent(
             f"{path} cannot be read: {error}. It should be {url}. Let it be read, or remove it."
         ) from error
     note(path, expected)
 
 
-class WrongContent(ValueError):
-    """A file is not what it should be."""
+class WrongContent(Exception):
+    """A file is not what it should be. The message is for the user, and complete."""
 
 
 def compare(path: pathlib.Path, expected: Expected, url: str) -> None:
@@ -164,9 +166,3 @@ def note(path: pathlib.Path, expected: Expected) -> None:
         with unfinished(note) as part:
             part.write_text(json.dumps(_state(path, expected)), "utf-8")
             os.replace(part, note)
-
-
-def keras_home() -> pathlib.Path:
-    """Keras's own folder. Keras has no public function for it."""
-    home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
-    return pathlib.Path(home).expanduser()

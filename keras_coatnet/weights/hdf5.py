@@ -132,6 +132,8 @@ def _check_heap(file: io.IOBase, start: int, path: pathlib.Path) -> None:
 
 def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[str, h5py.Dataset]:
     import h5py
+    import h5py.h5l
+    import h5py.h5o
 
     found: dict[str, h5py.Dataset] = {}
     groups: list[tuple[str, h5py.h5g.GroupID]] = [("", h5py.h5o.open(file.id, b"/"))]

@@ -13,13 +13,15 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.names import CLASSIFIER, STEM_CONV1, STEM_CONV2, STEM_NORM, block_name
+
 _BLOCK = re.compile(r"stack_([1-9][0-9]*)_block_([1-9][0-9]*)_(.+)")
 FIRST_LAYER = "stem_1_conv"
 _OUTSIDE_BLOCKS = {
-    FIRST_LAYER: "stem_conv1",
-    "stem_1_bn": "stem_norm",
-    "stem_2_conv": "stem_conv2",
-    "predictions": "predictions",
+    FIRST_LAYER: STEM_CONV1,
+    "stem_1_bn": STEM_NORM,
+    "stem_2_conv": STEM_CONV2,
+    "predictions": CLASSIFIER,
 }
 _IN_BLOCKS = {
     "shortcut_conv": "shortcut",
@@ -63,7 +65,7 @@ def translate(
             prefix = ""
         else:
             found = list(_translate_one(match[3], part, tensor, _IN_BLOCKS, name))
-            prefix = f"stage{match[1]}_block{match[2]}/"
+            prefix = f"{block_name(match[1], match[2])}/"
         if not found or any(prefix + path in values for path, _ in found):
             unknown.append(name)  # or a second array for the same variable
         values.update((prefix + path, value) for path, value in found)

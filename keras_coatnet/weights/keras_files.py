@@ -20,6 +20,7 @@ import keras
 
 from keras_coatnet.counting.variables import variables
 from keras_coatnet.model import IDENTITY, Identity, NewerFormat
+from keras_coatnet.names import AVG_POOL, CLASSIFIER
 from keras_coatnet.weights.hdf5 import (
     DAMAGE,
     EXPANSION,
@@ -32,7 +33,6 @@ from keras_coatnet.weights.hdf5 import (
 if TYPE_CHECKING:
     import h5py
 
-SUFFIXES = (".weights.h5", ".keras")
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
 
 MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block
@@ -198,7 +198,7 @@ def _text(file: h5py.File, path: pathlib.Path) -> str:
     attribute = file.attrs.get_id(IDENTITY)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
         raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no text. Save it again.")
-    return file.attrs[IDENTITY]
+    return str(file.attrs[IDENTITY])
 
 
 def _count(datasets: Mapping[str, h5py.Dataset]) -> int:
@@ -221,9 +221,9 @@ def load(
     """
     # Keras matches layers by class and order: without the last ones, all others keep theirs.
     if fresh == "classifier":
-        model = keras.Model(model.inputs, model.get_layer("predictions").input)
+        model = keras.Model(model.inputs, model.get_layer(CLASSIFIER).input)
     elif fresh == "head":
-        model = keras.Model(model.inputs, model.get_layer("avg_pool").input)
+        model = keras.Model(model.inputs, model.get_layer(AVG_POOL).input)
     try:
         with warnings.catch_warnings():
             # Keras warns of containers in which it only looks for layers a second time.

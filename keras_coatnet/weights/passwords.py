@@ -17,6 +17,8 @@ import urllib.parse
 from typing import Any
 
 _HIDDEN = "***"
+# Marks the factory of log records that is ours.
+_MARK = "hides_passwords"
 # All before the last @ of an address's host: a password may hold that character too.
 _IN_ADDRESS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
@@ -65,7 +67,7 @@ def hide_in_error(error: ValueError) -> ValueError:
 def hide_in_logs() -> None:
     """Hides passwords in every line that is logged from now on, if `HF_ENDPOINT` has one."""
     make = logging.getLogRecordFactory()
-    if _secrets() and not getattr(make, "hides_passwords", False):
+    if _secrets() and not getattr(make, _MARK, False):
         logging.setLogRecordFactory(_hiding(make))
 
 
@@ -79,7 +81,7 @@ def _hiding(make: Any) -> Any:
             record.exc_text = hide(logging.Formatter().formatException(record.exc_info))
         return record
 
-    make_hidden.hides_passwords = True
+    setattr(make_hidden, _MARK, True)
     return make_hidden
 
 

@@ -69,7 +69,11 @@ class Checkpoint:
 
 
 def _read_registry() -> dict[str, Checkpoint]:
-    text = importlib.resources.files(__package__).joinpath("checkpoints.json").read_text("utf-8")
+    text = (
+        importlib.resources.files("keras_coatnet.weights")
+        .joinpath("checkpoints.json")
+        .read_text("utf-8")
+    )
     return {entry["name"]: _as_checkpoint(entry) for entry in json.loads(text)}
 
 
@@ -165,6 +169,26 @@ def find(weights: str, size: str | None) -> Checkpoint:
     if checkpoint is None:
         raise _unknown(weights, size)
     return checkpoint
+
+
+def check_architecture(checkpoint: Checkpoint, architecture: object) -> None:
+    """Checks that an architecture, if one is named beside a checkpoint, is the checkpoint's own.
+
+    Args:
+        checkpoint: The checkpoint.
+        architecture: A name of an architecture, or `None`.
+
+    Raises:
+        ValueError: if it is another architecture.
+
+    Example:
+        >>> check_architecture(find("coatnet_0_rw_224.sw_in1k", None), "coatnet_0_rw_224")
+    """
+    if architecture not in (None, checkpoint.architecture):
+        raise ValueError(
+            f"The checkpoint {checkpoint.name} is of the architecture "
+            f"{checkpoint.architecture!r}. Received: architecture={architecture!r}. Leave it out."
+        )
 
 
 def _refuse_size_without_weights(weights: str, size: str) -> None:

@@ -14,17 +14,27 @@ from typing import Any
 
 import numpy as np
 
+from keras_coatnet.names import (
+    CLASSIFIER,
+    FINAL_NORM,
+    HIDDEN,
+    STEM_CONV1,
+    STEM_CONV2,
+    STEM_NORM,
+    block_name,
+)
+
 _BLOCK = re.compile(r"stages\.(0|[1-9][0-9]*)\.blocks\.(0|[1-9][0-9]*)\.(.+)")
 _IGNORED = re.compile(r".*num_batches_tracked|.*relative_position_index|.*rel_coords_log")
 
 _OUTSIDE_BLOCKS = {
-    "stem.conv1": "stem_conv1",
-    "stem.norm1": "stem_norm",
-    "stem.conv2": "stem_conv2",
-    "norm": "norm",
-    "head.norm": "norm",
-    "head.pre_logits.fc": "hidden",
-    "head.fc": "predictions",
+    "stem.conv1": STEM_CONV1,
+    "stem.norm1": STEM_NORM,
+    "stem.conv2": STEM_CONV2,
+    "norm": FINAL_NORM,
+    "head.norm": FINAL_NORM,
+    "head.pre_logits.fc": HIDDEN,
+    "head.fc": CLASSIFIER,
 }
 _MBCONV = {
     "shortcut.expand": "shortcut",
@@ -120,8 +130,8 @@ def translate(
         if match is None:
             prefix, modules, rest = "", _OUTSIDE_BLOCKS, name
         else:
-            prefix = f"stage{int(match[1]) + 1}_block{int(match[2]) + 1}/"
-            modules = kinds.get(match.group(1, 2), _MBCONV)
+            prefix = f"{block_name(int(match[1]) + 1, int(match[2]) + 1)}/"
+            modules = kinds.get((match[1], match[2]), _MBCONV)
             rest = match[3]
         found = list(_translate_one(rest, tensor, modules, head_dim, name))
         if not found or any(prefix + path in values for path, _ in found):
@@ -136,7 +146,7 @@ def _kinds(names: Iterable[str]) -> dict[tuple[str, str], Mapping[str, str]]:
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         module = match[3].partition(".")[0]
         if module in _KINDS:
-            kinds[match.group(1, 2)] = _KINDS[module]
+            kinds[match[1], match[2]] = _KINDS[module]
     return kinds
 
 
@@ -239,14 +249,18 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         early = has(r".*\.se_early\..*")
         fields["squeeze_place"] = "before_norm" if early else "after_norm"
     last = [[run[-1] for run in stage] for stage in runs]
-    widths = [[_width(tensors, block) for block in stage] for stage in last]
-    if all(None not in stage for stage in widths):
+    widths = [
+        [width for width in (_width(tensors, block) for block in stage) if width is not None]
+        for stage in last
+    ]
+    if list(map(len, widths)) == list(map(len, last)):
         fields["widths"] = tuple(map(_one_or_pair, widths))
     if mlp and mlp[0].ndim:
         fields["relative_position_hidden_dim"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
-    if all(kernel is not None and kernel.ndim for kernel in stem):
-        fields["stem_width"] = tuple(len(kernel) for kernel in stem)
+    known = [len(kernel) for kernel in stem if kernel is not None and kernel.ndim]
+    if len(known) == 2:
+        fields["stem_width"] = tuple(known)
     return fields
 
 
@@ -256,7 +270,7 @@ def _runs(names: Iterable[str]) -> list[list[list[str]]]:
     kinds = _kinds(names)
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         stage, block = int(match[1]), int(match[2])
-        attends = kinds.get(match.group(1, 2)) is _TRANSFORMER
+        attends = kinds.get((match[1], match[2])) is _TRANSFORMER
         stages.setdefault(stage, {}).setdefault(attends, set()).add(block)
     return [
         [

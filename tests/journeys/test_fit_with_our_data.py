@@ -6,7 +6,7 @@ import keras
 import pytest
 
 import keras_coatnet
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import (
     AdamW,
     Augmentation,
@@ -14,7 +14,7 @@ from keras_coatnet.training import (
     WarmUpSchedule,
     evaluate,
     evaluation_dataset,
-    open_sources,
+    open_datasets,
     training_dataset,
 )
 from tests.training import tars
@@ -34,7 +34,7 @@ def data(tmp_path):
 
 
 def test_fit_validates_as_evaluate_does(data):
-    train, validation = open_sources(data)
+    train, validation = open_datasets(data)
     keras.utils.set_random_seed(0)
     model = keras_coatnet.CoAtNet(
         TINY, input_shape=(SIZE, SIZE, 3), classes=len(train.classes), stochastic_depth=0.1
@@ -44,14 +44,14 @@ def test_fit_validates_as_evaluate_does(data):
     optimizer.exclude_from_weight_decay(var_names=["predictions"])
     model.compile(optimizer, keras.losses.CategoricalCrossentropy(), metrics=["accuracy"])
     settings = ImageSettings(SIZE, "bicubic", 0.875)
-    broken = UnreadableImages(limit=2)
+    unreadable = UnreadableImages(limit=2)
     batches = evaluation_dataset(
         validation,
         size=SIZE,
         crop_pct=0.875,
         interpolation="bicubic",
         global_batch_size=BATCH,
-        broken=broken,
+        unreadable=unreadable,
     )
     history = model.fit(
         training_dataset(
@@ -61,7 +61,7 @@ def test_fit_validates_as_evaluate_does(data):
             label_smoothing=0.1,
             global_batch_size=BATCH,
             seed=0,
-            broken=broken,
+            unreadable=unreadable,
         ),
         steps_per_epoch=steps,
         epochs=EPOCHS,
@@ -74,5 +74,5 @@ def test_fit_validates_as_evaluate_does(data):
     assert history["val_loss"][-1] == pytest.approx(found.loss, rel=1e-5)
     assert history["val_accuracy"][-1] == pytest.approx(found.top1, abs=1e-6)
     assert model.evaluate(batches, verbose=0) == pytest.approx([found.loss, found.top1], rel=1e-5)
-    assert len(broken.names) == 2 and all("bee" in name for name in broken.names)
+    assert len(unreadable.names) == 2 and all("bee" in name for name in unreadable.names)
     assert len(history["val_loss"]) == EPOCHS

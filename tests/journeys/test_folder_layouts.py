@@ -10,7 +10,7 @@ import pytest
 
 from keras_coatnet import cli
 from keras_coatnet.labels import class_names
-from keras_coatnet.training import Recipe, open_sources
+from keras_coatnet.training import Recipe, open_datasets
 from tests.training import runs, tars
 
 pytestmark = pytest.mark.tensorflow_only
@@ -73,7 +73,7 @@ def test_every_usual_layout(tmp_path, capsys, write, options, counts):
         held_out=float(shown["held_out"]),
         **{name: None if shown[name] == "None" else shown[name] for name in SPLITS},
     )
-    found = open_sources(recipe.data, **recipe.data_options())
+    found = open_datasets(recipe.data, **recipe.data_options())
     assert tuple(source.count for source in found) == counts
     expected = WORDNET if write is part_of_imagenet else sorted(PETS)
     assert [list(source.classes) for source in found] == [expected] * 2
@@ -93,7 +93,7 @@ def run(tmp_path_factory) -> tuple[pathlib.Path, list[str]]:
     place = tmp_path_factory.mktemp("run")
     root = part_of_imagenet(place / "images")
     options = {"data": str(root), "epochs": 1, "batch_size": 6}
-    cheap = {"ema": None, "mixup": 0.0, "stochastic_depth": 0.0, "randaugment_layers": 0}
+    cheap = {"ema_momentum": None, "mixup": 0.0, "stochastic_depth": 0.0, "randaugment_num_ops": 0}
     recipe = runs.write_recipe(place / "recipe", **options, **cheap)
     command = ["train", str(recipe), "--output", str(place / "run")]
     assert cli.main(command) == 0

@@ -14,8 +14,8 @@ import pytest
 import tensorflow as tf
 
 import keras_coatnet
-import keras_coatnet.training.run.loop
 from keras_coatnet.cli import main
+from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.run.log import read_history
 from tests.training import runs
 
@@ -72,7 +72,7 @@ def test_too_many_broken_images(tmp_path, capfd):
 
 def test_a_loss_that_is_not_a_number(tmp_path, capfd):
     # A first step of enormous length; the second is not a number.
-    user = User(tmp_path, capfd, learning_rate=1e29, clip_norm=None)
+    user = User(tmp_path, capfd, learning_rate=1e29, global_clipnorm=None)
     advice = user.runs(status=1)
     said = user.runs("--on-nan", "skip")
     assert "the loss of step 2 is nan" in advice and "--on-nan skip" in advice
@@ -105,7 +105,7 @@ def test_a_device_that_is_too_small(tmp_path, capfd, monkeypatch):
     assert 80 in held
     held.clear()
     said = user.runs("--gradient-accumulation-steps", 2)
-    assert "going on with accumulate 2 instead of 1" in said
+    assert "going on with gradient_accumulation_steps 2 instead of 1" in said
     assert set(held) == {40}  # the evaluation of 100 images, too
     assert len(read_history(user.output).evaluations) == 1
 
@@ -115,10 +115,12 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
 
     As many images are unreadable as may be: they are the same ones where they lie now.
     """
-    user = User(tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema=0.9, unreadable_limit=2)
+    user = User(
+        tmp_path, capfd, epochs=2, stochastic_depth=0.2, ema_momentum=0.9, unreadable_limit=2
+    )
     for number in (0, 1):
         (tmp_path / "digits" / str(number) / f"{number:04d}.png").write_bytes(b"no image")
-    step = keras_coatnet.training.run.loop.Progress.update
+    step = Progress.update
 
     def update_and_interrupt(progress, number, figures):
         step(progress, number, figures)
@@ -126,7 +128,7 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
             os.kill(os.getpid(), signal.SIGINT)
 
     with monkeypatch.context() as patch:
-        patch.setattr(keras_coatnet.training.run.loop.Progress, "update", update_and_interrupt)
+        patch.setattr(Progress, "update", update_and_interrupt)
         assert "stopped at step 2 of 4, which is saved" in user.runs(status=130)
     moved = (tmp_path / "digits").rename(tmp_path / "elsewhere")
     said = user.runs(
@@ -135,7 +137,7 @@ def test_a_run_that_is_interrupted_and_moved(tmp_path, capfd, monkeypatch):
     )
     assert "going on from step 2\n" in said
     assert f"data {moved} instead of {tmp_path / 'digits'}" in said
-    assert "accumulate 2 instead of 1, remat True instead of False" in said
+    assert "gradient_accumulation_steps 2 instead of 1, remat True instead of False" in said
     history = read_history(user.output)
     assert [row["step"] for row in history.training] == [1, 2, 4]
     assert [row["step"] for row in history.evaluations] == [4]

@@ -7,10 +7,10 @@ import pytest
 from keras_coatnet.layers import LayerScale
 from keras_coatnet.layers.activations import (
     ACTIVATIONS,
+    compile_activation,
     gelu,
     gelu_tanh,
     get_activation,
-    in_one_pass,
 )
 from tests import reference
 from tests.helpers import assert_matches, cotangent_of, gradients, precision, to_numpy
@@ -92,10 +92,10 @@ def test_refuses_other_names(name):
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_one_pass_it_is_the_same(name, dtype):
+def test_compiled_it_is_the_same(name, dtype):
     points = np.linspace(-8.0, 8.0, 1001).reshape(7, 11, 13)
     x = keras.ops.convert_to_tensor(points, dtype)
-    found = in_one_pass(get_activation(name))(x)
+    found = compile_activation(get_activation(name))(x)
     assert found.dtype == x.dtype
     expected = reference.ACTIVATIONS[name](to_numpy(keras.ops.cast(x, "float64")))
     # About 8 the halves lie 1/128 and 1/16 apart; JAX may be one of them off.
@@ -106,7 +106,7 @@ def test_in_one_pass_it_is_the_same(name, dtype):
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)
-def test_in_one_pass_its_gradients_are_the_same(name, dtype):
+def test_compiled_its_gradients_are_the_same(name, dtype):
     import tensorflow as tf
 
     x = tf.cast(np.linspace(-8.0, 8.0, 64) + 0.01, dtype)
@@ -125,14 +125,14 @@ def test_in_one_pass_its_gradients_are_the_same(name, dtype):
 
     exact = tf.cast(x, tf.float64), tf.cast(weights, tf.float64)
     allowed = {"float16": 1e-2, "bfloat16": 6e-2, "float32": 1e-4, "float64": 1e-5}[dtype]
-    found = first_and_second(in_one_pass(get_activation(name)))
+    found = first_and_second(compile_activation(get_activation(name)))
     x, weights = exact
     for one, other in zip(found, first_and_second(get_activation(name)), strict=True):
         np.testing.assert_allclose(tf.cast(one, tf.float64), other, atol=allowed)
 
 
 @pytest.mark.tensorflow_only
-def test_in_one_pass_nothing_in_between_is_kept():
+def test_compiled_nothing_in_between_is_kept():
     """For the gradient: as six operations, a GELU keeps what each of them gave."""
     import tensorflow as tf
 
@@ -147,16 +147,16 @@ def test_in_one_pass_nothing_in_between_is_kept():
         return {each.type for each in graph.get_operations()}
 
     assert {"Tanh", "Pow"} <= operations(gelu_tanh)
-    assert not {"Tanh", "Pow", "Mul"} & operations(in_one_pass(gelu_tanh))
+    assert not {"Tanh", "Pow", "Mul"} & operations(compile_activation(gelu_tanh))
 
 
 @pytest.mark.tensorflow_only
 def test_beside_a_gpu_it_is_as_it_is(monkeypatch):
     import tensorflow as tf
 
-    assert in_one_pass.__wrapped__(gelu) is not gelu
+    assert compile_activation.__wrapped__(gelu) is not gelu
     devices = [
         tf.config.PhysicalDevice(f"/physical_device:{kind}:0", kind) for kind in ("CPU", "GPU")
     ]
     monkeypatch.setattr(tf.config, "list_physical_devices", lambda: devices)
-    assert in_one_pass.__wrapped__(gelu) is gelu
+    assert compile_activation.__wrapped__(gelu) is gelu

@@ -30,7 +30,7 @@ from tests.helpers import (
 CASES = pairwise(
     {
         "size": [(5, 7), (8, 6), (4, 4), (1, 3)],
-        "width": [8, 12],
+        "filters": [8, 12],
         "attention_dim": [None, 4, 12],
         "use_bias": [True, False],
         "position": ["built", "fitting", "smaller", "larger", "mlp"],
@@ -53,9 +53,9 @@ def position_options(position: str, size: tuple[int, int]) -> dict:
     return {"table_size": tables[position]} if position in tables else {}
 
 
-def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[RelativeSelfAttention, dict]:
+def built(x: np.ndarray, filters: int, **kwargs: object) -> tuple[RelativeSelfAttention, dict]:
     """A layer of the test's precision, heads of 4 and random weights, and these."""
-    layer = RelativeSelfAttention(width, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
+    layer = RelativeSelfAttention(filters, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
     layer(x)
     return layer, randomize(layer)
 
@@ -72,7 +72,7 @@ def test_equals_the_reference(case):
     x = random_map(2, *case["size"], 8)
     layer, weights = built(
         x,
-        case["width"],
+        case["filters"],
         attention_dim=case["attention_dim"],
         use_bias=case["use_bias"],
         **position_options(case["position"], case["size"]),
@@ -258,7 +258,7 @@ def test_serialization():
 
 def test_config():
     arguments = {
-        "width": 12,
+        "filters": 12,
         "head_dim": 4,
         "attention_dim": 8,
         "use_bias": False,
@@ -289,9 +289,9 @@ def test_shapes(attention_dim):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"width": 10, "head_dim": 4}, "attention_dim=10, head_dim=4"),
-        ({"width": 8, "head_dim": 4, "attention_dim": 6}, "attention_dim=6, head_dim=4"),
-        ({"width": 8, "head_dim": 4, "relative_position": "sine"}, "relative_position='sine'"),
+        ({"filters": 10, "head_dim": 4}, "attention_dim=10, head_dim=4"),
+        ({"filters": 8, "head_dim": 4, "attention_dim": 6}, "attention_dim=6, head_dim=4"),
+        ({"filters": 8, "head_dim": 4, "relative_position": "sine"}, "relative_position='sine'"),
     ],
 )
 def test_refuses_bad_arguments(arguments, message):

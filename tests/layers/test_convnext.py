@@ -40,7 +40,7 @@ CASES = pairwise(
         "size": [(5, 7), (8, 4)],
         "pool": ["avg2", "max3"],
         "activation": ["gelu", "silu"],
-        "width": [4, 12],
+        "filters": [4, 12],
         "use_bias": [True, False],
         "expanded_filters": [None, 10],
         "norm_epsilon": [1e-6, 0.1],
@@ -53,9 +53,9 @@ SWITCHES = (
 )
 
 
-def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[ConvNeXtBlock, dict]:
+def built(x: np.ndarray, filters: int, **kwargs: object) -> tuple[ConvNeXtBlock, dict]:
     """A block of the test's precision with random weights, and these."""
-    layer = ConvNeXtBlock(width, **{"dtype": precision().dtype, **kwargs})
+    layer = ConvNeXtBlock(filters, **{"dtype": precision().dtype, **kwargs})
     layer(x)
     return layer, randomize(layer)
 
@@ -74,22 +74,22 @@ def test_equals_the_reference(case):
     arguments = {**case, **STRIDES[case["stride"]]}
     del arguments["stride"], arguments["size"]
     layer, weights = built(x, **arguments)
-    width, bias = case["width"], case["use_bias"]
-    assert weights["depthwise_conv/kernel"].shape == (7, 7, 4, width // 4)
-    assert weights["ffn_expand/kernel"].shape == (width, case["expanded_filters"] or 4 * width)
-    assert ("shortcut/kernel" in weights) == (width != 4)
+    filters, bias = case["filters"], case["use_bias"]
+    assert weights["depthwise_conv/kernel"].shape == (7, 7, 4, filters // 4)
+    assert weights["ffn_expand/kernel"].shape == (filters, case["expanded_filters"] or 4 * filters)
+    assert ("shortcut/kernel" in weights) == (filters != 4)
     assert ("ffn_scale/scale" in weights) == (case["layer_scale"] is not None)
     biased = {path.removesuffix("/bias") for path in weights if path.endswith("bias")}
-    products = {"depthwise_conv", "ffn_expand", "ffn_project", *(["shortcut"] * (width != 4))}
+    products = {"depthwise_conv", "ffn_expand", "ffn_project", *(["shortcut"] * (filters != 4))}
     assert biased == (products if bias else set())
     assert_matches(layer(x, training=False), expect(x, weights, **arguments))
 
 
-@pytest.mark.parametrize(("strides", "width"), [(1, 4), (2, 4), (2, 8)])
-def test_defaults_are_timm_s(strides, width):
+@pytest.mark.parametrize(("strides", "filters"), [(1, 4), (2, 4), (2, 8)])
+def test_defaults_are_timm_s(strides, filters):
     x = random_map(2, 5, 7, 4)
-    layer, weights = built(x, width, strides=strides)
-    assert layer.expanded_filters == 4 * width
+    layer, weights = built(x, filters, strides=strides)
+    assert layer.expanded_filters == 4 * filters
     expected = expect(
         x,
         weights,
@@ -197,7 +197,7 @@ def test_serialization(stride):
 
 def test_config():
     arguments = {
-        "width": 8,
+        "filters": 8,
         "expanded_filters": 20,
         "strides": 2,
         "stride_on": "pool",
@@ -232,10 +232,10 @@ def test_shapes(stride, size):
         ({"padding": "valid"}, "padding='valid'"),
         ({"activation": "swish"}, "'swish'"),
         ({"stochastic_depth": 1.0}, "=1.0"),
-        ({"width": 12}, "width=12 for an input of 8 channels.*multiple"),
+        ({"filters": 12}, "filters=12 for an input of 8 channels.*multiple"),
     ],
 )
 def test_refuses_bad_arguments(arguments, message):
     # Sublayers check some of them, when they are made.
     with pytest.raises(ValueError, match=message):
-        ConvNeXtBlock(**{"width": 8, **arguments})(random_map(1, 4, 4, 8, dtype="float32"))
+        ConvNeXtBlock(**{"filters": 8, **arguments})(random_map(1, 4, 4, 8, dtype="float32"))

@@ -11,10 +11,10 @@ from keras.src.testing import TestCase
 
 import keras_coatnet
 from keras_coatnet.layers.fused import (
+    FusedActivation,
     FusedAttention,
+    FusedPointwiseConv2D,
     FusedSqueezeExcite,
-    LoneActivation,
-    Pointwise,
 )
 from keras_coatnet.layers.normalization import BatchNormalization
 
@@ -24,16 +24,16 @@ MAP = (2, 6, 5, 16)  # not square, and odd along one axis
 # and one in which each optional part is present.
 PUBLIC = {
     "ConvNeXtBlock": [
-        ({"width": 32, "strides": 2}, (2, 3, 3, 32)),
-        ({"width": 16, "stochastic_depth": 0.5}, MAP),
+        ({"filters": 32, "strides": 2}, (2, 3, 3, 32)),
+        ({"filters": 16, "stochastic_depth": 0.5}, MAP),
     ],
     "Downsample": [({}, (2, 3, 3, 16)), ({"pool": "max3"}, (2, 3, 3, 16))],
     "LayerScale": [({"initial_scale": 0.5}, MAP)],
     "MBConv": [
-        ({"width": 24, "strides": 2}, (2, 3, 3, 24)),
+        ({"filters": 24, "strides": 2}, (2, 3, 3, 24)),
         (
             {
-                "width": 16,
+                "filters": 16,
                 "stride_on": "pool",
                 "prenorm_activation": True,
                 "squeeze_place": "before_norm",
@@ -43,16 +43,16 @@ PUBLIC = {
         ),
     ],
     "RelativeSelfAttention": [
-        ({"width": 24, "head_dim": 8}, (2, 6, 5, 24)),
-        ({"width": 16, "head_dim": 8, "relative_position": "mlp"}, MAP),
+        ({"filters": 24, "head_dim": 8}, (2, 6, 5, 24)),
+        ({"filters": 16, "head_dim": 8, "relative_position": "mlp"}, MAP),
     ],
     "SqueezeExcite": [({"squeezed_filters": 4}, MAP)],
     "StochasticDepth": [({"rate": 0.5}, MAP)],
     "TransformerBlock": [
-        ({"width": 24, "head_dim": 8, "strides": 2}, (2, 3, 3, 24)),
+        ({"filters": 24, "head_dim": 8, "strides": 2}, (2, 3, 3, 24)),
         (
             {
-                "width": 16,
+                "filters": 16,
                 "head_dim": 8,
                 "norm": "batch",
                 "relative_position": "mlp",
@@ -64,15 +64,15 @@ PUBLIC = {
     ],
     # These are called with two sizes, not with a tensor: Keras's test has no form for that, so only
     # its serialization is run. They are also inside the two layers above.
-    "RelativePositionMLP": [({"heads": 4, "hidden_dim": 8}, None)],
-    "RelativePositionTable": [({"heads": 4, "table_size": (6, 5)}, None)],
+    "RelativePositionMLP": [({"num_heads": 4, "hidden_dim": 8}, None)],
+    "RelativePositionTable": [({"num_heads": 4, "table_size": (6, 5)}, None)],
 }
 INTERNAL = [
     (BatchNormalization, {}, MAP),
-    (Pointwise, {"width": 8, "activation": "relu", "strides": 2}, (2, 3, 3, 8)),
-    (LoneActivation, {"activation": "silu"}, MAP),
+    (FusedPointwiseConv2D, {"filters": 8, "activation": "relu", "strides": 2}, (2, 3, 3, 8)),
+    (FusedActivation, {"activation": "silu"}, MAP),
     (FusedSqueezeExcite, {"squeezed_filters": 4}, MAP),
-    (FusedAttention, {"width": 24, "heads": 2, "head_dim": 8}, (2, 6, 5, 24)),
+    (FusedAttention, {"filters": 24, "num_heads": 2, "head_dim": 8}, (2, 6, 5, 24)),
 ]
 CASES = [
     (getattr(keras_coatnet.layers, name), arguments, shape)

@@ -43,7 +43,7 @@ CASES = pairwise(
         "pool": ["max2", "avg2", "max3"],
         "activation": ["gelu_tanh", "gelu", "silu", "relu"],
         "squeeze_activation": ["silu", "relu", "gelu_tanh", "gelu"],
-        "width": [8, 12],
+        "filters": [8, 12],
         "prenorm_activation": [False, True],
         "squeeze_place": ["after_norm", "before_norm"],
         "use_bias": [True, False],
@@ -60,9 +60,9 @@ SWITCHES = (
 HALVING = [name for name, options in STRIDES.items() if options["strides"] == 2]
 
 
-def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[MBConv, dict]:
+def built(x: np.ndarray, filters: int, **kwargs: object) -> tuple[MBConv, dict]:
     """A block of the test's precision with random weights, and these."""
-    layer = MBConv(width, **{"dtype": precision().dtype, **kwargs})
+    layer = MBConv(filters, **{"dtype": precision().dtype, **kwargs})
     layer(x)
     return layer, randomize(layer)
 
@@ -85,23 +85,23 @@ def test_equals_the_reference(case):
     arguments = {**case, **STRIDES[case["stride"]]}
     del arguments["stride"], arguments["size"]
     layer, weights = built(x, **arguments)
-    expanded = case["expanded_filters"] or 4 * case["width"]
+    expanded = case["expanded_filters"] or 4 * case["filters"]
     assert weights["expand/kernel"].shape == (1, 1, 8, expanded)
     assert weights["squeeze_excite/squeeze/kernel"].shape == (
         expanded,
-        case["squeezed_filters"] or case["width"] // 4,
+        case["squeezed_filters"] or case["filters"] // 4,
     )
-    assert ("shortcut/kernel" in weights) == (case["width"] != 8)
+    assert ("shortcut/kernel" in weights) == (case["filters"] != 8)
     assert ("project/bias" in weights) == case["use_bias"]
-    assert ("shortcut/bias" in weights) == (case["use_bias"] and case["width"] != 8)
+    assert ("shortcut/bias" in weights) == (case["use_bias"] and case["filters"] != 8)
     epsilon = case["batch_norm_epsilon"]
     assert_matches(layer(x, training=False), expect(x, weights, epsilon, **arguments))
 
 
-@pytest.mark.parametrize(("strides", "width"), [(1, 8), (2, 8), (2, 12)])
-def test_defaults_are_the_papers(strides, width):
+@pytest.mark.parametrize(("strides", "filters"), [(1, 8), (2, 8), (2, 12)])
+def test_defaults_are_the_papers(strides, filters):
     x = random_map(2, 5, 7, 8)
-    layer, weights = built(x, width, strides=strides)
+    layer, weights = built(x, filters, strides=strides)
     expected = expect(
         x,
         weights,
@@ -137,9 +137,9 @@ def test_the_reference_tells_the_switches_apart():
             assert np.abs(one - other).max() > 1e-5
 
 
-@pytest.mark.parametrize(("width", "squeezed"), [(8, 2), (10, 2), (3, 1), (96, 24)])
-def test_default_squeezed_width(width, squeezed):
-    assert MBConv(width).squeezed_filters == squeezed
+@pytest.mark.parametrize(("filters", "squeezed"), [(8, 2), (10, 2), (3, 1), (96, 24)])
+def test_default_squeezed_filters(filters, squeezed):
+    assert MBConv(filters).squeezed_filters == squeezed
 
 
 def test_initial_values():
@@ -279,7 +279,7 @@ def test_serialization(stride):
 
 def test_config():
     arguments = {
-        "width": 12,
+        "filters": 12,
         "expanded_filters": 20,
         "squeezed_filters": 5,
         "strides": 2,

@@ -135,7 +135,7 @@ def test_table_initial_values():
 def test_table_serialization_and_config():
     layer, _ = table_layer()
     assert_same_after_serialization(layer, height=3, width=6)
-    assert_config_covers(layer, {"heads": 3, "table_size": (4, 5)})
+    assert_config_covers(layer, {"num_heads": 3, "table_size": (4, 5)})
 
 
 # --- the network -----------------------------------------------------------------------------
@@ -173,7 +173,7 @@ def test_mlp_initial_values():
 def test_mlp_serialization_and_config():
     layer, _ = mlp_layer()
     assert_same_after_serialization(layer, height=3, width=6)
-    assert_config_covers(layer, {"heads": 3, "hidden_dim": 16})
+    assert_config_covers(layer, {"num_heads": 3, "hidden_dim": 16})
 
 
 # --- loading a table of another size ---------------------------------------------------------

@@ -41,7 +41,7 @@ CASES = pairwise(
         "stride": list(STRIDES),
         "size": [(5, 7), (8, 6), (4, 4)],
         "position": list(POSITIONS),
-        "width": [8, 12],
+        "filters": [8, 12],
         "attention_dim": [None, 8, 4],
         "attention_bias": [True, False],
         "norm": ["layer", "batch"],
@@ -61,9 +61,9 @@ INVARIANT = {
 }
 
 
-def built(x: np.ndarray, width: int, **kwargs: object) -> tuple[TransformerBlock, dict]:
+def built(x: np.ndarray, filters: int, **kwargs: object) -> tuple[TransformerBlock, dict]:
     """A block of the test's precision, heads of 4 and random weights, and these."""
-    layer = TransformerBlock(width, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
+    layer = TransformerBlock(filters, **{"head_dim": 4, "dtype": precision().dtype, **kwargs})
     layer(x)
     return layer, randomize(layer)
 
@@ -90,7 +90,7 @@ def test_equals_the_reference(case):
     arguments = {**case, **STRIDES[case["stride"]], **POSITIONS[case["position"]]}
     del arguments["stride"], arguments["size"], arguments["position"]
     layer, weights = built(x, **arguments)
-    changes = case["width"] != 8
+    changes = case["filters"] != 8
     for path, there in {
         "attention/query/bias": case["attention_bias"],
         "attention/projection/bias": case["attention_bias"],
@@ -104,21 +104,21 @@ def test_equals_the_reference(case):
         "ffn_norm/moving_mean": case["norm"] == "batch",
     }.items():
         assert (path in weights) == there, path
-    attention_dim = case["attention_dim"] or case["width"]
+    attention_dim = case["attention_dim"] or case["filters"]
     assert weights["attention/value/kernel"].shape == (8, attention_dim)
-    assert weights["attention/projection/kernel"].shape == (attention_dim, case["width"])
-    hidden = case["ffn_expansion"] * case["width"]
-    assert weights["ffn_expand/kernel"].shape == (case["width"], hidden)
+    assert weights["attention/projection/kernel"].shape == (attention_dim, case["filters"])
+    hidden = case["ffn_expansion"] * case["filters"]
+    assert weights["ffn_expand/kernel"].shape == (case["filters"], hidden)
     allowed = bias_tolerance(computed=case["position"] != "built")
     assert_matches(layer(x, training=False), expect(x, weights, **arguments), allowed)
 
 
-@pytest.mark.parametrize(("strides", "width"), [(1, 8), (2, 8), (2, 12), (1, 12)])
-def test_defaults_are_the_papers(strides, width):
+@pytest.mark.parametrize(("strides", "filters"), [(1, 8), (2, 8), (2, 12), (1, 12)])
+def test_defaults_are_the_papers(strides, filters):
     x = random_map(2, 5, 7, 8)
-    layer, weights = built(x, width, strides=strides)
-    assert weights["ffn_expand/kernel"].shape == (width, 4 * width)
-    assert ("shortcut/bias" in weights) == (width != 8)
+    layer, weights = built(x, filters, strides=strides)
+    assert weights["ffn_expand/kernel"].shape == (filters, 4 * filters)
+    assert ("shortcut/bias" in weights) == (filters != 8)
     expected = expect(
         x, weights, strides=strides, pool="max2", norm_epsilon=1e-5, ffn_activation="gelu_tanh"
     )
@@ -128,7 +128,7 @@ def test_defaults_are_the_papers(strides, width):
 def test_default_head_size():
     layer = TransformerBlock(64)
     layer(random_map(1, 2, 2, 64, dtype="float32"))
-    assert layer.attention.heads == 2
+    assert layer.attention.num_heads == 2
 
 
 def test_the_reference_tells_the_switches_apart():
@@ -328,7 +328,7 @@ def test_serialization(position, norm):
 
 def test_config():
     arguments = {
-        "width": 12,
+        "filters": 12,
         "strides": 2,
         "head_dim": 4,
         "attention_dim": 8,
@@ -364,7 +364,7 @@ def test_shapes(stride, size):
     ("arguments", "message"),
     [
         ({"strides": 3}, "strides=3"),
-        ({"width": 12, "head_dim": 8}, "attention_dim=12, head_dim=8"),
+        ({"filters": 12, "head_dim": 8}, "attention_dim=12, head_dim=8"),
         ({"attention_dim": 6}, "attention_dim=6, head_dim=4"),
         ({"relative_position": "sine"}, "relative_position='sine'"),
         ({"pool": "avg3"}, "pool='avg3'"),
@@ -376,6 +376,6 @@ def test_shapes(stride, size):
 def test_refuses_bad_arguments(arguments, message):
     # Sublayers check some of them, when they are made.
     with pytest.raises(ValueError, match=message):
-        TransformerBlock(**{"width": 8, "head_dim": 4, **arguments})(
+        TransformerBlock(**{"filters": 8, "head_dim": 4, **arguments})(
             random_map(1, 4, 4, 8, dtype="float32")
         )

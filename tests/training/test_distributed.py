@@ -6,13 +6,12 @@ import pathlib
 import signal
 import socket
 import sys
-import types
 
 import numpy as np
 import pytest
 
 from keras_coatnet.cli import main
-from keras_coatnet.training.engine.devices import make_engine
+from keras_coatnet.training.engine.devices import Devices, make_engine
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
 from keras_coatnet.training.run.lock import locked
@@ -156,9 +155,9 @@ def engine(strategy):
         remat(model)
         return model
 
-    recipe = dataclasses.replace(RECIPE, gradient_accumulation_steps=2)
+    config = dataclasses.replace(RECIPE.step_config(), gradient_accumulation_steps=2)
     make_optimizer = lambda model: AdamW(1e-2, gradients_are_summed=True)
-    engine = TensorFlowEngine(strategy, make_model, make_optimizer, recipe)
+    engine = TensorFlowEngine(strategy, make_model, make_optimizer, config)
     chunk = 16 // (2 * engine.chunks)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(chunk)
     batches = engine.iterate(engine.chunks, lambda first, own: data)
@@ -264,14 +263,9 @@ def test_all_processes_end_where_another_run_writes(recipe, tmp_path):
 
 
 def test_a_batch_that_the_devices_do_not_divide_is_refused(recipe):
-    four = types.SimpleNamespace(num_replicas_in_sync=4)
+    recipe = Recipe.load(recipe).replace(batch_size=18, gradient_accumulation_steps=2)
     with pytest.raises(ValueError, match="A batch of 18 cannot be divided among 4 devices times"):
-        make_engine(
-            four,
-            None,
-            None,
-            Recipe.load(recipe).replace(batch_size=18, gradient_accumulation_steps=2),
-        )
+        make_engine(Devices(None, replicas=4), None, None, recipe.step_config())
 
 
 def test_a_batch_that_the_parts_do_not_divide_is_one_line(recipe, tmp_path, capfd):

@@ -17,15 +17,16 @@ from keras_coatnet.training import (
     AdamW,
     Recipe,
     WarmUpSchedule,
-    devices,
     evaluate,
     find_recipe,
-    open_sources,
+    open_datasets,
     remat,
     train,
 )
-from keras_coatnet.training.engine.optimizer import freeze, layer_rate_scales
+from keras_coatnet.training.engine import devices
+from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
+from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from tests import helpers, timm_models
 from tests.training import tars
 
@@ -44,7 +45,7 @@ TORCH = Recipe(
     minimum_learning_rate=1e-5,
     warmup=0.25,
     weight_decay=0.05,
-    clip_norm=1.0,
+    global_clipnorm=1.0,
 )
 
 
@@ -80,14 +81,14 @@ def torch_run(model: Any, batches: list[tuple[np.ndarray, np.ndarray]], recipe: 
         loss = torch.nn.functional.cross_entropy(model(images), torch.from_numpy(labels))
         optimizer.zero_grad()
         loss.backward()
-        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.clip_norm)
+        norm = torch.nn.utils.clip_grad_norm_(model.parameters(), recipe.global_clipnorm)
         optimizer.step()
         schedule.step()
         found.append((float(loss.detach()), float(norm)))
     return found
 
 
-def make_engine(make_model: Callable[[], keras.Model], recipe: Recipe, steps: int) -> Any:
+def make_engine(make_model: Callable[[], keras.Model], recipe: Recipe, steps: int) -> Engine:
     """The engine with which `train` would train this model for so many steps."""
     schedule = WarmUpSchedule(
         recipe.learning_rate,
@@ -108,20 +109,20 @@ def make_engine(make_model: Callable[[], keras.Model], recipe: Recipe, steps: in
             epsilon=recipe.epsilon,
         )
 
-    chosen = devices.choose_devices(recipe, "one_device", None)
-    return devices.make_engine(chosen, make_model, make_optimizer, recipe)
+    chosen = devices.choose_devices(recipe.model, "one_device")
+    return devices.make_engine(chosen, make_model, make_optimizer, recipe.step_config())
 
 
-def our_run(engine: Any, batches: list[tuple[np.ndarray, np.ndarray]]) -> list:
+def our_run(engine: Engine, batches: list[tuple[np.ndarray, np.ndarray]]) -> list:
     """Loss and gradient norm of each step of the engine, on these batches."""
     import tensorflow as tf
 
     images, labels = (np.stack(part) for part in zip(*batches, strict=True))
-    parts = engine.recipe.gradient_accumulation_steps
+    parts = engine.config.gradient_accumulation_steps
 
     def dataset(first: int, own: int) -> tf.data.Dataset:
         whole = tf.data.Dataset.from_tensor_slices((images, labels)).unbatch()
-        return whole.batch(engine.recipe.batch_size // parts)
+        return whole.batch(engine.config.batch_size // parts)
 
     iterator = engine.iterate(parts, dataset)
     steps = [engine.train_step(iterator) for _ in batches]
@@ -169,7 +170,7 @@ def test_twenty_steps_are_pytorch_s(tmp_path):
     (losses, norms), (their_losses, their_norms) = (np.transpose(x) for x in (ours, expected))
     np.testing.assert_allclose(losses, their_losses, atol=5e-4)
     np.testing.assert_allclose(norms, their_norms, rtol=5e-3)
-    assert norms.max() > TORCH.clip_norm  # gradients were clipped
+    assert norms.max() > TORCH.global_clipnorm  # gradients were clipped
     assert losses[-4:].mean() < losses[:4].mean() - 0.2  # the four batches were learnt
 
 
@@ -217,7 +218,7 @@ DIGITS = Recipe(
     learning_rate=2e-3,
     minimum_learning_rate=2e-5,
     warmup=0.1,
-    ema=0.99,
+    ema_momentum=0.99,
     crop_area=0.6,
     flip=False,
     crop_pct=1.0,
@@ -255,7 +256,7 @@ def test_transfer_beats_scratch_at_equal_steps(tmp_path):
         epochs=30,
         batch_size=20,
         learning_rate=1e-3,
-        randaugment_layers=0,
+        randaugment_num_ops=0,
         **{name: getattr(DIGITS, name) for name in options},
     )
     transferred = train(recipe.replace(weights=str(weights)), tmp_path / "transferred")
@@ -286,7 +287,7 @@ FEW = Recipe(
     learning_rate=3e-3,
     minimum_learning_rate=3e-5,
     stochastic_depth=0.2,
-    ema=0.9,
+    ema_momentum=0.9,
 )
 
 
@@ -325,7 +326,7 @@ def test_frozen_variables_do_not_change_by_a_bit(up_to, few, tmp_path):
 def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     result = train(few, tmp_path / "run")
     model = keras_coatnet.CoAtNet(SMALLEST, weights=result.folder / "final.weights.h5")
-    _, held_out = open_sources(few.data, held_out=few.held_out, seed=few.seed)
+    _, held_out = open_datasets(few.data, held_out=few.held_out, seed=few.seed)
     found = evaluate(model, held_out, few.image_settings())
     assert found.loss == pytest.approx(result.evaluation.loss, abs=1e-5)
     np.testing.assert_array_equal(found.confusion, result.evaluation.confusion)
@@ -342,7 +343,7 @@ def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     assert abs(evaluate(model, held_out, few.image_settings()).loss - found.loss) > 1e-4
 
 
-def engine_of(recipe: Recipe, steps: int = 6) -> Any:
+def engine_of(recipe: Recipe, steps: int = 6) -> Engine:
     """An engine with a small network, the same one each time."""
     keras.utils.set_random_seed(0)
 
@@ -368,7 +369,7 @@ def losses_of(recipe: Recipe) -> np.ndarray:
 
 
 def test_the_average_is_a_plain_loop():
-    engine = engine_of(FEW.replace(ema=0.5))
+    engine = engine_of(FEW.replace(ema_momentum=0.5))
     expected = [variable.numpy().astype("float64") for variable in engine.model.weights]
     for step, batch in enumerate(make_batches(32, 4, 6), 1):
         our_run(engine, [batch])

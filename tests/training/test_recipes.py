@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import pathlib
+import subprocess
+import sys
 
 import pytest
 
@@ -15,7 +18,7 @@ PAPER = {
         epochs=300,
         batch_size=4096,
         image_size=224,
-        randaugment_layers=2,
+        randaugment_num_ops=2,
         randaugment_magnitude=15,
         mixup=0.8,
         loss="softmax",
@@ -24,14 +27,14 @@ PAPER = {
         minimum_learning_rate=1e-5,
         schedule="cosine",
         weight_decay=0.05,
-        clip_norm=1.0,
-        ema=None,
+        global_clipnorm=1.0,
+        ema_momentum=None,
         crop_mode="center",
     ),
     "in1k_finetune": dict(
         epochs=30,
         batch_size=512,
-        randaugment_layers=2,
+        randaugment_num_ops=2,
         mixup=0.8,
         loss="softmax",
         label_smoothing=0.1,
@@ -40,15 +43,15 @@ PAPER = {
         schedule="constant",
         warmup=0,
         weight_decay=1e-8,
-        clip_norm=1.0,
-        ema=0.9999,
+        global_clipnorm=1.0,
+        ema_momentum=0.9999,
         crop_mode="squash",
     ),
     "in21k_pretrain": dict(
         epochs=90,
         batch_size=4096,
         image_size=224,
-        randaugment_layers=0,
+        randaugment_num_ops=0,
         mixup=0,
         loss="sigmoid",
         label_smoothing=1e-4,
@@ -56,34 +59,34 @@ PAPER = {
         minimum_learning_rate=1e-5,
         schedule="linear",
         weight_decay=0.01,
-        clip_norm=1.0,
-        ema=None,
+        global_clipnorm=1.0,
+        ema_momentum=None,
     ),
     "in21k_pretrain_150": dict(
         epochs=150,
         batch_size=4096,
-        randaugment_layers=2,
+        randaugment_num_ops=2,
         randaugment_magnitude=5,
         schedule="linear",
     ),
     "in21k_finetune": dict(
         epochs=30,
         batch_size=1024,
-        randaugment_layers=0,
+        randaugment_num_ops=0,
         mixup=0,
         loss="softmax",
         label_smoothing=0.1,
         learning_rate=5e-5,
         schedule="constant",
         weight_decay=1e-8,
-        ema=0.9999,
+        ema_momentum=0.9999,
     ),
-    "in21k_finetune_150": dict(batch_size=1024, randaugment_layers=2, randaugment_magnitude=5),
+    "in21k_finetune_150": dict(batch_size=1024, randaugment_num_ops=2, randaugment_magnitude=5),
     "jft_pretrain": dict(
         epochs=14,
         batch_size=4096,
         image_size=224,
-        randaugment_layers=2,
+        randaugment_num_ops=2,
         randaugment_magnitude=5,
         mixup=0,
         loss="sigmoid",
@@ -91,13 +94,13 @@ PAPER = {
         minimum_learning_rate=1e-5,
         schedule="linear",
         weight_decay=0.01,
-        clip_norm=1.0,
-        ema=None,
+        global_clipnorm=1.0,
+        ema_momentum=None,
     ),
     "jft_finetune": dict(
         epochs=30,
         batch_size=512,
-        randaugment_layers=2,
+        randaugment_num_ops=2,
         randaugment_magnitude=5,
         mixup=0,
         loss="softmax",
@@ -105,8 +108,8 @@ PAPER = {
         learning_rate=5e-5,
         schedule="constant",
         weight_decay=1e-8,
-        clip_norm=1.0,
-        ema=0.9999,
+        global_clipnorm=1.0,
+        ema_momentum=0.9999,
     ),
 }
 DEPTHS = {
@@ -232,15 +235,15 @@ def test_another_length_keeps_the_rates_and_the_share_of_the_warm_up():
         {"mixup": 200.0},
         {"cutmix": -1.0},
         {"cutmix": 101.0},
-        {"randaugment_layers": 17},
+        {"randaugment_num_ops": 17},
         {"weight_decay": float("inf")},
         {"stochastic_depth": 1.0},
-        {"ema": 1.0},
+        {"ema_momentum": 1.0},
         {"beta_2": 1.0},
-        {"clip_norm": 0.0},
+        {"global_clipnorm": 0.0},
         {"loss": "hinge"},
         {"freeze": "stage5"},
-        {"precision": "float16"},
+        {"dtype_policy": "float16"},
         {"on_nan": "ignore"},
         {"keep_checkpoints": 1},
         {"seed": 2**32},
@@ -288,6 +291,24 @@ def test_recipes_travel_through_files(tmp_path, tiny):
             Recipe(model=str(tmp_path / "bad.json")).architecture()
 
 
+def test_recipes_need_neither_keras_nor_tensorflow():
+    """The command line lists and checks them within half a second, without the package's names."""
+    code = (
+        "import sys, types\n"
+        "for name in ('keras_coatnet', 'keras_coatnet.training'):\n"
+        "    package = sys.modules[name] = types.ModuleType(name)\n"
+        "    package.__path__ = [name.replace('.', '/')]\n"
+        "from keras_coatnet.training.named_recipes import find_recipe\n"
+        "find_recipe('in1k_pretrain').architecture()\n"
+        "print(sorted({'keras', 'tensorflow', 'jax'} & set(sys.modules)))"
+    )
+    root = pathlib.Path(__file__).parents[2]
+    done = subprocess.run(
+        [sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True
+    )
+    assert done.stdout == "[]\n"
+
+
 def test_every_field_says_what_it_is():
     for field in dataclasses.fields(Recipe):
         assert field.metadata["help"]
@@ -298,13 +319,13 @@ def test_whatever_a_recipe_allows_the_augmentation_allows():
 
     for changes in (
         {"mixup": 0.01, "cutmix": 100.0},
-        {"randaugment_layers": 16, "randaugment_magnitude": 30.0},
+        {"randaugment_num_ops": 16, "randaugment_magnitude": 30.0},
         {"crop_area": 1e-6},
     ):
         recipe = Recipe(**changes)
         Augmentation(
             area=(recipe.crop_area, 1.0),
-            randaugment_layers=recipe.randaugment_layers,
+            randaugment_num_ops=recipe.randaugment_num_ops,
             randaugment_magnitude=recipe.randaugment_magnitude,
             mixup=recipe.mixup,
             cutmix=recipe.cutmix,
@@ -331,10 +352,12 @@ def test_what_may_change_when_a_run_goes_on():
     assert len(names) == 13 and free.changed_fields(Recipe(), decides=True) == []
     fields = {field.name: field for field in dataclasses.fields(Recipe)}
     assert [name for name, field in fields.items() if not field.metadata["decides"]] == names
-    assert Recipe(seed=1, precision="mixed_bfloat16", batch_size=8).changed_fields(free, True) == [
+    assert Recipe(seed=1, dtype_policy="mixed_bfloat16", batch_size=8).changed_fields(
+        free, True
+    ) == [
         "seed",
         "batch_size",
-        "precision",
+        "dtype_policy",
     ]
 
 

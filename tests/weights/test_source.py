@@ -9,7 +9,8 @@ import skimage.data
 
 import keras_coatnet
 from keras_coatnet.architectures import ARCHITECTURES
-from keras_coatnet.cli import DEFAULT_MODEL, main
+from keras_coatnet.cli import main
+from keras_coatnet.cli.predict import DEFAULT_MODEL
 from keras_coatnet.inference import open_model
 from keras_coatnet.weights.registry import CHECKPOINTS, WORDS
 from keras_coatnet.weights.source import find_source

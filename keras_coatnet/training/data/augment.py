@@ -1,6 +1,7 @@
-"""What is done to training images: the choices, and those parts that work on whole batches.
+"""How training images are augmented: the choices, flips, and mixing within a batch.
 
-The crop is in `decoding`, since it is part of reading; RandAugment is in `randaugment`.
+Crops are in `decode`, because a JPEG's crop is part of its decoding; RandAugment is in
+`randaugment`.
 """
 
 from __future__ import annotations
@@ -11,13 +12,12 @@ from typing import Any
 import tensorflow as tf
 
 from keras_coatnet.arguments import boolean, choice, number, whole_number
-
-CROPS = ("random_resized", "center", "whole")
+from keras_coatnet.training.choices import CROPS
 
 
 @dataclasses.dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images.
+    """How training images are augmented.
 
     Args:
         crop: `"random_resized"`: a random part of random area and proportions, resized (Szegedy et
@@ -27,8 +27,8 @@ class Augmentation:
         aspect: width over height of a random crop, at least and at most.
         center_ratio: share of the shorter side that `"center"` keeps; also of a random crop where
             none could be fitted in.
-        flip: whether every second image, on average, is mirrored left to right.
-        randaugment_layers: how many random operations of RandAugment follow; 0: none.
+        flip: whether to mirror images left to right, each with a probability of 1/2.
+        randaugment_num_ops: how many random operations of RandAugment follow; 0: none.
         randaugment_magnitude: how strong they are, 0 to 30 on the scale of the TPU EfficientNet
             code; what it means for each operation is in `keras_coatnet.training.data.randaugment`.
         mixup: alpha of mixup (arXiv 1710.09412): two images are blended, in shares drawn from
@@ -40,7 +40,7 @@ class Augmentation:
         ValueError: a value is out of its range.
 
     Example:
-        >>> Augmentation(randaugment_layers=2, randaugment_magnitude=15, mixup=0.8).mixes
+        >>> Augmentation(randaugment_num_ops=2, randaugment_magnitude=15, mixup=0.8).mixes
         True
     """
 
@@ -49,20 +49,20 @@ class Augmentation:
     aspect: tuple[float, float] = (3 / 4, 4 / 3)
     center_ratio: float = 0.875
     flip: bool = True
-    randaugment_layers: int = 0
+    randaugment_num_ops: int = 0
     randaugment_magnitude: float = 0.0
     mixup: float = 0.0
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        layers, magnitude = self.randaugment_layers, self.randaugment_magnitude
+        layers, magnitude = self.randaugment_num_ops, self.randaugment_magnitude
         checked = {
             "crop": choice("crop", self.crop, CROPS),
             "area": _two_numbers("area", self.area),
             "aspect": _two_numbers("aspect", self.aspect),
             "center_ratio": number("center_ratio", self.center_ratio, above=0, most=1),
             "flip": boolean("flip", self.flip),
-            "randaugment_layers": whole_number("randaugment_layers", layers, 0, 16),
+            "randaugment_num_ops": whole_number("randaugment_num_ops", layers, 0, 16),
             "randaugment_magnitude": number("randaugment_magnitude", magnitude, least=0, most=30),
             "mixup": number("mixup", self.mixup, least=0),
             "cutmix": number("cutmix", self.cutmix, least=0),
@@ -73,7 +73,7 @@ class Augmentation:
         self._require("aspect", 0 < self.aspect[0] <= self.aspect[1] <= 100, "0 < least <= most")
         for field in ("mixup", "cutmix"):
             value = getattr(self, field)
-            # Below, both of Beta's gamma variates may fall under the smallest positive number.
+            # With a smaller alpha, both gamma variates of Beta may underflow to 0.
             self._require(field, value == 0 or 0.01 <= value <= 100, "0 (none), or 0.01 to 100")
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
@@ -87,7 +87,7 @@ class Augmentation:
 
 
 def _two_numbers(argument: str, value: Any) -> tuple[float, float]:
-    """A pair as a tuple; a recipe that was saved has a list."""
+    """Returns a pair as a tuple; a recipe that was saved as JSON has a list."""
     try:
         first, second = (number(argument, part) for part in value)
     except (TypeError, ValueError) as error:
@@ -120,8 +120,8 @@ def mix(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Mixes neighbors, 0 with 1, 2 with 3 and so on, by mixup or CutMix.
 
-    Each of a pair keeps the same share of itself. The shares of a whole global batch are drawn at
-    once, so that they do not depend on how it is cut into chunks.
+    Both images of a pair keep the same share of themselves. The shares of the whole global batch
+    are drawn at once, so that they do not depend on how it is divided into chunks.
 
     Args:
         images: (batch, height, width, 3), uint8, of known shape; an even batch.
@@ -135,6 +135,7 @@ def mix(
         (batch, height, width, 3), float32, and (batch, classes), float32.
     """
     count, height, width = images.shape[:3]
+    assert count is not None  # the pipeline drops the remainder of an epoch
     pairs = count // 2
     drawn = _mixing_shares(augmentation, seed, total // 2)
     share, cuts, y, x = (values[first // 2 : first // 2 + pairs] for values in drawn)
@@ -153,7 +154,7 @@ def mix(
 
 
 def _mixing_shares(augmentation, seed, pairs):
-    """For each pair: the share that one keeps of itself, whether it is cut, and a box's center."""
+    """Draws for each pair: an image's share of itself, whether to use CutMix, a box's center."""
     gamma_seed, cut_seed, place_seed = tf.unstack(tf.random.split(seed, num=3))
     if augmentation.mixup > 0 and augmentation.cutmix > 0:
         cuts = tf.random.stateless_uniform([pairs], cut_seed) < 0.5

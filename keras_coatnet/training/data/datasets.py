@@ -1,14 +1,13 @@
-"""Where training examples come from: folders of images and data sets of tensorflow-datasets.
+"""Opens data sets: folders of images, IDX files, and data sets of tensorflow-datasets.
 
-A `Source` hands out encoded images, an epoch at a time, in an order that a seed decides. Decoding
-them, and what may be wrong with them, is the input pipeline's.
+An `ImageDataset` yields encoded images, one epoch at a time, in an order that a seed decides. The
+input pipeline decodes them, and handles those that cannot be read.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import os
-import pathlib
 import re
 from collections.abc import Callable
 from typing import Any
@@ -18,35 +17,36 @@ import tensorflow as tf
 
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
+from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
+from keras_coatnet.training.data.held_out import count_held_out
 from keras_coatnet.training.data.records import (
-    LABEL_EXPECTED,
     Columns,
     find_columns,
+    find_label_error,
     read_records,
 )
 from keras_coatnet.training.data.shard import Shard
-from keras_coatnet.training.engine.devices import keep_tensorflow_off_gpus
 
 
 @dataclasses.dataclass(frozen=True)
-class Source:
+class ImageDataset:
     """A set of labeled images.
 
     Attributes:
-        name: what it is, for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
+        name: its name for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
         count: how many examples there are.
         classes: names of the classes, in the order of their labels.
-        examples: called with `(seed, start)`, gives one epoch as a `tf.data.Dataset` of
+        examples: a function of `(seed, start)` that returns one epoch as a `tf.data.Dataset` of
             `{"image": scalar string, the encoded file; "label": scalar int64; "name": scalar
-            string, the path, file name or record's id}`. `seed`, at least 0, decides the order and
-            nothing else does, on any machine; None is the order on disk. `start` examples are left
-            out at the beginning, at no cost for folders, by reading past them for others.
-            Where several processes read one data set, it is called with `(seed, start, shard)` and
-            gives those examples alone that the `sharding.Shard` holds, in the same order; the
-            files of a folder's other images are not opened. A source that has to read all
-            examples ends with `return shard.filter(dataset, start)`.
-        fingerprint: equal for two sources of the same names and labels, wherever they lie; empty if
-            it is not known.
+            string, the path, file name or record's id}`. The order depends on `seed` (at least 0)
+            only, on every machine; None is the order on disk. The first `start` examples are left
+            out: folders skip them at no cost, others read past them.
+            For several processes it also takes a third argument, a `shard.Shard`, and returns only
+            the examples that the shard holds, in the same order; folders do not open the other
+            files. A function that has to read all examples ends with
+            `return shard.filter(dataset, start)`.
+        fingerprint: equal for two data sets with the same names and labels, wherever they are;
+            empty if unknown.
     """
 
     name: str
@@ -56,7 +56,7 @@ class Source:
     fingerprint: str = ""
 
 
-def open_sources(
+def open_datasets(
     data: str | os.PathLike,
     *,
     data_dir: str | os.PathLike | None = None,
@@ -65,7 +65,7 @@ def open_sources(
     held_out: float = 0.2,
     classes: str = "present",
     seed: int = 0,
-) -> tuple[Source, Source]:
+) -> tuple[ImageDataset, ImageDataset]:
     """Opens a data set for training. Nothing is downloaded.
 
     `data` is one of:
@@ -99,7 +99,7 @@ def open_sources(
             end of the split: its records were shuffled when it was prepared.
 
     Returns:
-        The `Source` to train on and the one to validate on, with equal classes.
+        The `ImageDataset` to train on and the one to validate on, with equal classes.
 
     Raises:
         ValueError: there is no such data or split, it is not prepared and files are missing, or it
@@ -107,66 +107,62 @@ def open_sources(
         ImportError: tensorflow-datasets is needed and not installed.
 
     Example:
-        train, validation = open_sources("flowers", held_out=0.1)
+        train, validation = open_datasets("flowers", held_out=0.1)
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
-    root = _folder(data)
+    root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
-            parts = idx.open_parts(root, train_split, validation_split, held_out, seed)
-            return tuple(map(_from_digits, parts))
+            train, validation = idx.open_parts(root, train_split, validation_split, held_out, seed)
+            return _from_digits(train), _from_digits(validation)
         pair = folders.find_pair(root, train_split, validation_split)
         if pair is None:
-            everything = folders.read_folder(root, classes)
-            train, validation = folders.hold_out(everything, held_out, seed)
-            kept, held = "all others", f"{held_out:,.0f} images held out"
-            if held_out < 1:
-                kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
-            return _from_folder(train, f"{root}, {kept}"), _from_folder(
-                validation, f"{root}, {held}"
-            )
-        train, validation = (folders.read_folder(part, classes) for part in pair)
-        folders.check_same_classes(train, validation)
-        return _from_folder(train), _from_folder(validation)
+            return _hold_out(folders.read_folder(root, classes), held_out, seed)
+        first, second = (folders.read_folder(part, classes) for part in pair)
+        folders.check_same_classes(first, second)
+        return _from_folder(first), _from_folder(second)
     wanted = _names_in(train_split or "train") + _names_in(validation_split or "validation")
     builder = prepared.prepare(data, data_dir, wanted)
-    splits = _default_splits(builder, train_split, validation_split, held_out)
+    first, second = _default_splits(builder, train_split, validation_split, held_out)
     columns = find_columns(builder)
-    return tuple(_from_builder(data, builder, columns, split) for split in splits)
+    return (
+        _from_builder(data, builder, columns, first),
+        _from_builder(data, builder, columns, second),
+    )
 
 
-def open_source(
+def open_dataset(
     data: str | os.PathLike,
     split: str | None = None,
     *,
     data_dir: str | os.PathLike | None = None,
     classes: str = "imagenet",
-) -> Source:
+) -> ImageDataset:
     """Opens one part of a data set, for evaluation. Nothing is downloaded.
 
     Args:
-        data: as for `open_sources`; a folder may also be the part itself, such as ImageNet's
+        data: as for `open_datasets`; a folder may also be the part itself, such as ImageNet's
             validation images in one folder for each WordNet id.
         split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
-            validation, as `open_sources` finds it, or a folder of classes as a whole.
-        data_dir: as for `open_sources`.
-        classes: as for `open_sources`. Its default is for the public checkpoints; a network that
+            validation, as `open_datasets` finds it, or a folder of classes as a whole.
+        data_dir: as for `open_datasets`.
+        classes: as for `open_datasets`. Its default is for the public checkpoints; a network that
             was trained on some of ImageNet's classes takes `"present"`.
 
     Returns:
-        The `Source`.
+        The `ImageDataset`.
 
     Raises:
-        ValueError: as for `open_sources`.
+        ValueError: as for `open_datasets`.
         ImportError: tensorflow-datasets is needed and not installed.
 
     Example:
-        validation = open_source("/data/imagenet/val")
+        validation = open_dataset("/data/imagenet/val")
     """
     keep_tensorflow_off_gpus()
     data = _checked(data, data_dir)
-    root = _folder(data)
+    root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
             return _from_digits(idx.open_part(root, split))
@@ -186,7 +182,7 @@ def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str
     return os.fspath(data)
 
 
-def describe(training: Source, validation: Source) -> str:
+def describe(training: ImageDataset, validation: ImageDataset) -> str:
     """What a run is trained and validated on, in lines.
 
     Args:
@@ -197,7 +193,7 @@ def describe(training: Source, validation: Source) -> str:
         A line for each, and one more where the classes are some of ImageNet's.
 
     Example:
-        print(describe(*open_sources("flowers")))
+        print(describe(*open_datasets("flowers")))
     """
     lines = [
         f"training: {training.count:,} images of {len(training.classes):,} classes "
@@ -217,16 +213,20 @@ def describe(training: Source, validation: Source) -> str:
 # --- Folders ----------------------------------------------------------------------------------
 
 
-def _folder(data: str) -> pathlib.Path | None:
-    """The folder of images that `data` is; None if it is for tensorflow-datasets."""
-    path = pathlib.Path(data).expanduser()
-    spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
-    if path.exists() or spelt_as_path:
-        return None if prepared.is_prepared_folder(data) else path
-    return None
+def _hold_out(
+    folder: folders.Folder, held_out: float, seed: int
+) -> tuple[ImageDataset, ImageDataset]:
+    train, validation = folders.hold_out(folder, held_out, seed)
+    kept, held = "all others", f"{held_out:,.0f} images held out"
+    if held_out < 1:
+        kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+    return (
+        _from_folder(train, f"{folder.root}, {kept}"),
+        _from_folder(validation, f"{folder.root}, {held}"),
+    )
 
 
-def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
+def _from_folder(folder: folders.Folder, name: str | None = None) -> ImageDataset:
     with tf.device("CPU"):
         paths = tf.constant(folder.paths)
 
@@ -234,7 +234,7 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
         path = paths[index]
         return {"image": tf.io.read_file(path), "label": label, "name": path}
 
-    return Source(
+    return ImageDataset(
         name or str(folder.root),
         len(folder.paths),
         folder.classes,
@@ -246,7 +246,7 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> Source:
 def _examples(
     labels: np.ndarray, read: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 ) -> Callable[..., tf.data.Dataset]:
-    """`Source.examples` where `read` gives the example of a position and its label."""
+    """`ImageDataset.examples` where `read` gives the example of a position and its label."""
 
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         order = np.arange(len(labels))
@@ -264,7 +264,7 @@ def _examples(
 # --- IDX files --------------------------------------------------------------------------------
 
 
-def _from_digits(part: idx.Part) -> Source:
+def _from_digits(part: idx.Part) -> ImageDataset:
     with tf.device("CPU"):
         pixels = tf.constant(part.images[..., None])
 
@@ -273,7 +273,7 @@ def _from_digits(part: idx.Part) -> Source:
         return {"image": tf.io.encode_png(pixels[index]), "label": label, "name": name}
 
     examples = _examples(part.labels, read)
-    return Source(part.name, len(part.labels), part.classes, examples, part.fingerprint())
+    return ImageDataset(part.name, len(part.labels), part.classes, examples, part.fingerprint())
 
 
 # --- tensorflow-datasets ----------------------------------------------------------------------
@@ -287,25 +287,25 @@ def _names_in(split: str) -> list[str]:
 def _default_splits(
     builder: Any, train: str | None, validation: str | None, held_out: float
 ) -> tuple[str, str]:
-    names = list(builder.info.splits)
+    names = list(map(str, builder.info.splits))
     if train is None:
-        nameless = len(names) == 1 and names[0] not in ("validation", "test")
-        train = names[0] if nameless else "train"
+        is_only_split = len(names) == 1 and names[0] not in ("validation", "test")
+        train = names[0] if is_only_split else "train"
     if validation is None:
         validation = next((name for name in ("validation", "test") if name in names), None)
-    if validation is None:
-        if train not in names:
-            raise ValueError(
-                f"The data set {builder.info.full_name!r} has no split for validation. It has: "
-                f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
-            )
-        count = builder.info.splits[train].num_examples
-        kept = count - folders.count_held_out(held_out, count, builder.info.full_name)
-        train, validation = f"{train}[:{kept}]", f"{train}[{kept}:]"
-    return train, validation
+    if validation is not None:
+        return train, validation
+    if train not in names:
+        raise ValueError(
+            f"The data set {builder.info.full_name!r} has no split for validation. It has: "
+            f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
+        )
+    count = builder.info.splits[train].num_examples
+    kept = count - count_held_out(held_out, count, builder.info.full_name)
+    return f"{train}[:{kept}]", f"{train}[{kept}:]"
 
 
-def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Source:
+def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> ImageDataset:
     try:
         count = builder.info.splits[split].num_examples
     except (KeyError, ValueError, AssertionError) as error:
@@ -327,10 +327,9 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Sour
     try:  # Splits without labels are common, and have -1 throughout.
         next(iter(examples(None, 0)))
     except tf.errors.InvalidArgumentError as error:
-        reason = re.search(rf"{LABEL_EXPECTED}[^]]*", error.message)
         raise ValueError(
             f"The split {split!r} of the data set {data!r} cannot be used. "
-            f"{reason[0] if reason else error.message}"
+            f"{find_label_error(error) or error.message}"
         ) from error
     fingerprint = f"{builder.info.full_name}, {split}"
-    return Source(f"{data}, {split}", count, columns.classes, examples, fingerprint)
+    return ImageDataset(f"{data}, {split}", count, columns.classes, examples, fingerprint)

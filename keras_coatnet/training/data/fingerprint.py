@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import json
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.files import whole_file
-from keras_coatnet.training.data.datasets import Source
+
+if TYPE_CHECKING:
+    from keras_coatnet.training.data.datasets import ImageDataset
 
 FILE, CLASSES = "data.json", "classes.txt"
 
@@ -19,7 +21,7 @@ _PARTS = ("training", "validation")
 _SHOWN = 5  # names in an error's message
 
 
-def note_data(folder: pathlib.Path, training: Source, validation: Source) -> None:
+def note_data(folder: pathlib.Path, training: ImageDataset, validation: ImageDataset) -> None:
     """Writes what a run is trained and validated on, whole or not at all, unless it is noted.
 
     Args:
@@ -38,7 +40,7 @@ def note_data(folder: pathlib.Path, training: Source, validation: Source) -> Non
                 partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
-def check_same_data(folder: pathlib.Path, training: Source, validation: Source) -> None:
+def check_same_data(folder: pathlib.Path, training: ImageDataset, validation: ImageDataset) -> None:
     """Checks that a run goes on with the data that it began with.
 
     Args:
@@ -58,7 +60,7 @@ def check_same_data(folder: pathlib.Path, training: Source, validation: Source) 
         )
 
 
-def check_classes(folder: pathlib.Path, source: Source) -> None:
+def check_classes(folder: pathlib.Path, source: ImageDataset) -> None:
     """Checks that images have the classes of a run, in its order.
 
     Args:
@@ -77,7 +79,7 @@ def check_classes(folder: pathlib.Path, source: Source) -> None:
         )
 
 
-def _identity(training: Source, validation: Source) -> dict[str, Any]:
+def _identity(training: ImageDataset, validation: ImageDataset) -> dict[str, Any]:
     parts = {
         part: {"name": source.name, "count": source.count, "fingerprint": source.fingerprint}
         for part, source in zip(_PARTS, (training, validation), strict=True)

@@ -13,6 +13,7 @@ import zlib
 import numpy as np
 
 from keras_coatnet.training.data import folders
+from keras_coatnet.training.data.held_out import choose_held_out
 
 _IMAGES = re.compile(r"(?P<part>[\w.-]*\w)-images[.-]idx3-ubyte(\.gz)?")
 _MOST_BYTES = 2**30  # of pixels, which are kept in memory
@@ -64,7 +65,7 @@ def open_parts(
         train: name of the part to train on; None: `"train"`.
         validation: name of the one to validate on; None: `"t10k"`, `"test"` or one called like a
             sub-folder for validation; or else images held out of the other.
-        held_out: how many, see `folders.choose_held_out`.
+        held_out: how many, see `held_out.choose_held_out`.
         seed: decides which images are held out.
 
     Returns:
@@ -77,7 +78,7 @@ def open_parts(
     first = _choose(root, parts, train, folders.TRAINING_NAMES)
     if validation is None and not _found(parts, _VALIDATION_NAMES):
         whole = _read_part(root, parts, first)
-        chosen = folders.choose_held_out(whole.labels, whole.classes, held_out, seed, whole.name)
+        chosen = choose_held_out(whole.labels, whole.classes, held_out, seed, whole.name)
         kept, held = (
             dataclasses.replace(whole, images=whole.images[part], labels=whole.labels[part])
             for part in chosen

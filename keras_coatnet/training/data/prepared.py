@@ -138,7 +138,7 @@ def prepare(
     if not is_prepared_folder(os.fspath(builder.data_path)):
         by_hand = BY_HAND.get(builder.name)
         if by_hand is None:
-            _refuse_download(builder, name, root)
+            raise _download_refused(builder, name, root)
         _prepare_by_hand(tfds, builder, by_hand, root, splits)
     return builder
 
@@ -146,6 +146,22 @@ def prepare(
 def is_prepared_folder(path: str) -> bool:
     """Whether a folder is a data set that tensorflow-datasets has prepared."""
     return (pathlib.Path(path).expanduser() / "dataset_info.json").is_file()
+
+
+def folder_of_images(data: str) -> pathlib.Path | None:
+    """Finds the folder of images that a `data` argument means.
+
+    Args:
+        data: A path, or the name of a data set.
+
+    Returns:
+        The path, which need not exist; `None` if `data` is for tensorflow-datasets.
+    """
+    path = pathlib.Path(data).expanduser()
+    spelt_as_path = path.is_absolute() or data.startswith((".", "~")) or data.endswith("/")
+    if path.exists() or spelt_as_path:
+        return None if is_prepared_folder(data) else path
+    return None
 
 
 def _find_builder(tfds: ModuleType, name: str, root: pathlib.Path) -> Any:
@@ -174,11 +190,11 @@ def _names_in(root: pathlib.Path) -> set[str]:
     return {path.name for path in root.iterdir() if path.is_dir()} if root.is_dir() else set()
 
 
-def _refuse_download(builder: Any, name: str, root: pathlib.Path) -> None:
+def _download_refused(builder: Any, name: str, root: pathlib.Path) -> ValueError:
     versions = sorted(path.name for path in (root / builder.name).glob("*.*.*"))
     others = f" Prepared are the versions: {', '.join(versions)}." if versions else ""
     homepage = f" from {builder.info.homepage}" if builder.info.homepage else ""
-    raise ValueError(
+    return ValueError(
         f"The data set {name!r} ({builder.info.full_name}) is not prepared under {root}, and "
         f"nothing is downloaded here.{others} Run `tfds build {name} --data_dir {root}` where "
         f"there is a network: it downloads{homepage} and prepares."

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -12,7 +13,9 @@ import tensorflow as tf
 from keras_coatnet.training.data.prepared import import_tfds
 from keras_coatnet.training.data.shard import Shard
 
-LABEL_EXPECTED = "Expected one label"  # how the error about a wrong label begins
+# Marks the message about a wrong label. Labels are checked inside TensorFlow's graph, where errors
+# have no class of their own: it arrives as an InvalidArgumentError, with more text around it.
+LABEL_ERROR = "LabelError: "
 
 _MOST_SCANNED = 1_000_000  # labels that are read to learn how many classes there are
 
@@ -145,7 +148,7 @@ def read_records(
 
     Returns:
         A data set of `{"image": bytes, "label": int64, "name": string}`. Reading a label out of
-        range raises `tf.errors.InvalidArgumentError` with the record's name.
+        range raises `tf.errors.InvalidArgumentError`, see `find_label_error`.
     """
     tfds = import_tfds()
     options = tf.data.Options()
@@ -174,6 +177,20 @@ def read_records(
         left = shard.size(start, start + left)
     records = records.map(_reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
     return records.apply(tf.data.experimental.assert_cardinality(left))
+
+
+def find_label_error(error: tf.errors.OpError) -> str | None:
+    """Finds the message about a wrong label in an error of TensorFlow's.
+
+    Args:
+        error: raised while the records of `read_records` are read.
+
+    Returns:
+        What was expected for which record, and what was received; `None` if the error has another
+        cause.
+    """
+    found = re.search(rf"{LABEL_ERROR}(.*)\]", error.message)
+    return found[1] if found else None
 
 
 def _file_order(seed: int) -> Callable[[list], list]:
@@ -210,7 +227,8 @@ def _reader(columns: Columns) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.T
         labels = tf.reshape(tf.cast(record[columns.label], "int64"), [-1])
         fits = (tf.size(labels) == 1) & tf.reduce_all((labels >= 0) & (labels <= highest))
         received = tf.strings.reduce_join(tf.strings.as_string(labels), separator=", ")
-        wrong = [f"{LABEL_EXPECTED} from 0 to {highest} for ", name, ". Received: ", received]
+        expected = f"{LABEL_ERROR}Expected one label from 0 to {highest} for "
+        wrong = [expected, name, ". Received: ", received]
         with tf.control_dependencies([tf.debugging.Assert(fits, [tf.strings.join(wrong)])]):
             return {"image": record[columns.image], "label": labels[0], "name": tf.identity(name)}
 

@@ -1,4 +1,4 @@
-"""Which examples of each batch a process reads."""
+"""Selects the examples of each batch that a process reads."""
 
 from __future__ import annotations
 
@@ -10,9 +10,13 @@ import tensorflow as tf
 
 @dataclasses.dataclass(frozen=True)
 class Shard:
-    """The same share of every batch: `count` examples, from the `first` on.
+    """The same slice of every batch: `count` examples, starting at `first`.
 
-    Examples are numbered by their place in an epoch, from 0; the batches follow one another.
+    `tf.data.Dataset.shard(num_shards, index)` takes every n-th example instead. With slices, a
+    global batch holds the same examples in the same order for any number of processes, and a
+    process may have more devices than another.
+
+    A place is the position of an example in an epoch, from 0.
 
     Attributes:
         batch_size: examples in a batch, of all processes together.
@@ -64,5 +68,6 @@ class Shard:
         Returns:
             A `tf.data.Dataset` of the same elements, fewer of them.
         """
-        numbered = dataset.enumerate(start).filter(lambda place, _: self.holds(place))
+        # TensorFlow's annotation has one argument, but the parts of an element come as several.
+        numbered = dataset.enumerate(start).filter(lambda place, _: self.holds(place))  # pyright: ignore[reportArgumentType]
         return numbered.map(lambda _, example: example)

@@ -1,56 +1,81 @@
-"""One choice of where a run computes, and the engine that goes with it.
+"""Where a run computes: the choice of devices, and the engine that goes with it.
 
-TPUs: the strategy `"tpu"` is written down as TensorFlow's documentation has it, and was never run.
-Three things stand in its way. This package asks for TensorFlow 2.21, and the package
-`tensorflow-tpu` ends at 2.20; the input pipeline calls Python (`tf.py_function`), which the hosts
-of a TPU slice cannot do for another machine; and no test covers it.
+TPUs: the strategy `"tpu"` follows TensorFlow's documentation, and was never run. Three things stand
+in its way. This package needs TensorFlow 2.21, and the package `tensorflow-tpu` ends at 2.20; the
+input pipeline calls Python (`tf.py_function`), which the hosts of a TPU slice cannot do for another
+machine; and no test covers it.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import warnings
+import dataclasses
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import keras
 
-from keras_coatnet.model import CoAtNetModel
-from keras_coatnet.training.engine.optimizer import AdamW
-from keras_coatnet.training.recipe import Recipe
+from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
+
+if TYPE_CHECKING:
+    from keras_coatnet.config import CoAtNetConfig
+    from keras_coatnet.model import CoAtNetModel
+    from keras_coatnet.training.engine.base import Engine, StepConfig
+    from keras_coatnet.training.engine.jax import Distribution
+    from keras_coatnet.training.engine.optimizer import AdamW
 
 TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
 JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
 
 
-def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None = None) -> Any:
-    """Chooses where to compute. To be called before TensorFlow computes anything.
+@dataclasses.dataclass(frozen=True)
+class Devices:
+    """The devices of a run. `choose_devices` makes it.
 
-    Processes of a cluster can find each other only at the start, so this comes first in a run.
+    Attributes:
+        strategy: a `tf.distribute.Strategy` on TensorFlow; on JAX a `keras.distribution`'s
+            `DataParallel` or `ModelParallel`, or None for one device.
+        replicas: over how many devices a batch is split.
+        in_cluster: whether some of the devices belong to other machines or processes.
+        is_chief: whether this process writes the run's files.
+    """
+
+    strategy: Any
+    replicas: int
+    in_cluster: bool = False
+    is_chief: bool = True
+
+
+def choose_devices(
+    architecture: str | CoAtNetConfig, strategy: str = "auto", devices: int | None = None
+) -> Devices:
+    """Chooses where to compute. Call it before TensorFlow computes anything.
+
+    The processes of a cluster can only find each other at the start, so this comes first in a run.
 
     Args:
-        recipe: what is computed.
+        architecture: the network that will be trained: a name or a `CoAtNetConfig`. Only
+            `"model_parallel"` uses it.
         strategy: one of these.
 
-            - `"auto"`: what there is: a cluster if TF_CONFIG names one, a TPU if TPU_NAME does, all
-              GPUs if there are several, else one device.
+            - `"auto"`: a cluster if TF_CONFIG names one, a TPU if TPU_NAME does, all GPUs if there
+              are several, else one device.
             - `"one_device"`: the first GPU, or the CPU.
             - `"mirrored"`: the GPUs of this machine, or logical devices of its CPU (TensorFlow).
-            - `"multi_worker"`: the same command on each machine, with a TF_CONFIG of its own; the
-              output folder is one that all of them see (TensorFlow).
+            - `"multi_worker"`: several processes, which run the same command, each with a TF_CONFIG
+              of its own. The output folder is one that all of them see (TensorFlow).
             - `"tpu"`: the TPU that TPU_NAME names, or the one of this machine (TensorFlow).
               Untested, and not expected to work yet; see this module's description.
             - `"data_parallel"`: all devices, each with the whole network (JAX).
-            - `"model_parallel"`: all devices, each with a part of it (JAX): for CoAtNet6 and 7.
-        devices: how many of this machine's devices; None: all. With `"model_parallel"`: among how
-            many the network is divided; None: all.
+            - `"model_parallel"`: all devices, each with a part of the network (JAX): for CoAtNet6
+              and CoAtNet7.
+        devices: how many of this machine's devices; None: all. With `"model_parallel"`: over how
+            many devices the network is split; None: all.
 
     Returns:
-        What `make_engine` takes.
+        The devices, for `make_engine`.
 
     Raises:
-        ValueError: there is no such strategy here, or there are fewer devices.
+        ValueError: the backend has no such strategy, or there are fewer devices.
     """
     backend = keras.backend.backend()
     offered = {"tensorflow": TENSORFLOW_STRATEGIES, "jax": JAX_STRATEGIES}.get(backend)
@@ -67,201 +92,55 @@ def choose_devices(recipe: Recipe, strategy: str = "auto", devices: int | None =
         raise ValueError(f"`devices` must be at least 1. Received: devices={devices}")
     keep_tensorflow_off_gpus()
     if backend == "jax":
-        return _jax_distribution(strategy, devices, recipe)
-    return _tensorflow_strategy(strategy, devices)
+        return _jax_devices(architecture, strategy, devices)
+    return _tensorflow_devices(strategy, devices)
 
 
-def keep_tensorflow_off_gpus() -> None:
-    """Hides the GPUs from TensorFlow where it only reads the data: it would take their memory.
+def _tensorflow_devices(name: str, count: int | None) -> Devices:
+    from keras_coatnet.training.engine import strategies
 
-    To be called before TensorFlow computes anything. It does nothing on the backend tensorflow. If
-    TensorFlow holds GPUs already, it warns.
-    """
-    if keras.backend.backend() == "tensorflow":
-        return
-    import tensorflow as tf
-
-    try:
-        tf.config.set_visible_devices([], "GPU")
-    except RuntimeError:
-        warnings.warn(
-            "TensorFlow, which reads the data, has started already and keeps memory of the GPUs "
-            f"from {keras.backend.backend()}. Call tf.config.set_visible_devices([], 'GPU') right "
-            "after the import of tensorflow.",
-            stacklevel=3,
-        )
-
-
-def in_cluster(chosen: Any) -> bool:
-    """Whether what `choose_devices` returned has devices of other machines or processes."""
-    if keras.backend.backend() != "tensorflow":
-        return False
-    import tensorflow as tf
-
-    elsewhere = (tf.distribute.MultiWorkerMirroredStrategy, tf.distribute.TPUStrategy)
-    return isinstance(chosen, elsewhere)
-
-
-def is_chief(chosen: Any) -> bool:
-    """Whether this process writes the files of a run on what `choose_devices` returned."""
-    if keras.backend.backend() != "tensorflow":
-        return True
-    import tensorflow as tf
-
-    if not isinstance(chosen, tf.distribute.MultiWorkerMirroredStrategy):
-        return True
-    resolver = chosen.cluster_resolver
-    has_chief = "chief" in resolver.cluster_spec().as_dict()
-    return resolver.task_type == "chief" or (not has_chief and resolver.task_id in (0, None))
-
-
-def make_engine(
-    chosen: Any,
-    make_model: Callable[[], CoAtNetModel],
-    make_optimizer: Callable[[CoAtNetModel], AdamW],
-    recipe: Recipe,
-) -> Any:
-    """Makes the engine that trains on the devices that were chosen.
-
-    Args:
-        chosen: what `choose_devices` returned.
-        make_model: builds the model.
-        make_optimizer: builds the optimizer for a model.
-        recipe: what is computed.
-
-    Returns:
-        A `TensorFlowEngine` or a `JaxEngine`.
-
-    Raises:
-        ValueError: the devices do not divide the batch.
-    """
-    check_batch(chosen, recipe)
-    if keras.backend.backend() == "jax":
-        from keras_coatnet.training.engine.jax import JaxEngine
-
-        return JaxEngine(chosen, make_model, make_optimizer, recipe)
-    from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
-
-    return TensorFlowEngine(chosen, make_model, make_optimizer, recipe)
-
-
-def count_replicas(chosen: Any) -> int:
-    """Over how many devices what `choose_devices` returned splits a batch."""
-    if keras.backend.backend() == "jax":
-        return _jax_replicas(chosen)
-    return chosen.num_replicas_in_sync
-
-
-def check_batch(chosen: Any, recipe: Recipe) -> None:
-    """Checks that a batch can be divided among the devices, and their parts.
-
-    Args:
-        chosen: what `choose_devices` returned.
-        recipe: what is computed.
-
-    Raises:
-        ValueError: it cannot, or images are mixed in pairs and a part has an odd number of them.
-    """
-    replicas = count_replicas(chosen)
-    if recipe.batch_size % (replicas * recipe.gradient_accumulation_steps):
-        parts = f"{replicas} devices" if replicas > 1 else "1 device"
-        if recipe.gradient_accumulation_steps > 1:
-            parts += f" times gradient_accumulation_steps={recipe.gradient_accumulation_steps}"
-        raise ValueError(
-            f"A batch of {recipe.batch_size} cannot be divided among {parts}. Choose a batch that is a "
-            f"multiple of {replicas * recipe.gradient_accumulation_steps}."
-        )
-    # JAX splits a part further after its images were mixed.
-    separate = recipe.gradient_accumulation_steps * (
-        1 if keras.backend.backend() == "jax" else replicas
-    )
-    if (recipe.mixup or recipe.cutmix) and recipe.batch_size // separate % 2:
-        raise ValueError(
-            f"mixup and CutMix take images in pairs, and a batch of {recipe.batch_size} in {separate} "
-            f"parts has {recipe.batch_size // separate} in each. Choose a batch that is a multiple of "
-            f"{2 * separate}, another `gradient_accumulation_steps`, or no mixing."
-        )
-
-
-# --- TensorFlow ------------------------------------------------------------------------------
-
-
-def _tensorflow_strategy(strategy: str, devices: int | None) -> Any:
-    import tensorflow as tf
-
-    gpus = tf.config.list_physical_devices("GPU")
-    if strategy == "auto":
-        if os.environ.get("TF_CONFIG") and _cluster_size() > 1:
-            strategy = "multi_worker"
-        elif os.environ.get("TPU_NAME"):
-            strategy = "tpu"
-        else:
-            strategy = "mirrored" if len(gpus) > 1 or (devices or 1) > 1 else "one_device"
-    if strategy == "tpu":
-        resolver = tf.distribute.cluster_resolver.TPUClusterResolver(os.environ.get("TPU_NAME", ""))
-        tf.config.experimental_connect_to_cluster(resolver)
-        tf.tpu.experimental.initialize_tpu_system(resolver)
-        return tf.distribute.TPUStrategy(resolver)
-    if strategy == "multi_worker":
-        return _multi_worker_strategy(tf)
-    if strategy == "one_device":
-        if devices not in (None, 1):
-            raise ValueError(f"The strategy 'one_device' takes one. Received: devices={devices}")
-        return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
-    if not gpus:
-        return tf.distribute.MirroredStrategy(_logical_cpus(tf, devices or 1))
-    if (devices or 1) > len(gpus):
-        raise ValueError(f"There are {len(gpus)} GPUs. Received: devices={devices}")
-    return tf.distribute.MirroredStrategy([f"GPU:{i}" for i in range(devices or len(gpus))])
-
-
-def _cluster_size() -> int:
-    """How many processes TF_CONFIG names.
-
-    Raises:
-        ValueError: it names none, or this process is not one of them.
-    """
-    variable = os.environ.get("TF_CONFIG")
-    try:
-        described = json.loads(variable or "")
-        cluster, task = described["cluster"], described["task"]
-        if 0 <= int(task["index"]) < len(cluster[task["type"]]):
-            return sum(map(len, cluster.values()))
-    except (ValueError, KeyError, TypeError, AttributeError):
-        pass
-    raise ValueError(
-        "The strategy 'multi_worker' needs the environment variable TF_CONFIG, such as "
-        '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": '
-        f"0}}}}, where the task is one of the cluster's. Received: TF_CONFIG={variable!r}"
+    strategy = strategies.choose_strategy(name, count)
+    return Devices(
+        strategy,
+        replicas=strategy.num_replicas_in_sync,
+        in_cluster=strategies.in_cluster(strategy),
+        is_chief=strategies.is_chief(strategy),
     )
 
 
-def _multi_worker_strategy(tf: Any) -> Any:
-    _cluster_size()
-    try:
-        return tf.distribute.MultiWorkerMirroredStrategy()
-    except (RuntimeError, tf.errors.OpError) as error:
-        reason = " ".join(str(error).split())
-        raise ValueError(
-            f"The processes that TF_CONFIG names cannot reach each other: {reason}. Received: "
-            f"TF_CONFIG={os.environ['TF_CONFIG']}"
-        ) from error
+def _jax_devices(architecture: str | CoAtNetConfig, strategy: str, count: int | None) -> Devices:
+    from keras_coatnet.training.engine.jax import data_replicas
+
+    distribution = _jax_distribution(architecture, strategy, count)
+    return Devices(distribution, replicas=data_replicas(distribution))
 
 
-def _logical_cpus(tf: Any, count: int) -> list[str]:
-    """Devices that a CPU is divided into: for tests of what several devices compute."""
-    if len(tf.config.list_logical_devices("CPU")) < count:
-        raise ValueError(
-            f"There is no GPU, and the CPU is not divided into {count} logical devices. Call "
-            "divide_cpu before TensorFlow does anything else, as the command line does."
-        )
-    return [f"CPU:{i}" for i in range(count)]
+def _jax_distribution(
+    architecture: str | CoAtNetConfig, strategy: str, count: int | None
+) -> Distribution | None:
+    from keras_coatnet.training.engine import sharding
+
+    found = keras.distribution.list_devices()
+    if (count or 1) > len(found):
+        raise ValueError(f"JAX sees {len(found)} devices. Received: devices={count}")
+    if strategy == "model_parallel":
+        parts = count or len(found)
+        if len(found) % parts:
+            raise ValueError(
+                f"JAX sees {len(found)} devices, which cannot form groups of {parts}. Received: "
+                f"devices={count}"
+            )
+        return sharding.model_parallel((len(found) // parts, parts), architecture)
+    several = (count or len(found)) > 1
+    if strategy == "data_parallel" or (strategy == "auto" and several):
+        return sharding.data_parallel(found[:count])
+    return None
 
 
 def divide_cpu(count: int) -> None:
-    """Divides a CPU into logical devices, where there is no GPU.
+    """Divides the CPU into logical devices for TensorFlow, where there is no GPU.
 
-    It computes no faster; it shows what several devices compute.
+    It makes nothing faster. It shows what several devices would compute.
 
     Args:
         count: into how many.
@@ -273,7 +152,7 @@ def divide_cpu(count: int) -> None:
 
     if tf.config.list_physical_devices("GPU"):
         return
-    (cpu, *_) = tf.config.list_physical_devices("CPU")
+    cpu = tf.config.list_physical_devices("CPU")[0]
     try:
         tf.config.set_logical_device_configuration(
             cpu, [tf.config.LogicalDeviceConfiguration()] * count
@@ -282,30 +161,61 @@ def divide_cpu(count: int) -> None:
         raise ValueError(f"The CPU can be divided only at the start: {error}") from error
 
 
-# --- JAX ---------------------------------------------------------------------------------------
+def make_engine(
+    devices: Devices,
+    make_model: Callable[[], CoAtNetModel],
+    make_optimizer: Callable[[CoAtNetModel], AdamW],
+    config: StepConfig,
+) -> Engine:
+    """Makes the engine that trains on the devices that were chosen.
+
+    Args:
+        devices: what `choose_devices` returned.
+        make_model: builds the model.
+        make_optimizer: builds the optimizer for a model.
+        config: what a step computes.
+
+    Returns:
+        A `TensorFlowEngine` or a `JaxEngine`.
+
+    Raises:
+        ValueError: the devices do not divide the batch.
+    """
+    check_batch(devices, config)
+    if keras.backend.backend() == "jax":
+        from keras_coatnet.training.engine.jax import JaxEngine
+
+        return JaxEngine(devices.strategy, make_model, make_optimizer, config)
+    from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
+
+    return TensorFlowEngine(devices.strategy, make_model, make_optimizer, config)
 
 
-def _jax_distribution(strategy: str, devices: int | None, recipe: Recipe) -> Any:
-    from keras_coatnet.training.engine import sharding
+def check_batch(devices: Devices, config: StepConfig, in_pairs: bool = False) -> None:
+    """Checks that a batch can be divided among the devices, and into its chunks.
 
-    found = keras.distribution.list_devices()
-    if (devices or 1) > len(found):
-        raise ValueError(f"JAX sees {len(found)} devices. Received: devices={devices}")
-    if strategy == "model_parallel":
-        parts = devices or len(found)
-        if len(found) % parts:
-            raise ValueError(
-                f"JAX sees {len(found)} devices, which cannot form groups of {parts}. Received: "
-                f"devices={devices}"
-            )
-        return sharding.model_parallel((len(found) // parts, parts), recipe.architecture())
-    several = (devices or len(found)) > 1
-    if strategy == "data_parallel" or (strategy == "auto" and several):
-        return sharding.data_parallel(found[:devices])
-    return None
+    Args:
+        devices: what `choose_devices` returned.
+        config: what a step computes.
+        in_pairs: whether images are mixed in pairs, by mixup or CutMix.
 
-
-def _jax_replicas(distribution: Any) -> int:
-    from keras_coatnet.training.engine.jax import data_replicas
-
-    return data_replicas(distribution)
+    Raises:
+        ValueError: it cannot, or images are mixed in pairs and a chunk has an odd number of them.
+    """
+    batch_size, steps = config.batch_size, config.gradient_accumulation_steps
+    if batch_size % (devices.replicas * steps):
+        parts = f"{devices.replicas} device{'s' if devices.replicas > 1 else ''}"
+        if steps > 1:
+            parts += f" times gradient_accumulation_steps={steps}"
+        raise ValueError(
+            f"A batch of {batch_size} cannot be divided among {parts}. Choose a batch that is a "
+            f"multiple of {devices.replicas * steps}."
+        )
+    # JAX mixes the images of a chunk before it splits the chunk over the devices.
+    mixed_apart = steps * (1 if keras.backend.backend() == "jax" else devices.replicas)
+    if in_pairs and batch_size // mixed_apart % 2:
+        raise ValueError(
+            f"mixup and CutMix take images in pairs, and a batch of {batch_size} in {mixed_apart} "
+            f"parts has {batch_size // mixed_apart} in each. Choose a batch that is a multiple of "
+            f"{2 * mixed_apart}, another `gradient_accumulation_steps`, or no mixing."
+        )

@@ -1,14 +1,14 @@
 """Data and model parallelism by `keras.distribution`, on JAX.
 
-A model that outgrows a device is split along the inside of its blocks, as in Megatron-LM (Shoeybi
-et al., 2019, section 3): the layer that widens holds its share of the output channels, the layer
-that narrows the same share of its input channels, and what stands between works on that share
-alone. So each branch of a block exchanges its outputs once, in their sum.
+A model that is too large for one device is split inside its blocks, as in Megatron-LM (Shoeybi et
+al., 2019, section 3). Each device holds a share of the channels between a block's first layer,
+which widens, and its last, which narrows: of the output channels of the first, of the input
+channels of the last, and of all that is between. Attention is split by heads. So each branch of a
+block needs one exchange, the sum of its outputs. `config.py` says which channels these are.
 """
 
 from __future__ import annotations
 
-import re
 from collections.abc import Sequence
 from typing import Any
 
@@ -16,46 +16,22 @@ import keras
 
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.config import CoAtNetConfig
-
-_NORM = "(gamma|beta|moving_mean|moving_variance)"
-
-# Paths of variables, and which of their axes is split (counted from the last, -1).
-_SPLIT = {
-    # MBConv: everything between the two 1x1 convolutions is split by channel.
-    r".*/expand/kernel": (4, -1),
-    rf".*/(expand|depthwise)_norm/{_NORM}": (1, -1),
-    r".*/depthwise/kernel": (4, -2),
-    r".*/squeeze_excite/squeeze/kernel": (2, -2),
-    r".*/squeeze_excite/excite/kernel": (2, -1),
-    r".*/squeeze_excite/excite/bias": (1, -1),
-    r".*/project/kernel": (4, -2),
-    # Attention is split by head.
-    r".*/attention/(query|key|value)/kernel": (2, -1),
-    r".*/attention/(query|key|value)/bias": (1, -1),
-    r".*/attention/position/table": (3, -3),
-    r".*/attention/position/values/kernel": (2, -1),
-    r".*/attention/position/values/bias": (1, -1),
-    r".*/attention/projection/kernel": (2, -2),
-    # The feed-forward part and the head, by hidden channel.
-    r".*/ffn_expand/kernel": (2, -1),
-    r".*/ffn_expand/bias": (1, -1),
-    r".*/ffn_project/kernel": (2, -2),
-    r"hidden/kernel": (2, -1),
-    r"hidden/bias": (1, -1),
-    r"predictions/kernel": (2, -2),
-}
+from keras_coatnet.counting.variables import check_split, variables
 
 
 def layout_map(
-    device_mesh: keras.distribution.DeviceMesh, model_axis: str = "model"
+    architecture: str | CoAtNetConfig,
+    device_mesh: keras.distribution.DeviceMesh,
+    model_axis: str = "model",
 ) -> keras.distribution.LayoutMap:
-    """Says which axis of which variable of a CoAtNet is split over the devices.
+    """Returns which axis of which variable is split over the devices.
 
     Norms of the blocks' inputs, shortcuts, the stem and the biases of narrowing layers are not.
-    A plain `keras.distribution.ModelParallel` with this map needs sizes that the mesh divides;
-    the one that `model_parallel` makes leaves other variables whole.
+    A plain `keras.distribution.ModelParallel` with this map needs sizes that the mesh divides. The
+    one that `model_parallel` returns keeps other variables whole.
 
     Args:
+        architecture: what will be split: a name or a `CoAtNetConfig`.
         device_mesh: the devices.
         model_axis: the mesh's axis over which models are split.
 
@@ -71,43 +47,45 @@ def layout_map(
             f"Received: model_axis={model_axis!r}"
         )
     layouts = keras.distribution.LayoutMap(device_mesh)
-    for pattern, (rank, axis) in _SPLIT.items():
-        axes = [None] * rank
-        axes[axis] = model_axis
-        layouts[pattern] = tuple(axes)
+    for pattern, (rank, split_axis) in split_axes(find_architecture(architecture)).items():
+        axes: list[str | None] = [None] * rank
+        axes[split_axis] = model_axis
+        layouts[pattern] = tuple(axes)  # pyright: ignore[reportArgumentType]  # Keras takes both
     return layouts
 
 
-def part_shape(path: str, shape: Sequence[int], parts: int) -> tuple[int, ...]:
-    """The shape of one device's part of a variable.
+def split_axes(config: CoAtNetConfig) -> dict[str, tuple[int, int]]:
+    """Returns the rules by which the variables of a network are split.
 
     Args:
-        path: the variable's, e.g. `"stage1_block1/expand/kernel"`.
-        shape: of the whole.
-        parts: devices along the model axis.
+        config: the network.
 
     Returns:
-        A shape; that of the whole where the variable is not split.
+        By regular expression for the variable's path: how many axes it has, and which is split.
+        A variable of a block has one rule for all blocks.
 
     Example:
-        >>> part_shape("stage1_block1/expand/kernel", (1, 1, 192, 768), 4)
-        (1, 1, 192, 192)
+        >>> split_axes(find_architecture("coatnet0"))[".*/expand/kernel"]
+        (4, -1)
     """
-    shape = list(shape)
-    for pattern, (_, axis) in _SPLIT.items():
-        if re.fullmatch(pattern, path) and shape[axis] % parts == 0:
-            shape[axis] //= parts
-    return tuple(shape)
+    blocks = {block.name for block in config.blocks()}
+    rules = {}
+    for variable in variables(config):
+        if variable.split_axis is not None:
+            layer, _, rest = variable.path.partition("/")
+            pattern = f".*/{rest}" if layer in blocks else variable.path
+            rules[pattern] = len(variable.shape), variable.split_axis
+    return rules
 
 
 def data_parallel(
     devices: Sequence[str] | None = None, batch_size: int | None = None
 ) -> keras.distribution.DataParallel:
-    """Whole models on every device, each with its share of the batch.
+    """Gives each device the whole model and a share of the batch.
 
     Args:
         devices: names such as `"gpu:0"`; None: all of the machine's, or of all processes'.
-        batch_size: images of a step, to be checked; None: not known.
+        batch_size: images of a step, which the devices must divide; None: not checked.
 
     Returns:
         A `keras.distribution.DataParallel` for `keras.distribution.set_distribution`. Each process
@@ -116,7 +94,9 @@ def data_parallel(
     Raises:
         ValueError: Keras does not run on JAX, or the devices do not divide the batch.
 
-    Example, on JAX:
+    Example:
+        On JAX:
+
         keras.distribution.set_distribution(data_parallel(batch_size=256))
     """
     devices = _devices(devices)
@@ -130,25 +110,29 @@ def model_parallel(
     devices: Sequence[str] | None = None,
     batch_size: int | None = None,
 ) -> keras.distribution.ModelParallel:
-    """Models split over groups of devices, each group with its share of the batch.
+    """Splits the model over a group of devices, and the batch over the groups.
 
     Optimizer moments and averaged weights are split as their variables are.
 
     Args:
-        shape: groups, and devices in each: `(2, 4)` splits a model over four devices, twice.
-        architecture: what will be split: a name or a `CoAtNetConfig`; its heads must divide.
+        shape: how many groups, and how many devices in each. `(2, 4)` makes two groups of four
+            devices, and each group holds a model.
+        architecture: what will be split: a name or a `CoAtNetConfig`. The devices of a group must
+            divide its attention heads.
         devices: names such as `"gpu:0"`; None: all.
-        batch_size: images of a step, to be checked; None: not known.
+        batch_size: images of a step, which the groups must divide; None: not checked.
 
     Returns:
-        A `keras.distribution.ModelParallel`, to be set before the model is built. Variables that
-        the group does not divide stay whole on each device.
+        A `keras.distribution.ModelParallel`, to be set before the model is built. Variables whose
+        size the group does not divide stay whole on each device.
 
     Raises:
         ValueError: Keras does not run on JAX, the shape is not that of the devices, or it does
             not divide the heads or the batch.
 
-    Example, on JAX and eight devices:
+    Example:
+        On JAX and eight devices:
+
         keras.distribution.set_distribution(model_parallel((2, 4), "coatnet6"))
         model = keras_coatnet.CoAtNet6()
     """
@@ -159,16 +143,16 @@ def model_parallel(
             f"`shape` must be (groups, devices in each), for {len(devices)} devices in all. "
             f"Received: shape={shape!r}"
         )
-    check_heads(find_architecture(architecture), shape[1])
+    check_split(find_architecture(architecture), shape[1])
     _check_batch(batch_size, shape[0])
     mesh = keras.distribution.DeviceMesh(tuple(shape), ("batch", "model"), devices)
     return _WhereDivisible(
-        layout_map=layout_map(mesh), batch_dim_name="batch", auto_shard_dataset=False
+        layout_map=layout_map(architecture, mesh), batch_dim_name="batch", auto_shard_dataset=False
     )
 
 
 class _WhereDivisible(keras.distribution.ModelParallel):
-    """Leaves variables whole whose size the model axis does not divide."""
+    """Keeps variables whole whose size the model axis does not divide."""
 
     def get_variable_layout(self, variable: Any) -> Any:
         layout = super().get_variable_layout(variable)
@@ -204,23 +188,3 @@ def _check_batch(batch_size: int | None, shares: int) -> None:
             f"A batch of {batch_size} images cannot be shared out evenly among {shares}. Take a "
             f"multiple of {shares}, such as {max(1, round(batch_size / shares)) * shares}."
         )
-
-
-def check_heads(config: CoAtNetConfig, parts: int) -> None:
-    """Refuses to split a network over a number of devices that its heads cannot be shared out to.
-
-    Args:
-        config: the network.
-        parts: devices along the model axis.
-
-    Raises:
-        ValueError: it does not divide the heads of one of the blocks.
-    """
-    for block in config.blocks():
-        width = block.width if config.attention_from == "output" else block.width_in
-        heads = width // config.head_dim
-        if block.kind == "T" and heads % parts:
-            raise ValueError(
-                f"The {heads} attention heads of {block.name} cannot be shared out evenly among "
-                f"{parts} devices. Split the model over a number that divides them."
-            )

@@ -1,4 +1,4 @@
-"""What a checkpoint holds of a training step's state, by keys that do not hang on the process."""
+"""The variables of a training step by keys that are the same in every process and every run."""
 
 from __future__ import annotations
 
@@ -8,18 +8,20 @@ from typing import Any
 import keras
 
 
-def named_variables(model: keras.Model, optimizer: keras.optimizers.Optimizer) -> dict[str, Any]:
-    """Every variable of a model and its optimizer, the states of random draws among them.
+def named_variables(
+    model: keras.Model, optimizer: keras.optimizers.Optimizer
+) -> dict[str, keras.Variable]:
+    """Every variable of a model and its optimizer, seeds of random draws among them.
 
-    Weights are known by their path. What Keras numbers as it goes (optimizers, seeds) is known by
-    its place.
+    The key of a weight is its path. Optimizers and seeds have numbers in their paths that Keras
+    counts up within a process, so the key of their variables is their place.
 
     Args:
         model: a built model.
         optimizer: its optimizer, built.
 
     Returns:
-        `keras.Variable`s by key.
+        The variables by key.
     """
     weights = {id(variable) for variable in model.weights}
     random = [variable for variable in model.variables if id(variable) not in weights]
@@ -37,13 +39,13 @@ def check_same_keys(known: Iterable[str], saved: Iterable[str]) -> None:
 
     Args:
         known: the keys of the run.
-        saved: those of the checkpoint.
+        saved: the keys of the checkpoint.
 
     Raises:
         ValueError: they are not the same.
     """
     if different := sorted(set(known) ^ set(saved)):
         raise ValueError(
-            "The checkpoint belongs to another network or optimizer: "
-            f"{', '.join(different[:5])}. Choose another output folder."
+            "The checkpoint belongs to another network or optimizer. These variables are only in "
+            f"one of the two: {', '.join(different[:5])}. Choose another output folder."
         )

@@ -1,4 +1,4 @@
-"""How good a classifier is, on a set of labeled images."""
+"""Evaluation of a classifier on a set of labeled images."""
 
 from __future__ import annotations
 
@@ -10,17 +10,20 @@ import keras
 import numpy as np
 import tensorflow as tf
 
-from keras_coatnet.inference import ImageSettings, check_classifier, class_scores
-from keras_coatnet.training.data.datasets import Source
-from keras_coatnet.training.data.pipeline import UnreadableImages, padded_evaluation_dataset
+from keras_coatnet.images import ImageSettings
+from keras_coatnet.inference import check_classifier, class_scores
+from keras_coatnet.training.data.datasets import ImageDataset
+from keras_coatnet.training.data.pipeline import padded_evaluation_dataset
+from keras_coatnet.training.data.unreadable import UnreadableImages
+from keras_coatnet.training.engine.base import Engine
+from keras_coatnet.training.errors import TrainingError, explain_errors
 from keras_coatnet.training.evaluation.metrics import Evaluation, EvaluationCounter
-from keras_coatnet.training.run.errors import TrainingError, in_words
-from keras_coatnet.training.run.log import Progress
+from keras_coatnet.training.progress import Progress
 
 
 def evaluate(
     model: keras.Model,
-    source: Source,
+    source: ImageDataset,
     settings: ImageSettings,
     *,
     batch_size: int = 64,
@@ -33,11 +36,11 @@ def evaluate(
     Args:
         model: (batch, height, width, 3), raw pixels, to (batch, classes).
         source: the images, with as many classes and in the same order.
-        settings: how they are made ready.
-        batch_size: images at once, at least 1.
-        positive: of two classes, the one that precision and F1 are about; None: the second.
-        unreadable_limit: how many images may be unreadable; they do not count.
-        stream: where progress goes; None: the error stream.
+        settings: how the images are resized and cropped.
+        batch_size: number of images per step, at least 1. Default: 64.
+        positive: of two classes, the one that precision and F1 are about. Default: the second.
+        unreadable_limit: number of images that may be unreadable; they do not count.
+        stream: where progress is shown. Default: the error stream.
 
     Returns:
         An `Evaluation`.
@@ -48,27 +51,27 @@ def evaluate(
 
     Example:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
-        found = evaluate(model, open_source("/data/imagenet/val"), settings)
+        found = evaluate(model, open_dataset("/data/imagenet/val"), settings)
     """
     classes = check_classifier(model)
     if classes != len(source.classes):
         raise ValueError(
-            f"The model tells {classes} classes apart, and {source.name} has "
+            f"The model has {classes} classes, and {source.name} has "
             f"{len(source.classes)}. Choose the model that was trained on such data."
         )
     if batch_size < 1:
         raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
     batch_size = min(batch_size, source.count)
-    broken = UnreadableImages(unreadable_limit)
+    unreadable = UnreadableImages(unreadable_limit)
     dataset = padded_evaluation_dataset(
-        source, **_pipeline_options(settings), global_batch_size=batch_size, broken=broken
+        source, **_pipeline_options(settings), global_batch_size=batch_size, unreadable=unreadable
     )
     counter = EvaluationCounter(source.classes, positive)
     progress = Progress(
         -(-source.count // batch_size), batch_size, sys.stderr if stream is None else stream
     )
     try:
-        with in_words(pathlib.Path(), broken, cluster=False):
+        with explain_errors(pathlib.Path(), unreadable, cluster=False):
             for step, (images, labels, weights) in enumerate(dataset, 1):
                 scores = class_scores(model, images.numpy())
                 labels = labels.numpy()
@@ -80,18 +83,18 @@ def evaluate(
         raise ValueError(str(error)) from error
     finally:
         progress.close()
-    for name in broken.names:
+    for name in unreadable.names:
         progress.message(f"not counted, as it cannot be read: {name}")
     return counter.result()
 
 
 def evaluate_engine(
-    engine: Any,
-    source: Source,
+    engine: Engine,
+    source: ImageDataset,
     settings: ImageSettings,
     *,
     batch_size: int,
-    broken: UnreadableImages,
+    unreadable: UnreadableImages,
     positive: str | None = None,
 ) -> Evaluation:
     """Evaluates the network of a training engine, with its averaged weights if there are any.
@@ -101,7 +104,7 @@ def evaluate_engine(
         source: the images.
         settings: how they are made ready.
         batch_size: images at once, over all devices; it becomes a multiple of them.
-        broken: collects the images that cannot be read; they do not count.
+        unreadable: collects the images that cannot be read; they do not count.
         positive: of two classes, the one that precision and F1 are about.
 
     Returns:
@@ -118,11 +121,11 @@ def evaluate_engine(
             replicas=chunks,
             first_replica=first,
             local_replicas=own,
-            broken=broken,
+            unreadable=unreadable,
         )
 
     counter = EvaluationCounter(source.classes, positive)
-    for labels, top, losses, weights in engine.predict(engine.iterate(chunks, make_dataset)):
+    for labels, top, losses, weights in engine.evaluate(engine.iterate(chunks, make_dataset)):
         counter.update(labels, top, losses, weights)
     return counter.result()
 

@@ -1,4 +1,4 @@
-"""What an evaluation found: counts of a classifier's answers, and the figures that follow."""
+"""Metrics of a classifier, computed from counts of its answers."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CONFUSION_CLASSES = 2000
 
 @dataclass(frozen=True, eq=False)
 class Evaluation:
-    """The figures of an evaluation; what is divided by nothing is nan.
+    """The metrics of an evaluation. A ratio whose denominator is zero is nan.
 
     Attributes:
         classes: names, by id.
@@ -33,9 +33,9 @@ class Evaluation:
         top5: share of samples that are among the five best answers; None below six classes.
         truths: (classes,), how many samples a class has.
         answers: (classes,), how often it was the best answer.
-        hits: (classes,), how often that was right.
+        hits: (classes,), how often that answer was right.
         confusion: (classes, classes), int64, rows are the truth; None above 2,000 classes.
-        positive: id of the class that a two-class problem looks for; None of others.
+        positive: id of the positive class of a two-class problem; None for other problems.
     """
 
     classes: tuple[str, ...]
@@ -89,7 +89,9 @@ class Evaluation:
 
     def summary_table(self) -> str:
         """The figures as lines of text, a name and a value each."""
-        rows = {name.replace("_", " "): value for name, value in self.figures().items()}
+        rows: dict[str, Any] = {
+            name.replace("_", " "): value for name, value in self.figures().items()
+        }
         if self.positive is not None:
             rows["positive class"] = self.classes[self.positive]
         width = max(map(len, rows))
@@ -134,7 +136,7 @@ class Evaluation:
         """The figures and the classes' as a dictionary that JSON can hold; nan becomes None."""
         columns = {"count": self.truths, "recall": self.recall, "precision": self.precision}
         columns["f1"] = self.f1
-        found = {name: _json(value) for name, value in self.figures().items()}
+        found: dict[str, Any] = {name: _json(value) for name, value in self.figures().items()}
         if self.positive is not None:
             found["positive_class"] = self.classes[self.positive]
         found["classes"] = [
@@ -175,12 +177,12 @@ class Evaluation:
 
 
 class EvaluationCounter:
-    """Counts a classifier's answers, batch by batch.
+    """Counts a classifier's answers batch by batch.
 
     Args:
         classes: names, by id; at least two.
-        positive: of two classes the one that is looked for, by name or id; None: the second. Of
-            more classes None.
+        positive: name or id of the positive class, for two classes. Default: the second. With
+            more classes it must be None.
 
     Raises:
         ValueError: there are fewer than two classes, or no such positive class.

@@ -1,82 +1,71 @@
-"""Images of a run and of an evaluation, by matplotlib's objects: no state, no window."""
+"""Plots of a run and of an evaluation.
+
+They use matplotlib's objects directly: `pyplot` keeps global state, and may open windows.
+"""
 
 from __future__ import annotations
 
 import os
 import pathlib
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
 from keras_coatnet.files import whole_file
-from keras_coatnet.training.run import log
 
 # Above so many classes the names, and the numbers in the cells, can no longer be read; and a cell
 # is hardly more than a pixel, so that what is not empty is drawn as a dot larger than that.
 _NAMED_CLASSES, _NUMBERED_CLASSES, _CELL_CLASSES = 40, 12, 200
-# From so many rows on a running mean of this share of them stands over the training loss.
-_SMOOTHED_ROWS, _SMOOTHING = 200, 0.02
+_INK = "#333333"
+_COLORS = ("#1f5fa8", "#d1601f")
 
-_INK, _QUIET = "#333333", "#b9c6d6"
-_COLORS = ("#1f5fa8", "#d1601f", "#3b8a4b", "#8a4b9b")
+# A row of a run's history: a value for each column.
+Row = Mapping[str, "int | float | None"]
 
 
-def learning_curve(folder: str | os.PathLike) -> pathlib.Path:
-    """Draws a run's losses, its accuracy in evaluations and its learning rate against the step.
+def learning_curve(
+    training: Sequence[Row], evaluations: Sequence[Row], path: str | os.PathLike
+) -> pathlib.Path:
+    """Plots losses, accuracy and learning rate of a run against the step.
+
+    TensorBoard shows the same figures and more. This image needs no program to be looked at.
 
     Args:
-        folder: the run's, where `log.RunLog` wrote.
+        training: rows with `step`, `loss` and `learning_rate`.
+        evaluations: rows with `step`, `validation_loss` and `validation_top1`; may be empty.
+        path: of the image, a PNG file.
 
     Returns:
-        The path of the image, `curves.png` in that folder.
+        The path.
 
     Raises:
-        ValueError: the run has no rows yet, or a file of it is damaged.
+        ValueError: there is no row of training.
         ImportError: matplotlib is not installed.
     """
-    history = log.read_history(folder)
-    if not history.training:
-        raise ValueError(f"There is no row of training in {folder} to draw.")
-    accuracies = _series(history.evaluations, "top1")
-    heights = [3, 2, 1] if accuracies else [3, 1]
-    figure = _figure(9, 1.4 * sum(heights))
-    panels = list(
-        figure.subplots(
-            len(heights), sharex=True, squeeze=True, gridspec_kw={"height_ratios": heights}
-        )
-    )
-
-    _draw_training_loss(panels[0], *_columns(history.training, "loss"))
-    losses = _series(history.evaluations, "loss")
-    for color, (name, steps, values) in zip(_COLORS[1:], losses, strict=False):
-        panels[0].plot(steps, values, color=color, marker="o", markersize=3, label=name)
-    panels[0].set_ylabel("loss")
+    if not training:
+        raise ValueError("There is no row of training to plot. Received: training=[]")
+    curves = {
+        "loss": [(training, "loss"), (evaluations, "validation_loss")],
+        "top-1": [(evaluations, "validation_top1")],
+        "learning rate": [(training, "learning_rate")],
+    }
+    if not evaluations:
+        del curves["top-1"]
+    figure = _figure(9, 2.5 * len(curves))
+    panels = figure.subplots(len(curves), sharex=True)
+    for panel, (title, lines) in zip(panels, curves.items(), strict=True):
+        for color, (rows, name) in zip(_COLORS, lines, strict=False):
+            known = [(row["step"], row[name]) for row in rows if row.get(name) is not None]
+            if known:
+                marker = "o" if rows is evaluations else None
+                panel.plot(*zip(*known, strict=True), color=color, marker=marker, label=name)
+        panel.set_ylabel(title)
+        panel.grid(color="#e6e6e6")
     panels[0].legend(frameon=False)
-
-    if accuracies:
-        for color, (name, steps, values) in zip(_COLORS[1:], accuracies, strict=False):
-            if np.isfinite(values).any():
-                best = int(np.nanargmax(values))
-                name += f", best {100 * values[best]:.2f}% at step {steps[best]:,}"
-            panels[1].plot(steps, 100 * values, color=color, marker="o", markersize=3, label=name)
-        panels[1].set_ylabel("top-1, %")
-        panels[1].legend(frameon=False, loc="lower right")
-
-    panels[-1].plot(*_columns(history.training, "learning_rate"), color=_INK)
-    panels[-1].set_ylabel("learning rate")
-    panels[-1].set_ylim(bottom=0)
-    panels[-1].ticklabel_format(axis="y", style="sci", scilimits=(-2, 2))
     panels[-1].set_xlabel("step")
-    panels[-1].xaxis.get_major_locator().set_params(integer=True)
-    panels[-1].xaxis.set_major_formatter(lambda step, _: f"{step:,.0f}")
-    for panel in panels:
-        panel.grid(color="#e6e6e6", linewidth=0.8)
-        panel.set_axisbelow(True)
-        panel.spines[["top", "right"]].set_visible(False)
-    figure.align_ylabels(panels)
-    return _save(figure, pathlib.Path(folder) / "curves.png")
+    return _save(figure, pathlib.Path(path))
 
 
 def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> pathlib.Path:
@@ -107,7 +96,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
     side = float(np.clip(3 + 0.28 * number, 5, 11))  # 1,000 classes: a pixel a cell, or more
     figure = _figure(side + 1, side)
     panel = figure.subplots()
-    import matplotlib
+    import matplotlib.colors
 
     # The root makes room for the rare mistakes, which are what one looks for.
     colors = matplotlib.colormaps["Blues"].with_extremes(bad="#f0e6dc")
@@ -193,32 +182,6 @@ def _save(figure: Any, path: pathlib.Path) -> pathlib.Path:
         warnings.filterwarnings("ignore", "Glyph .* missing from")
         figure.savefig(partial, format="png")
     return path
-
-
-def _columns(rows: list[log.Row], name: str) -> tuple[np.ndarray, np.ndarray]:
-    known = [(row["step"], row[name]) for row in rows if row[name] is not None]
-    steps, values = zip(*known, strict=True) if known else ((), ())
-    return np.array(steps), np.array(values, "float64")
-
-
-def _series(rows: list[log.Row], kind: str) -> list[tuple[str, np.ndarray, np.ndarray]]:
-    """Columns of the evaluations that hold such a figure: there may be one of averaged weights."""
-    names = [name for name in (rows[0] if rows else ()) if kind in name.split("_")]
-    return [(name.replace("_", " "), *_columns(rows, name)) for name in names]
-
-
-def _draw_training_loss(panel: Any, steps: np.ndarray, losses: np.ndarray) -> None:
-    if len(steps) < _SMOOTHED_ROWS:
-        panel.plot(steps, losses, color=_COLORS[0], label="training loss")
-        return
-    width = max(2, round(_SMOOTHING * len(steps)))
-    # The mean of the last `width` rows, of fewer at the start.
-    sums = np.concatenate([[0.0], np.cumsum(losses)])
-    ends = np.arange(1, len(losses) + 1)
-    starts = np.maximum(ends - width, 0)
-    panel.plot(steps, losses, color=_QUIET, linewidth=0.7)
-    means = (sums[ends] - sums[starts]) / (ends - starts)
-    panel.plot(steps, means, color=_COLORS[0], label=f"training loss, mean of {width} rows")
 
 
 def _shortened(name: str, longest: int = 24) -> str:

@@ -23,7 +23,7 @@ _FORMAT = "keras_coatnet training state 1"
 
 
 @dataclasses.dataclass(frozen=True)
-class Checkpoint:
+class RunState:
     """The state of a run after a step.
 
     Attributes:
@@ -51,7 +51,7 @@ class CheckpointFolder:
     Example:
         >>> import tempfile
         >>> folder = CheckpointFolder(tempfile.mkdtemp(), keep=2)
-        >>> _ = folder.save(Checkpoint(7, {"a": np.ones(3)}, {"best": 0.5}))
+        >>> _ = folder.save(RunState(7, {"a": np.ones(3)}, {"best": 0.5}))
         >>> folder.newest().step
         7
     """
@@ -66,11 +66,11 @@ class CheckpointFolder:
         matches = [re.fullmatch(rf"step-(\d+){_SUFFIX}", name) for name in names]
         return sorted(int(match[1]) for match in matches if match)
 
-    def save(self, checkpoint: Checkpoint) -> pathlib.Path:
+    def save(self, state: RunState) -> pathlib.Path:
         """Writes a checkpoint, then removes those that are too old.
 
         Args:
-            checkpoint: the state.
+            state: the state.
 
         Returns:
             Its file.
@@ -81,15 +81,15 @@ class CheckpointFolder:
         from safetensors.numpy import save
 
         self.path.mkdir(parents=True, exist_ok=True)
-        arrays = {key: np.asarray(value, order="C") for key, value in checkpoint.arrays.items()}
-        notes = json.dumps(dict(checkpoint.notes))
+        arrays = {key: np.asarray(value, order="C") for key, value in state.arrays.items()}
+        notes = json.dumps(dict(state.notes))
         metadata = {
             "format": _FORMAT,
-            "step": str(checkpoint.step),
+            "step": str(state.step),
             "notes": notes,
-            "sha256": _digest(checkpoint.step, notes, arrays),
+            "sha256": _digest(state.step, notes, arrays),
         }
-        final = self._file(checkpoint.step)
+        final = self._file(state.step)
         for left_over in self.path.glob(f".*.step-*{_SUFFIX}"):  # of a run killed while it saved
             left_over.unlink()
         try:
@@ -103,7 +103,7 @@ class CheckpointFolder:
             kept = f"the one of step {last[-1]} is whole" if last else "there is no earlier one"
             raise OSError(
                 error.errno,
-                f"the checkpoint of step {checkpoint.step} could not be saved: {reason}; {kept}. "
+                f"the checkpoint of step {state.step} could not be saved: {reason}; {kept}. "
                 "Make room and start the same command again to go on",
                 str(self.path),
             ) from error
@@ -112,11 +112,11 @@ class CheckpointFolder:
             self._file(step).unlink(missing_ok=True)
         return final
 
-    def newest(self) -> Checkpoint | None:
+    def newest(self) -> RunState | None:
         """The newest checkpoint that is whole; a damaged one is named in a warning and passed over.
 
         Returns:
-            A `Checkpoint`, or None if there are no files.
+            A `RunState`, or None if there are no files.
 
         Raises:
             ValueError: there are files, and all of them are damaged.
@@ -133,14 +133,14 @@ class CheckpointFolder:
             )
         return None
 
-    def read(self, step: int) -> Checkpoint:
+    def read(self, step: int) -> RunState:
         """Reads the checkpoint of a step.
 
         Args:
             step: one of `steps()`.
 
         Returns:
-            A `Checkpoint`.
+            A `RunState`.
 
         Raises:
             ValueError: the file is damaged.
@@ -156,7 +156,7 @@ class CheckpointFolder:
                 raise ValueError(f"its format is {metadata.get('format')!r}")
             if metadata["sha256"] != _digest(int(metadata["step"]), metadata["notes"], arrays):
                 raise ValueError("its content is not what was saved")
-            return Checkpoint(int(metadata["step"]), arrays, json.loads(metadata["notes"]))
+            return RunState(int(metadata["step"]), arrays, json.loads(metadata["notes"]))
         except (OSError, SafetensorError, KeyError, ValueError) as error:
             raise ValueError(f"The checkpoint {path} is damaged ({error})") from error
 

@@ -1,18 +1,13 @@
-"""What a run says of itself: rows in CSV and TensorBoard files, a line of progress, a summary."""
+"""The figures of a run, as rows of CSV files and as TensorBoard events."""
 
 from __future__ import annotations
 
-import collections
-import contextlib
 import csv
 import io
 import os
 import pathlib
-import shutil
-import sys
-import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from typing import Any, NamedTuple, TextIO
+from collections.abc import Iterable, Mapping
+from typing import Any, NamedTuple
 
 from keras_coatnet.files import whole_file
 
@@ -26,11 +21,6 @@ TRAINING_COLUMNS = (
     "gradient_norm",
     "images_per_second",
 )
-
-# Seconds between two lines of progress, where the last one is rewritten and where it is not.
-_REWRITE_SECONDS, _LINE_SECONDS = 0.1, 10.0
-# The speed shown is that of this many seconds before.
-_WINDOW_SECONDS = 30.0
 
 Row = dict[str, "int | float | None"]
 
@@ -46,25 +36,26 @@ class History(NamedTuple):
     training: list[Row]
     evaluations: list[Row]
 
-
-# --- Rows ------------------------------------------------------------------------------------
+    def until(self, step: int) -> History:
+        """The rows up to a step, which is included."""
+        return History(*([row for row in rows if (row["step"] or 0) <= step] for rows in self))
 
 
 class RunLog:
     """Writes a run's numbers to `history.csv`, `evaluations.csv` and TensorBoard's event files.
 
-    Each row is handed to the system at once, so that a killed run keeps all that it logged. A run
-    that goes on from a checkpoint drops the rows after it: its files are those of a run that was
-    never interrupted, but for the measured speeds. The event files are written anew from the rows
-    then.
+    Each row is written to the file at once, so that a killed run keeps all rows. A run that resumes
+    from a checkpoint drops the rows after it. Its files equal those of a run that was never
+    interrupted, except for the measured speeds. The event files are then written again from the
+    rows.
 
     Args:
-        folder: where the files go; made if it does not exist.
-        resume_step: the step of the checkpoint that the run goes on from; None: a new run, which
-            replaces the files of an earlier one.
+        folder: where the files are written; created if it does not exist.
+        resume_step: step of the checkpoint that the run resumes from. Default: None, a new run,
+            which replaces the files of an earlier one.
 
     Raises:
-        ValueError: a file of the run that goes on is not one of ours.
+        ValueError: a file of the run was not written by this class.
 
     Example:
         >>> import tempfile
@@ -81,10 +72,7 @@ class RunLog:
         self._folder.mkdir(parents=True, exist_ok=True)
         kept = History([], [])
         if resume_step is not None:
-            before = (
-                [row for row in rows if row["step"] <= resume_step] for rows in read_history(folder)
-            )
-            kept = History(*before)
+            kept = read_history(folder).until(resume_step)
         self._training = _Table(self._folder / HISTORY, kept.training, TRAINING_COLUMNS)
         self._evaluations = _Table(self._folder / EVALUATIONS, kept.evaluations)
         self._events = _Events(self._folder / TENSORBOARD)
@@ -156,17 +144,17 @@ class RunLog:
 
 
 def read_history(folder: str | os.PathLike) -> History:
-    """Reads what `RunLog` wrote, also of a run that goes on or was killed.
+    """Reads the rows that `RunLog` wrote, also while the run goes on, or after it was killed.
 
     Args:
         folder: the run's.
 
     Returns:
-        A `History`; its lists are empty where there is no file. A last line that was only half
-        written is left out.
+        A `History`, with empty lists where there is no file. A last line that is incomplete is left
+        out.
 
     Raises:
-        ValueError: a file is not one of ours; the message names the line.
+        ValueError: a line is not a row of a history; the message says which.
     """
     return History(*(_read(pathlib.Path(folder) / name) for name in (HISTORY, EVALUATIONS)))
 
@@ -272,162 +260,3 @@ class _Events:
 
     def close(self) -> None:
         self._writer.close()
-
-
-# --- Progress --------------------------------------------------------------------------------
-
-
-class Progress:
-    """One line of progress: steps, the figures of the last, images a second, time left.
-
-    On a terminal the line is rewritten in place. Elsewhere a line is added every ten seconds.
-
-    Args:
-        total_steps: steps that the run has in all.
-        batch_size: images in a step, of all devices together.
-        stream: where the line goes; None: the error stream.
-        clock: seconds that only ever grow; `time.monotonic`.
-
-    Example:
-        >>> progress = Progress(100, batch_size=32, stream=sys.stdout)
-        >>> progress.update(1, "epoch 0.10  loss 2.3000")
-        step 1/100  epoch 0.10  loss 2.3000
-    """
-
-    def __init__(
-        self,
-        total_steps: int,
-        batch_size: int,
-        stream: TextIO | None = None,
-        *,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self._total, self._batch_size = total_steps, batch_size
-        self._stream = sys.stderr if stream is None else stream
-        self._rewrites = self._stream.isatty()
-        self._clock = clock
-        self._times: collections.deque[tuple[float, int]] = collections.deque()
-        self._shown = float("-inf")
-        self._line = ""
-
-    @property
-    def images_per_second(self) -> float | None:
-        """Speed of the last half minute; None before the second step, whose start is not known."""
-        if len(self._times) < 2:
-            return None
-        (first, before), (last, after) = self._times[0], self._times[-1]
-        return (after - before) * self._batch_size / (last - first) if last > first else None
-
-    def update(self, step: int, figures: str) -> None:
-        """Takes note of a step, and shows it if it is time to.
-
-        Args:
-            step: steps done.
-            figures: what to show of it.
-        """
-        now = self._clock()
-        self._times.append((now, step))
-        while len(self._times) > 2 and self._times[1][0] <= now - _WINDOW_SECONDS:
-            self._times.popleft()
-        pause = _REWRITE_SECONDS if self._rewrites else _LINE_SECONDS
-        if now - self._shown < pause and step < self._total:
-            return
-        self._shown = now
-        parts = [f"step {step:,}/{self._total:,}", figures]
-        speed = self.images_per_second
-        if speed:
-            left = (self._total - step) * self._batch_size / speed
-            parts += [f"{speed:,.{0 if speed >= 10 else 1}f} images/s", f"{hours(left)} left"]
-        self._show("  ".join(parts))
-
-    def restart(self) -> None:
-        """Measures the speed anew, in a run that went back to an earlier step."""
-        self._times.clear()
-
-    def message(self, text: str) -> None:
-        """Writes lines above the line of progress.
-
-        Args:
-            text: one line or several.
-        """
-        line, self._line = self._line, ""
-        if line:
-            self._stream.write("\r" + " " * len(line) + "\r")
-        self._stream.write(text + "\n")
-        if line:
-            self._show(line)
-        self._stream.flush()
-
-    @contextlib.contextmanager
-    def paused(self) -> Iterator[None]:
-        """Leaves the time spent inside, on an evaluation or a checkpoint, out of the speed."""
-        start = self._clock()
-        yield
-        passed = self._clock() - start
-        self._times = collections.deque((when + passed, step) for when, step in self._times)
-
-    def close(self) -> None:
-        """Ends the line."""
-        if self._line:
-            self._stream.write("\n")
-            self._stream.flush()
-            self._line = ""
-
-    def _show(self, line: str) -> None:
-        if self._rewrites:
-            # A line that the terminal wraps cannot be taken back.
-            line = line[: shutil.get_terminal_size().columns - 1]
-            self._stream.write("\r" + line.ljust(len(self._line)))
-            self._line = line
-        else:
-            self._stream.write(line + "\n")
-        self._stream.flush()
-
-
-def hours(seconds: float) -> str:
-    """A time as hours, minutes and seconds.
-
-    Args:
-        seconds: at least 0.
-
-    Returns:
-        A string such as `"26:03:05"`.
-
-    Example:
-        >>> hours(3725.4)
-        '1:02:05'
-    """
-    minutes, seconds = divmod(round(seconds), 60)
-    return f"{minutes // 60}:{minutes % 60:02}:{seconds:02}"
-
-
-# --- Summary ---------------------------------------------------------------------------------
-
-
-def summary(rows: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
-    """Two aligned columns: what it is, and its value.
-
-    Args:
-        rows: names and values. Whole numbers get commas, others four digits, None a dash; strings
-            and paths stay as they are.
-
-    Returns:
-        Lines of text.
-
-    Example:
-        >>> print(summary({"steps": 12000, "best top-1": 0.81234, "checkpoint": None}))
-        steps       12,000
-        best top-1  0.8123
-        checkpoint  -
-    """
-    pairs = list(rows.items() if isinstance(rows, Mapping) else rows)
-    width = max((len(name) for name, _ in pairs), default=0)
-    return "\n".join(f"{name:{width}}  {_shown(value)}" for name, value in pairs)
-
-
-def _shown(value: Any) -> str:
-    if value is None:
-        return "-"
-    if isinstance(value, int) and not isinstance(value, bool):
-        return f"{value:,}"
-    return f"{value:.4g}" if isinstance(value, float) else str(value)

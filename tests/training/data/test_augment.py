@@ -308,8 +308,8 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
         ({"aspect": (0.0, 1.0)}, "aspect"),
         ({"center_ratio": 0.0}, "center_ratio"),
         ({"flip": 1}, "flip"),
-        ({"randaugment_layers": -1}, "randaugment_layers"),
-        ({"randaugment_layers": 1.5}, "randaugment_layers"),
+        ({"randaugment_num_ops": -1}, "randaugment_num_ops"),
+        ({"randaugment_num_ops": 1.5}, "randaugment_num_ops"),
         (
             {"randaugment_magnitude": 31},
             "at most 30. Received: randaugment_magnitude=31",
@@ -340,7 +340,7 @@ def test_numpy_numbers_become_pythons():
         aspect=[np.float64(0.5), np.int64(2)],
         center_ratio=np.float32(0.5),
         flip=np.bool_(False),
-        randaugment_layers=np.int64(2),
+        randaugment_num_ops=np.int64(2),
         randaugment_magnitude=np.float32(15),
         mixup=np.float32(0.5),
     )

@@ -20,18 +20,18 @@ import tensorflow_datasets as tfds
 
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.data import prepared, records
-from keras_coatnet.training.data.datasets import Source, open_source, open_sources
+from keras_coatnet.training.data.datasets import ImageDataset, open_dataset, open_datasets
 from keras_coatnet.training.data.shard import Shard
 from tests.training import tars
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.usefixtures("no_network")]
 
 
-def elements(source: Source, seed: int | None = None, start: int = 0) -> list[dict]:
+def elements(source: ImageDataset, seed: int | None = None, start: int = 0) -> list[dict]:
     return list(source.examples(seed, start).as_numpy_iterator())
 
 
-def names(source: Source, seed: int | None = None, start: int = 0) -> list[str]:
+def names(source: ImageDataset, seed: int | None = None, start: int = 0) -> list[str]:
     return [os.fsdecode(element["name"]) for element in elements(source, seed, start)]
 
 
@@ -60,7 +60,7 @@ def flat(tmp_path_factory) -> pathlib.Path:
 
 
 def test_a_folder_with_both_parts(pair):
-    train, validation = open_sources(pair)
+    train, validation = open_datasets(pair)
     assert (train.name, validation.name) == (str(pair / "train"), str(pair / "val"))
     assert (train.count, validation.count) == (9, 4)
     assert train.classes == validation.classes == ("ant", "bee", "cat")
@@ -74,7 +74,7 @@ def test_a_folder_with_both_parts(pair):
 
 
 def test_elements_are_scalars_of_the_promised_types(pair):
-    dataset = open_sources(pair)[0].examples(0, 0)
+    dataset = open_datasets(pair)[0].examples(0, 0)
     assert dataset.element_spec == {
         "image": tf.TensorSpec((), tf.string),
         "label": tf.TensorSpec((), tf.int64),
@@ -87,18 +87,18 @@ def test_elements_are_scalars_of_the_promised_types(pair):
 @pytest.mark.parametrize("name", ["validation", "test"])
 def test_other_names_of_the_second_part(tmp_path, name):
     tars.write_pair(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1}, name=name)
-    assert open_sources(tmp_path)[1].name == str(tmp_path / name)
-    assert open_source(tmp_path).name == str(tmp_path / name)
+    assert open_datasets(tmp_path)[1].name == str(tmp_path / name)
+    assert open_dataset(tmp_path).name == str(tmp_path / name)
 
 
 def test_parts_can_be_named(pair):
-    train, validation = open_sources(pair, train_split="val", validation_split="train")
+    train, validation = open_datasets(pair, train_split="val", validation_split="train")
     assert (train.count, validation.count) == (4, 9)
-    assert open_source(pair, "train").count == 9
+    assert open_dataset(pair, "train").count == 9
 
 
 def test_a_share_is_held_out_of_each_class(flat):
-    train, validation = open_sources(flat, held_out=0.2)
+    train, validation = open_datasets(flat, held_out=0.2)
     assert (train.count, validation.count) == (16 + 8 + 1, 4 + 2 + 1)
     labels = [int(element["label"]) for element in elements(validation)]
     assert np.bincount(labels).tolist() == [4, 2, 1]
@@ -109,17 +109,17 @@ def test_a_share_is_held_out_of_each_class(flat):
 
 
 def test_the_seed_decides_what_is_held_out(flat):
-    first, again, other = (names(open_sources(flat, seed=seed)[1]) for seed in (1, 1, 2))
+    first, again, other = (names(open_datasets(flat, seed=seed)[1]) for seed in (1, 1, 2))
     assert first == again
     assert set(first) != set(other)
 
 
 def test_a_folder_of_classes_can_be_evaluated_as_a_whole(flat):
-    assert open_source(flat).count == 32
+    assert open_dataset(flat).count == 32
 
 
 def test_an_order_for_each_seed(flat):
-    source = open_source(flat)
+    source = open_dataset(flat)
     natural = names(source)
     assert natural == sorted(natural)
     first, second = names(source, 1), names(source, 2)
@@ -129,7 +129,7 @@ def test_an_order_for_each_seed(flat):
 
 
 def test_start_leaves_out_the_beginning(flat):
-    source = open_source(flat)
+    source = open_dataset(flat)
     for seed in (None, 3):
         whole = names(source, seed)
         assert names(source, seed, 5) == whole[5:]
@@ -139,7 +139,7 @@ def test_start_leaves_out_the_beginning(flat):
 
 def test_start_reads_nothing(flat, tmp_path):
     shutil.copytree(flat, tmp_path / "copy")
-    source = open_source(tmp_path / "copy")
+    source = open_dataset(tmp_path / "copy")
     whole = names(source, 4)
     for path in whole[:30]:
         os.remove(path)
@@ -155,7 +155,7 @@ def test_all_suffixes_in_either_case_nested_and_hidden(tmp_path):
     (tmp_path / "b" / "._000.jpg").write_bytes(b"litter")
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        source = open_source(tmp_path)
+        source = open_dataset(tmp_path)
     assert source.classes == ("a", "b")
     assert source.count == 7
 
@@ -163,7 +163,7 @@ def test_all_suffixes_in_either_case_nested_and_hidden(tmp_path):
 def test_file_names_of_any_alphabet(tmp_path):
     tars.write_classes(tmp_path, {"Äpfel": 2, "梨": 2})
     os.rename(tmp_path / "梨" / "000.jpg", os.fsencode(tmp_path / "梨") + b"/\xff.jpg")
-    assert len(elements(open_source(tmp_path))) == 4
+    assert len(elements(open_dataset(tmp_path))) == 4
 
 
 def test_other_files_are_mentioned(tmp_path):
@@ -171,14 +171,14 @@ def test_other_files_are_mentioned(tmp_path):
     (tmp_path / "a" / "notes.txt").write_text("")
     (tmp_path / "b" / "Makefile").write_text("")
     with pytest.warns(UserWarning, match=r"^2 files below .* no images .* \S+notes.txt\.$"):
-        open_source(tmp_path)
+        open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("ending", [".webp", ".TIF", ".tiff"])
 def test_formats_to_convert(tmp_path, ending):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "b" / f"one{ending}").write_bytes(b"")
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert ending.lower() in message
     assert "one" + ending in message
     assert "Convert" in message
@@ -190,7 +190,7 @@ def test_formats_to_convert(tmp_path, ending):
 def test_a_few_classes_of_imagenet_keep_its_labels(tmp_path):
     some = {class_names(1000)[index][0]: 1 for index in (7, 300, 999)}
     tars.write_classes(tmp_path, some)
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert source.classes == tuple(identifier for identifier, _ in class_names(1000))
     assert [int(element["label"]) for element in elements(source)] == [7, 300, 999]
     assert [source.classes[label] for label in (7, 300, 999)] == list(some)
@@ -200,7 +200,7 @@ def test_imagenet_12k_where_imagenet_1k_does_not_do(tmp_path):
     common = class_names(1000)[0][0]
     rare = next(name for name, _ in class_names(11821) if name not in dict(class_names(1000)))
     tars.write_classes(tmp_path, {common: 1, rare: 1})
-    source = open_source(tmp_path)
+    source = open_dataset(tmp_path)
     assert len(source.classes) == 11821
     found = {source.classes[element["label"]] for element in elements(source)}
     assert found == {common, rare}
@@ -208,7 +208,7 @@ def test_imagenet_12k_where_imagenet_1k_does_not_do(tmp_path):
 
 def test_one_other_name_makes_them_ordinary_classes(tmp_path):
     tars.write_classes(tmp_path, {"n01440764": 1, "zebra": 1})
-    assert open_source(tmp_path).classes == ("n01440764", "zebra")
+    assert open_dataset(tmp_path).classes == ("n01440764", "zebra")
 
 
 # --- Mistakes with folders --------------------------------------------------------------------
@@ -216,65 +216,65 @@ def test_one_other_name_makes_them_ordinary_classes(tmp_path):
 
 def test_a_missing_folder(tmp_path):
     for path in (tmp_path / "none", "./none", "none/"):
-        assert "does not exist" in refusal(open_sources, path)
+        assert "does not exist" in refusal(open_datasets, path)
     (tmp_path / "file").write_text("")
-    assert "is a file" in refusal(open_sources, tmp_path / "file")
+    assert "is a file" in refusal(open_datasets, tmp_path / "file")
 
 
 def test_an_empty_folder(tmp_path):
-    assert f"{tmp_path} is empty" in refusal(open_sources, tmp_path)
+    assert f"{tmp_path} is empty" in refusal(open_datasets, tmp_path)
 
 
 def test_images_without_classes(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "holds 3 images but no folders" in refusal(open_source, tmp_path / "a")
+    assert "holds 3 images but no folders" in refusal(open_dataset, tmp_path / "a")
 
 
 def test_one_class_only(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "one class only: 'a'" in refusal(open_sources, tmp_path)
+    assert "one class only: 'a'" in refusal(open_datasets, tmp_path)
 
 
 def test_a_class_without_images(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 3, "c": 0})
-    assert "without images: 'c'" in refusal(open_sources, tmp_path)
+    assert "without images: 'c'" in refusal(open_datasets, tmp_path)
 
 
 def test_a_class_with_a_single_image(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 1})
-    assert "single image for: 'b'" in refusal(open_sources, tmp_path)
+    assert "single image for: 'b'" in refusal(open_datasets, tmp_path)
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 20])
 def test_a_share_out_of_range(flat, held_out):
-    assert f"held_out={held_out}" in refusal(open_sources, flat, held_out=held_out)
+    assert f"held_out={held_out}" in refusal(open_datasets, flat, held_out=held_out)
 
 
 def test_parts_with_different_classes(tmp_path):
     tars.write_pair(tmp_path, {"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1, "d": 1})
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert f"nly in {tmp_path / 'train'}: 'c'; only in {tmp_path / 'val'}: 'd'" in message
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_one_part_without_the_other(tmp_path, part):
     tars.write_classes(tmp_path / part, {"a": 2, "b": 2})
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert f"{part}/ but no second part" in message
     assert str(tmp_path / part) in message
     if part == "train":
-        assert "no part for validation" in refusal(open_source, tmp_path)
+        assert "no part for validation" in refusal(open_dataset, tmp_path)
     else:
-        assert open_source(tmp_path).count == 4
+        assert open_dataset(tmp_path).count == 4
 
 
 def test_a_class_may_be_called_train(tmp_path):
     tars.write_classes(tmp_path, {"bus": 2, "train": 2})
-    assert open_sources(tmp_path)[0].classes == ("bus", "train")
+    assert open_datasets(tmp_path)[0].classes == ("bus", "train")
 
 
 def test_a_part_that_is_not_there(pair):
-    for call, options in ((open_sources, {"validation_split": "dev"}), (open_source, {})):
+    for call, options in ((open_datasets, {"validation_split": "dev"}), (open_dataset, {})):
         message = refusal(call, pair, **options, **({} if options else {"split": "dev"}))
         assert "no sub-folder 'dev'. It has: 'train', 'val'" in message
 
@@ -337,7 +337,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
 
 
 def test_a_data_set_by_name(data_dir):
-    train, test = open_sources("three_splits", data_dir=data_dir)
+    train, test = open_datasets("three_splits", data_dir=data_dir)
     assert (train.name, test.name) == ("three_splits, train", "three_splits, test")
     assert (train.count, test.count) == (40, 40)
     assert train.classes == test.classes == ("ant", "bee", "cat")
@@ -347,15 +347,15 @@ def test_a_data_set_by_name(data_dir):
 
 
 def test_a_data_set_by_path_by_version_and_by_the_environment(data_dir, monkeypatch):
-    by_path = open_sources(data_dir / "three_splits" / "1.0.0")
+    by_path = open_datasets(data_dir / "three_splits" / "1.0.0")
     assert [source.count for source in by_path] == [40, 40]
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
-    assert open_source("three_splits:1.0.0").name == "three_splits:1.0.0, test"
+    assert open_dataset("three_splits:1.0.0").name == "three_splits:1.0.0, test"
 
 
 def test_records_have_the_promised_form(data_dir):
     for seed in (None, 0):
-        dataset = open_source("three_splits", data_dir=data_dir).examples(seed, 10)
+        dataset = open_dataset("three_splits", data_dir=data_dir).examples(seed, 10)
         assert dataset.element_spec == {
             "image": tf.TensorSpec((), tf.string),
             "label": tf.TensorSpec((), tf.int64),
@@ -365,7 +365,7 @@ def test_records_have_the_promised_form(data_dir):
 
 
 def test_records_in_an_order_for_each_seed(data_dir):
-    source = open_source("three_splits", "train", data_dir=data_dir)
+    source = open_dataset("three_splits", "train", data_dir=data_dir)
     natural, first, second = (names(source, seed) for seed in (None, 1, 2))
     assert len({tuple(natural), tuple(first), tuple(second)}) == 3
     assert len(set(first)) == 40
@@ -379,7 +379,7 @@ def test_records_in_an_order_for_each_seed(data_dir):
 @pytest.mark.parametrize("start", [0, 8, 13])
 def test_a_shard_of_records_and_of_files(data_dir, flat, seed, start):
     """In the order of the whole, whatever is left out."""
-    for source in (open_source("three_splits", "train", data_dir=data_dir), open_source(flat)):
+    for source in (open_dataset("three_splits", "train", data_dir=data_dir), open_dataset(flat)):
         whole = names(source, seed)
         for first in (0, 3):
             shard = Shard(8, first, 3)
@@ -393,7 +393,7 @@ def test_a_shard_of_records_and_of_files(data_dir, flat, seed, start):
 
 def test_the_buffer_of_records_is_bounded(data_dir, monkeypatch):
     monkeypatch.setattr(records, "_WINDOW", 8)
-    source = open_source("three_splits", "train", data_dir=data_dir)
+    source = open_dataset("three_splits", "train", data_dir=data_dir)
     natural, shuffled = names(source), names(source, 1)
     ahead = [natural.index(name) - place for place, name in enumerate(shuffled)]
     assert max(ahead) == 7
@@ -409,7 +409,7 @@ def test_the_buffer_is_bounded_in_bytes_too(data_dir, monkeypatch):
 
 def test_files_are_read_in_an_order_for_each_seed(data_dir, monkeypatch):
     monkeypatch.setattr(records, "_WINDOW", 1)  # no shuffle after it
-    source = open_source("four_files", "train", data_dir=data_dir)
+    source = open_dataset("four_files", "train", data_dir=data_dir)
     orders = [tuple(names(source, seed)) for seed in (None, 2, 3, 2)]
     assert orders[1] == orders[3]
     assert len(set(orders)) == 3
@@ -422,22 +422,22 @@ def test_the_order_is_the_seed_s_alone(data_dir, flat):
     program = """
 import json, os, sys
 import tensorflow as tf
-from keras_coatnet.training.data.datasets import open_source, open_sources
+from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 tf.random.set_seed(99)
 tf.random.uniform([3])
-sources = open_source("three_splits", data_dir=sys.argv[1]), *open_sources(sys.argv[2])
+sources = open_dataset("three_splits", data_dir=sys.argv[1]), *open_datasets(sys.argv[2])
 orders = [[os.fsdecode(e["name"]) for e in s.examples(7, 2).as_numpy_iterator()] for s in sources]
 print(json.dumps(orders))
 """
     run = subprocess.run(
         [sys.executable, "-c", program, data_dir, flat], capture_output=True, text=True, check=True
     )
-    sources = open_source("three_splits", data_dir=data_dir), *open_sources(flat)
+    sources = open_dataset("three_splits", data_dir=data_dir), *open_datasets(flat)
     assert json.loads(run.stdout) == [names(source, 7, 2) for source in sources]
 
 
 def test_splits_in_the_words_of_tensorflow_datasets(data_dir):
-    train, validation = open_sources(
+    train, validation = open_datasets(
         "three_splits",
         data_dir=data_dir,
         train_split="train[:30]+test[:10]",
@@ -448,31 +448,31 @@ def test_splits_in_the_words_of_tensorflow_datasets(data_dir):
 
 
 def test_a_share_of_the_only_split_is_held_out(data_dir):
-    train, validation = open_sources("one_split", data_dir=data_dir, held_out=0.1)
+    train, validation = open_datasets("one_split", data_dir=data_dir, held_out=0.1)
     assert (train.name, validation.name) == ("one_split, full[:18]", "one_split, full[18:]")
     assert (train.count, validation.count) == (18, 2)
     assert set(names(train)).isdisjoint(names(validation))
-    assert "held_out=1" in refusal(open_sources, "one_split", data_dir=data_dir, held_out=1)
+    assert "held_out=1" in refusal(open_datasets, "one_split", data_dir=data_dir, held_out=1)
 
 
 def test_plain_numbers_are_counted_over_all_splits(data_dir, monkeypatch):
-    train, _ = open_sources("numbers", data_dir=data_dir)
+    train, _ = open_datasets("numbers", data_dir=data_dir)
     assert train.classes == ("0", "1", "2", "3", "4")
     assert {int(element["label"]) for element in elements(train)} == {0, 1}
     monkeypatch.setattr(records, "_MOST_SCANNED", 10)
-    message = refusal(open_sources, "numbers", data_dir=data_dir)
+    message = refusal(open_datasets, "numbers", data_dir=data_dir)
     assert "does not say how many classes its label 'label' has" in message
 
 
 def test_lists_of_one_label(data_dir):
-    source = open_source("lists", "full", data_dir=data_dir)
+    source = open_dataset("lists", "full", data_dir=data_dir)
     assert sorted(int(element["label"]) for element in elements(source)) == [0, 1, 2]
-    message = refusal(open_source, "lists", "several", data_dir=data_dir)
+    message = refusal(open_dataset, "lists", "several", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for lists-several\S+\. Received: 0, 1$", message)
 
 
 def test_the_right_features_of_many(data_dir):
-    source = open_source("rich", data_dir=data_dir)
+    source = open_dataset("rich", data_dir=data_dir)
     assert source.classes == ("ant", "bee", "cat")
     assert sorted(names(source)) == [f"{number}.png" for number in range(6)]
     assert {int(element["label"]) for element in elements(source)} == {0, 1, 2}
@@ -484,15 +484,15 @@ def test_the_right_features_of_many(data_dir):
 
 
 def test_an_unknown_name(data_dir):
-    message = refusal(open_sources, "three_split", data_dir=data_dir)
+    message = refusal(open_datasets, "three_split", data_dir=data_dir)
     assert "neither a folder nor a data set" in message
     assert "three_splits" in message
-    assert "imagenette" in refusal(open_sources, "imagenet", data_dir=data_dir)
+    assert "imagenette" in refusal(open_datasets, "imagenet", data_dir=data_dir)
 
 
 @pytest.mark.parametrize("name", ["flowers/new ones", "hub:cifar10", "no such", "a/b/c/d"])
 def test_what_is_no_name_at_all(name, data_dir):
-    assert "neither a folder nor a data set" in refusal(open_sources, name, data_dir=data_dir)
+    assert "neither a folder nor a data set" in refusal(open_datasets, name, data_dir=data_dir)
 
 
 @pytest.mark.parametrize(
@@ -500,29 +500,29 @@ def test_what_is_no_name_at_all(name, data_dir):
     [("cifar10:9.9.9", "only: 3.0.2"), ("cifar10_corrupted/fog", "BuilderConfig fog not found")],
 )
 def test_an_unknown_version_or_configuration(name, reason, data_dir):
-    assert reason in refusal(open_sources, name, data_dir=data_dir)
+    assert reason in refusal(open_datasets, name, data_dir=data_dir)
 
 
 def test_a_data_set_that_would_have_to_be_downloaded(tmp_path):
-    message = refusal(open_sources, "cifar10", data_dir=tmp_path)
+    message = refusal(open_datasets, "cifar10", data_dir=tmp_path)
     assert f"`tfds build cifar10 --data_dir {tmp_path}`" in message
     assert "https://www.cs.toronto.edu" in message
     assert not os.listdir(tmp_path)
     (tmp_path / "cifar10" / "1.2.3").mkdir(parents=True)
-    assert "versions: 1.2.3." in refusal(open_sources, "cifar10", data_dir=tmp_path)
+    assert "versions: 1.2.3." in refusal(open_datasets, "cifar10", data_dir=tmp_path)
 
 
 def test_an_unknown_split(data_dir):
     for split in ("dev", "dev[:10%]", "train[oops]"):
-        message = refusal(open_source, "three_splits", split, data_dir=data_dir)
+        message = refusal(open_dataset, "three_splits", split, data_dir=data_dir)
         assert f"no split {split!r}. It has: train, test." in message
-    assert "no split 'validation'" in refusal(open_source, "one_split", data_dir=data_dir)
-    message = refusal(open_sources, "one_split", data_dir=data_dir, train_split="full[:50%]")
+    assert "no split 'validation'" in refusal(open_dataset, "one_split", data_dir=data_dir)
+    message = refusal(open_datasets, "one_split", data_dir=data_dir, train_split="full[:50%]")
     assert "no split for validation. It has: full" in message
 
 
 def test_an_empty_split(data_dir):
-    message = refusal(open_source, "three_splits", "train[:0]", data_dir=data_dir)
+    message = refusal(open_dataset, "three_splits", "train[:0]", data_dir=data_dir)
     assert "'train[:0]' of the data set 'three_splits' is empty" in message
 
 
@@ -533,14 +533,14 @@ def test_features_that_are_not_there(data_dir):
         ("single", "one class only ('label' is its label)"),
         ("plain", "no label that is a whole number among its features: b (Text), image (Image)"),
     ):
-        assert reason in refusal(open_sources, name, data_dir=data_dir)
+        assert reason in refusal(open_datasets, name, data_dir=data_dir)
 
 
 def test_labels_out_of_range(data_dir):
     """At once where all of them are, as in a split without labels; or else when one is read."""
-    message = refusal(open_source, "unlabeled", "test", data_dir=data_dir)
+    message = refusal(open_dataset, "unlabeled", "test", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for unlabeled-test\S+__0\. Received: -1$", message)
-    assert open_source("unlabeled", "train", data_dir=data_dir).count == 6
+    assert open_dataset("unlabeled", "train", data_dir=data_dir).count == 6
     builder = prepared.prepare("negative", data_dir)
     columns = records.find_columns(builder)
     assert columns.classes == ("0", "1")
@@ -551,9 +551,9 @@ def test_labels_out_of_range(data_dir):
 @pytest.mark.parametrize("missing", ["tensorflow_datasets", "importlib_resources"])
 def test_without_tensorflow_datasets(missing, pair, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
-    assert open_source(pair).count == 4
+    assert open_dataset(pair).count == 4
     with pytest.raises(ImportError, match=r'pip install "keras-coatnet\[training\]"'):
-        open_sources("cifar10")
+        open_datasets("cifar10")
 
 
 # --- ImageNet's real builder -------------------------------------------------------------------
@@ -568,7 +568,7 @@ def imagenet(tmp_path_factory) -> pathlib.Path:
 
 
 def test_imagenet_from_its_tars(imagenet, capsys):
-    train, validation = open_sources("imagenet2012", data_dir=imagenet)
+    train, validation = open_datasets("imagenet2012", data_dir=imagenet)
     said = capsys.readouterr().err
     assert f"Preparing imagenet2012/5.1.0 in {imagenet}" in said
     assert "train: 24 images; 1,281,167 were published" in said
@@ -586,14 +586,14 @@ def test_imagenet_from_its_tars(imagenet, capsys):
     # Once prepared, it is opened without the tars.
     shutil.move(imagenet / "downloads", imagenet / "elsewhere")
     try:
-        assert open_source("imagenet2012:5.1.0", data_dir=imagenet).count == 8
+        assert open_dataset("imagenet2012:5.1.0", data_dir=imagenet).count == 8
     finally:
         shutil.move(imagenet / "elsewhere", imagenet / "downloads")
     assert "Preparing" not in capsys.readouterr().err
 
 
 def test_imagenet_without_its_tars(tmp_path):
-    message = refusal(open_sources, "imagenet2012", data_dir=tmp_path)
+    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net" in message
     assert str(tmp_path / "downloads" / "manual") in message
     assert f"tfds build imagenet2012 --data_dir {tmp_path}" in message
@@ -609,10 +609,10 @@ def manual_with(tmp_path: pathlib.Path, imagenet: pathlib.Path, *files: str) -> 
 
 def test_imagenet_s_validation_part_alone(imagenet, tmp_path):
     manual_with(tmp_path, imagenet, "ILSVRC2012_img_val.tar")
-    message = refusal(open_sources, "imagenet2012", data_dir=tmp_path)
+    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "Download ILSVRC2012_img_train.tar from" in message
-    assert open_source("imagenet2012", data_dir=tmp_path).count == 8
-    message = refusal(open_sources, "imagenet2012", data_dir=tmp_path)
+    assert open_dataset("imagenet2012", data_dir=tmp_path).count == 8
+    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "no split 'train'. It has: validation." in message
     assert f"remove {tmp_path / 'imagenet2012' / '5.1.0'}" in message
 
@@ -623,7 +623,7 @@ def test_imagenet_s_tars_cut_short(imagenet, tmp_path, part):
     manual = manual_with(tmp_path, imagenet, *files)
     with open(manual / f"ILSVRC2012_img_{part}.tar", "r+b") as file:
         file.truncate(3000)
-    message = refusal(open_sources, "imagenet2012", data_dir=tmp_path)
+    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "could not be prepared" in message or "is damaged" in message
     assert "unexpected end of data" in message
     assert not prepared.is_prepared_folder(tmp_path / "imagenet2012" / "5.1.0")
@@ -635,6 +635,6 @@ def test_imagenet_s_validation_tar_with_an_image_missing(imagenet, tmp_path):
         for number in (1, 3):
             member = tarfile.TarInfo(f"ILSVRC2012_val_{number:08d}.JPEG")
             tar.addfile(member, io.BytesIO())
-    message = refusal(open_source, "imagenet2012", data_dir=tmp_path)
+    message = refusal(open_dataset, "imagenet2012", data_dir=tmp_path)
     assert "expected ILSVRC2012_val_00000002.JPEG" in message
     assert "found ILSVRC2012_val_00000003.JPEG" in message

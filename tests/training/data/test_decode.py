@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from keras_coatnet.inference import ImageSettings
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.training import Augmentation, UnreadableImages
 from keras_coatnet.training.data.decode import decode_for_evaluation, decode_for_training
 from tests import hostile_images
@@ -26,7 +26,7 @@ class Reader:
 
     def __init__(self, decode) -> None:
         self.contents: tuple[bytes, ...] = ()
-        self.broken = UnreadableImages(BATCH)
+        self.unreadable = UnreadableImages(BATCH)
         spec = (tf.TensorSpec([], tf.string), tf.TensorSpec([], tf.string))
         files = tf.data.Dataset.from_generator(self.files, output_signature=spec)
         self.dataset = decode(files, self)
@@ -36,24 +36,24 @@ class Reader:
             yield content, f"{number}.jpg"
 
     def add(self, name: str, reason: str) -> None:
-        self.broken.add(name, reason)
+        self.unreadable.add(name, reason)
 
     def __call__(self, *contents: bytes) -> dict[str, str]:
         """Why files cannot be read; the first is 0.jpg."""
-        self.contents, self.broken = contents, UnreadableImages(len(contents))
+        self.contents, self.unreadable = contents, UnreadableImages(len(contents))
         ((images, are_valid),) = self.dataset.as_numpy_iterator()
         assert images.shape == (len(contents), *SIZE, 3) and images.dtype == "uint8"
-        reasons = self.broken.reasons
+        reasons = self.unreadable.reasons
         assert [f"{place}.jpg" in reasons for place in range(len(contents))] == list(~are_valid)
         return reasons
 
 
 @pytest.fixture(scope="module")
 def train() -> Reader:
-    def decode(files: tf.data.Dataset, broken: UnreadableImages) -> tf.data.Dataset:
+    def decode(files: tf.data.Dataset, unreadable: UnreadableImages) -> tf.data.Dataset:
         def decode_group(contents, names):
             seeds = tf.zeros([tf.shape(contents)[0], 2], tf.int64)
-            return decode_for_training(contents, names, seeds, SIZE, Augmentation(), broken)
+            return decode_for_training(contents, names, seeds, SIZE, Augmentation(), unreadable)
 
         return files.batch(BATCH).map(decode_group)
 
@@ -64,9 +64,9 @@ def train() -> Reader:
 def evaluate() -> Reader:
     settings = ImageSettings(SIZE, crop_pct=0.875)
 
-    def decode(files: tf.data.Dataset, broken: UnreadableImages) -> tf.data.Dataset:
+    def decode(files: tf.data.Dataset, unreadable: UnreadableImages) -> tf.data.Dataset:
         return files.map(
-            lambda content, name: decode_for_evaluation(content, name, settings, broken)
+            lambda content, name: decode_for_evaluation(content, name, settings, unreadable)
         ).batch(BATCH)
 
     return Reader(decode)

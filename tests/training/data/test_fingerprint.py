@@ -8,7 +8,7 @@ import shutil
 
 import pytest
 
-from keras_coatnet.training import Recipe, open_sources, train
+from keras_coatnet.training import Recipe, open_datasets, train
 from keras_coatnet.training.data.fingerprint import check_same_data, note_data
 from keras_coatnet.training.run.lock import LOCK
 from tests.training import runs, tars
@@ -26,7 +26,7 @@ def begun(tmp_path_factory) -> tuple[Recipe, pathlib.Path]:
     (place / "run").mkdir()
     shutil.copy(path, place / "run" / "recipe.json")
     recipe = Recipe.load(path)
-    note_data(place / "run", *open_sources(recipe.data, **recipe.data_options()))
+    note_data(place / "run", *open_datasets(recipe.data, **recipe.data_options()))
     return recipe, place
 
 
@@ -76,11 +76,11 @@ def test_a_run_does_not_go_on_with_other_data(begun, tmp_path, monkeypatch, chan
 def test_data_that_moved_are_the_same(begun, tmp_path):
     recipe, place = begun
     moved = shutil.copytree(place / "pets", tmp_path / "moved")
-    sources = open_sources(moved, **recipe.data_options())
+    sources = open_datasets(moved, **recipe.data_options())
     check_same_data(place / "run", *sources)
     note_data(place / "run", *sources)  # keeps what was noted first
     assert str(moved) not in (place / "run" / "data.json").read_text()
-    others = open_sources(moved, **{**recipe.data_options(), "seed": recipe.seed + 1})
+    others = open_datasets(moved, **{**recipe.data_options(), "seed": recipe.seed + 1})
     with pytest.raises(ValueError, match="the names or labels of the training images"):
         check_same_data(place / "run", *others)
 
@@ -88,7 +88,7 @@ def test_data_that_moved_are_the_same(begun, tmp_path):
 def test_a_run_of_an_older_version_knows_its_classes(begun, tmp_path):
     recipe, place = begun
     tmp_path.joinpath("classes.txt").write_text("ant\ncat\nbee\n")
-    sources = open_sources(recipe.data, **recipe.data_options())
+    sources = open_datasets(recipe.data, **recipe.data_options())
     with pytest.raises(ValueError, match="in the order 'ant', 'cat', 'bee', and are in the order"):
         check_same_data(tmp_path, *sources)
     tmp_path.joinpath("classes.txt").write_text("ant\nbee\ncat\n")
@@ -100,7 +100,7 @@ def test_a_damaged_note_is_named(begun, tmp_path, content):
     recipe, _ = begun
     (tmp_path / "data.json").write_text(content)
     with pytest.raises(ValueError, match="data.json does not say which data"):
-        check_same_data(tmp_path, *open_sources(recipe.data, **recipe.data_options()))
+        check_same_data(tmp_path, *open_datasets(recipe.data, **recipe.data_options()))
 
 
 def test_data_sets_of_tensorflow_datasets_have_an_identity(tmp_path):
@@ -110,10 +110,10 @@ def test_data_sets_of_tensorflow_datasets_have_an_identity(tmp_path):
     features = {"image": tfds.features.Image(), "label": label}
     examples = [{"image": tars.image(n % 2, n), "label": n % 2} for n in range(20)]
     tars.store(tmp_path, "pets", features, {"train": examples})
-    sources = open_sources("pets", data_dir=tmp_path, held_out=4)
+    sources = open_datasets("pets", data_dir=tmp_path, held_out=4)
     assert [source.count for source in sources] == [16, 4]
     (tmp_path / "run").mkdir()
     note_data(tmp_path / "run", *sources)
-    check_same_data(tmp_path / "run", *open_sources(tmp_path / "pets" / "1.0.0", held_out=4))
+    check_same_data(tmp_path / "run", *open_datasets(tmp_path / "pets" / "1.0.0", held_out=4))
     with pytest.raises(ValueError, match="it had 16 training images, and there are 15"):
-        check_same_data(tmp_path / "run", *open_sources("pets", data_dir=tmp_path, held_out=5))
+        check_same_data(tmp_path / "run", *open_datasets("pets", data_dir=tmp_path, held_out=5))

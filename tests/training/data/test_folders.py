@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.data import folders
-from keras_coatnet.training.data.datasets import open_source, open_sources
+from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 from tests.training import tars
 
 pytestmark = pytest.mark.tensorflow_only
@@ -53,33 +53,33 @@ def refusal(call, *args, **kwargs) -> str:
 )
 def test_the_usual_names_of_the_parts(tmp_path, parts, expected):
     write_parts(tmp_path, *parts)
-    found = open_sources(tmp_path)
+    found = open_datasets(tmp_path)
     assert tuple(source.name for source in found) == tuple(str(tmp_path / x) for x in expected)
     assert found[0].classes == found[1].classes == ("cat", "dog")
-    assert open_source(tmp_path).name == str(tmp_path / expected[1])
+    assert open_dataset(tmp_path).name == str(tmp_path / expected[1])
 
 
 def test_two_parts_that_may_both_be_meant_are_named(tmp_path):
     write_parts(tmp_path, "train", "Training", "val")
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert "2 sub-folders that may be for training: 'Training', 'train'" in message
-    train, _ = open_sources(tmp_path, train_split="Training")
+    train, _ = open_datasets(tmp_path, train_split="Training")
     assert train.name == str(tmp_path / "Training")
 
 
 def test_parts_of_any_other_names_are_not_taken_for_classes(tmp_path):
     write_parts(tmp_path, "2023", "2024")
-    for call in (open_sources, open_source):
+    for call in (open_datasets, open_dataset):
         message = refusal(call, tmp_path)
         assert "('2023', '2024') hold the same folders, 'cat', 'dog'" in message
         assert "--train-split" in message
-    train, validation = open_sources(tmp_path, train_split="2024", validation_split="2023")
+    train, validation = open_datasets(tmp_path, train_split="2024", validation_split="2023")
     assert (train.name, validation.name) == (str(tmp_path / "2024"), str(tmp_path / "2023"))
 
 
 def test_one_part_is_not_both(tmp_path):
     write_parts(tmp_path, "train", "val")
-    message = refusal(open_sources, tmp_path, train_split="val", validation_split="val")
+    message = refusal(open_datasets, tmp_path, train_split="val", validation_split="val")
     assert "both to train on and to validate on" in message
 
 
@@ -90,7 +90,7 @@ def test_folders_inside_the_classes_are_no_classes(tmp_path):
         tars.write_classes(tmp_path / "beside" / name, {"front": 1, "side": 1})
         (tmp_path / "beside" / name / "it.jpg").write_bytes(tars.image(0, 0))
     for root in (tmp_path / "one", tmp_path / "beside"):
-        assert open_source(root).classes == ("cat", "dog")
+        assert open_dataset(root).classes == ("cat", "dog")
 
 
 # --- How many are held out --------------------------------------------------------------------
@@ -98,18 +98,18 @@ def test_folders_inside_the_classes_are_no_classes(tmp_path):
 
 def test_a_number_of_images_is_held_out(tmp_path):
     tars.write_classes(tmp_path, {"a": 31, "b": 13, "c": 6})
-    train, validation = open_sources(tmp_path, held_out=20)
+    train, validation = open_datasets(tmp_path, held_out=20)
     assert (train.count, validation.count) == (30, 20)
     labels = [int(element["label"]) for element in validation.examples(None, 0)]
     assert np.bincount(labels).tolist() == [13, 5, 2]  # 12.4, 5.2 and 2.4
     assert "20 images held out" in validation.name
-    assert open_sources(tmp_path, held_out=25)[0].count == 25
+    assert open_datasets(tmp_path, held_out=25)[0].count == 25
 
 
 @pytest.mark.parametrize("held_out", [26, 1, 2.5, float("nan"), float("inf")])
 def test_a_number_that_makes_no_sense(tmp_path, held_out):
     tars.write_classes(tmp_path, {"a": 25, "b": 25})
-    assert f"held_out={held_out}" in refusal(open_sources, tmp_path, held_out=held_out)
+    assert f"held_out={held_out}" in refusal(open_datasets, tmp_path, held_out=held_out)
 
 
 # --- ImageNet's classes -----------------------------------------------------------------------
@@ -117,14 +117,14 @@ def test_a_number_that_makes_no_sense(tmp_path, held_out):
 
 def test_some_classes_of_imagenet_are_trained_as_they_are(tmp_path):
     tars.write_classes(tmp_path, dict.fromkeys(WORDNET, 4))
-    train, validation = open_sources(tmp_path)
+    train, validation = open_datasets(tmp_path)
     assert train.classes == validation.classes == tuple(WORDNET)
     assert {int(element["label"]) for element in train.examples(None, 0)} == {0, 1, 2}
-    all_of_them, _ = open_sources(tmp_path, classes="imagenet")
-    assert len(all_of_them.classes) == len(open_source(tmp_path).classes) == 1000
+    all_of_them, _ = open_datasets(tmp_path, classes="imagenet")
+    assert len(all_of_them.classes) == len(open_dataset(tmp_path).classes) == 1000
     assert {int(element["label"]) for element in all_of_them.examples(None, 0)} == {7, 300, 999}
-    assert open_source(tmp_path, classes="present").classes == tuple(WORDNET)
-    assert "Received: 'some'" in refusal(open_source, tmp_path, classes="some")
+    assert open_dataset(tmp_path, classes="present").classes == tuple(WORDNET)
+    assert "Received: 'some'" in refusal(open_dataset, tmp_path, classes="some")
 
 
 # --- Links, and what cannot be read -----------------------------------------------------------
@@ -136,7 +136,7 @@ def test_links_to_folders_are_followed(tmp_path):
     (tmp_path / "data" / "cat" / "more").symlink_to(tmp_path / "elsewhere" / "more")
     tars.write_classes(tmp_path / "apart", {"emu": 2})
     (tmp_path / "data" / "emu").symlink_to(tmp_path / "apart" / "emu")
-    source = open_source(tmp_path / "data")
+    source = open_dataset(tmp_path / "data")
     labels = [int(element["label"]) for element in source.examples(None, 0)]
     assert np.bincount(labels).tolist() == [8, 3, 2]
 
@@ -145,16 +145,16 @@ def test_links_in_a_circle_end(tmp_path):
     tars.write_classes(tmp_path, TWO)
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat")
-    assert open_source(tmp_path).count == 3 + 3 + 3  # the dogs are below the cats, too
+    assert open_dataset(tmp_path).count == 3 + 3 + 3  # the dogs are below the cats, too
     (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat" / "loop")
-    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in refusal(open_source, tmp_path)
+    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in refusal(open_dataset, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["emu", "cat/emu", "cat/9.jpg"])
 def test_a_link_to_nothing_is_named(tmp_path, where):
     tars.write_classes(tmp_path, TWO)
     (tmp_path / where).symlink_to(tmp_path / "gone")
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: it is a link to nothing" in message
 
 
@@ -163,7 +163,7 @@ def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, where):
     tars.write_classes(tmp_path, TWO)
     tars.write_classes(tmp_path / "cat", {"deeper": 2})
     deny(monkeypatch, tmp_path / where)
-    message = refusal(open_sources, tmp_path)
+    message = refusal(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: Permission denied" in message
 
 
@@ -220,7 +220,7 @@ def test_any_folder_is_opened_or_refused_in_a_line(tree, held_out):
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place, "root")
         write_tree(root, tree, root)
-        for call, options in ((open_sources, {"held_out": held_out}), (open_source, {})):
+        for call, options in ((open_datasets, {"held_out": held_out}), (open_dataset, {})):
             try:
                 found = call(root, **options)
             except ValueError as error:
@@ -258,7 +258,7 @@ def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
     if linked:
         (root / "rose" / "pipe.png").symlink_to(pipe)
     with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is no file, but a pipe"):
-        open_sources(root)
+        open_datasets(root)
 
 
 @pytest.mark.parametrize(
@@ -276,4 +276,4 @@ def test_arguments_that_make_no_sense(tmp_path, monkeypatch, data, options, mess
     tars.write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):
-        open_sources(data, **options)
+        open_datasets(data, **options)

@@ -10,7 +10,7 @@ import pytest
 import tensorflow_datasets as tfds
 
 from keras_coatnet.training.data.builders import gashissdb
-from keras_coatnet.training.data.datasets import open_source, open_sources
+from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 from tests.training import tars
 
 pytestmark = [
@@ -34,7 +34,7 @@ def names(source) -> set[str]:
 
 
 def test_a_fifth_of_each_class_is_for_validation(data_dir):
-    train, validation = open_sources("gashissdb/160", data_dir=data_dir)
+    train, validation = open_datasets("gashissdb/160", data_dir=data_dir)
     assert train.classes == ("Abnormal", "Normal")
     assert (train.count, validation.count) == (28, 7)
     for source, expected in ((train, [8, 20]), (validation, [2, 5])):
@@ -51,7 +51,7 @@ def test_a_fifth_of_each_class_is_for_validation(data_dir):
 
 
 def test_the_sizes_are_configurations(data_dir):
-    assert open_source("gashissdb/80", "train", data_dir=data_dir).count == 8
+    assert open_dataset("gashissdb/80", "train", data_dir=data_dir).count == 8
     assert set(gashissdb.Gashissdb.builder_configs) == {"160", "120", "80"}
     assert sum(count for size in gashissdb.PUBLISHED.values() for count in size.values()) == 245_196
 
@@ -60,14 +60,14 @@ def test_the_split_depends_on_the_names_alone(data_dir, tmp_path):
     """The zip lists its members in another order than the folder, and has other dates."""
     tars.write_gashissdb(tmp_path, dict(reversed(COUNTS.items())), zipped=True)
     for split in ("train", "validation"):
-        zipped = open_source("gashissdb", split, data_dir=tmp_path)
-        unpacked = open_source("gashissdb/160", split, data_dir=data_dir)
+        zipped = open_dataset("gashissdb", split, data_dir=tmp_path)
+        unpacked = open_dataset("gashissdb/160", split, data_dir=data_dir)
         assert names(zipped) == names(unpacked)
 
 
 def test_the_split_stays(data_dir):
     """Figures of different times are of the same images."""
-    validation = open_source("gashissdb/160", data_dir=data_dir)
+    validation = open_dataset("gashissdb/160", data_dir=data_dir)
     assert names(validation) == {
         *(f"Abnormal/Abnormal-{number:05d}.png" for number in (8, 9)),
         *(f"Normal/Normal-{number:05d}.png" for number in (5, 8, 13, 18, 22)),
@@ -77,10 +77,10 @@ def test_the_split_stays(data_dir):
 def test_counts_that_were_not_published_are_mentioned(tmp_path):
     tars.write_gashissdb(tmp_path, {"Abnormal": 5, "Normal": 5}, size="120")
     with pytest.warns(UserWarning, match="5 images of the class Normal here; 40,460 were publi"):
-        open_source("gashissdb/120", data_dir=tmp_path)
+        open_dataset("gashissdb/120", data_dir=tmp_path)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert open_source("gashissdb/120", data_dir=tmp_path).count == 2
+        assert open_dataset("gashissdb/120", data_dir=tmp_path).count == 2
 
 
 def test_what_it_says_of_itself(tmp_path):
@@ -92,14 +92,14 @@ def test_what_it_says_of_itself(tmp_path):
 
 def test_without_its_files(tmp_path):
     with pytest.raises(ValueError, match=r"GasHisSDB.zip or GasHisSDB from https://\S+ ") as caught:
-        open_sources("gashissdb/160", data_dir=tmp_path)
+        open_datasets("gashissdb/160", data_dir=tmp_path)
     assert str(tmp_path / "downloads" / "manual") in str(caught.value)
 
 
 def test_without_one_of_the_classes(tmp_path):
     tars.write_gashissdb(tmp_path, {"Normal": 5})
     with pytest.raises(ValueError, match=r"has no images 160/Abnormal/\*\.png"):
-        open_sources("gashissdb/160", data_dir=tmp_path)
+        open_datasets("gashissdb/160", data_dir=tmp_path)
 
 
 def test_with_a_damaged_zip(tmp_path):
@@ -107,4 +107,4 @@ def test_with_a_damaged_zip(tmp_path):
     with open(tmp_path / "downloads" / "manual" / "GasHisSDB.zip", "r+b") as file:
         file.truncate(5000)
     with pytest.raises(ValueError, match=r"could not be prepared .* not a zip file"):
-        open_sources("gashissdb/160", data_dir=tmp_path)
+        open_datasets("gashissdb/160", data_dir=tmp_path)

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 
 from keras_coatnet import cli
-from keras_coatnet.training.data.datasets import Source, open_source, open_sources
+from keras_coatnet.training.data.datasets import ImageDataset, open_dataset, open_datasets
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -44,7 +44,7 @@ def refusal(call, *args, **kwargs) -> str:
     return str(caught.value)
 
 
-def pixels(source: Source) -> np.ndarray:
+def pixels(source: ImageDataset) -> np.ndarray:
     files = [element["image"] for element in source.examples(None, 0).as_numpy_iterator()]
     return np.stack([np.asarray(Image.open(io.BytesIO(file))) for file in files])
 
@@ -53,7 +53,7 @@ def pixels(source: Source) -> np.ndarray:
 def test_both_parts_are_read_without_loss(tmp_path, zipped):
     write(tmp_path, zipped=zipped)
     write(tmp_path, "t10k", zipped, images=idx(IMAGES[::-1]))
-    train, validation = open_sources(tmp_path)
+    train, validation = open_datasets(tmp_path)
     assert (train.name, validation.name) == (f"{tmp_path}, train", f"{tmp_path}, t10k")
     assert train.classes == validation.classes == ("0", "1", "2")
     np.testing.assert_array_equal(pixels(train), IMAGES)
@@ -63,18 +63,18 @@ def test_both_parts_are_read_without_loss(tmp_path, zipped):
     for element in found:
         place = int(element["name"].decode().rpartition("/")[2])
         assert element["label"] == LABELS[place]
-    assert open_source(tmp_path).name == validation.name
-    assert open_source(tmp_path, "train").count == 30
+    assert open_dataset(tmp_path).name == validation.name
+    assert open_dataset(tmp_path, "train").count == 30
     assert train.fingerprint != validation.fingerprint
 
 
 def test_a_part_is_held_out_where_there_is_none(tmp_path):
     write(tmp_path)
-    train, validation = open_sources(tmp_path, held_out=6)
+    train, validation = open_datasets(tmp_path, held_out=6)
     assert (train.count, validation.count) == (24, 6)
-    assert "no part of the usual names" in refusal(open_source, tmp_path)
+    assert "no part of the usual names" in refusal(open_dataset, tmp_path)
     assert "no part called 'dev' among its IDX files. It has: train" in refusal(
-        open_sources, tmp_path, validation_split="dev"
+        open_datasets, tmp_path, validation_split="dev"
     )
 
 
@@ -97,7 +97,7 @@ HUGE = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**31)
 )
 def test_damaged_files_are_named(tmp_path, changes, reason):
     write(tmp_path, "t10k", **changes)
-    message = refusal(open_source, tmp_path)
+    message = refusal(open_dataset, tmp_path)
     assert reason in message and str(tmp_path) in message
 
 
@@ -107,10 +107,10 @@ def test_a_damaged_archive_and_missing_labels(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-20], b"no archive"):
         path.write_bytes(content)
-        assert f"{path} cannot be read" in refusal(open_source, tmp_path)
+        assert f"{path} cannot be read" in refusal(open_dataset, tmp_path)
     path.write_bytes(whole)
     os.remove(tmp_path / "t10k-labels-idx1-ubyte.gz")
-    message = refusal(open_source, tmp_path)
+    message = refusal(open_dataset, tmp_path)
     assert "there is no t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz beside it" in message
 
 

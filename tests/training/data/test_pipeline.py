@@ -1,4 +1,4 @@
-"""The input pipeline: the same batches however it is cut, resumed or run; unreadable images named."""
+"""The pipeline gives the same batches however it is cut or resumed, and names unreadable images."""
 
 from __future__ import annotations
 
@@ -11,24 +11,23 @@ import skimage.data
 import tensorflow as tf
 from PIL import Image
 
-from keras_coatnet.inference import load_image
-from keras_coatnet.training.data import pipeline
-from keras_coatnet.training.data.datasets import Source, open_source
+from keras_coatnet.images import load_image
+from keras_coatnet.training.data.augment import Augmentation
+from keras_coatnet.training.data.datasets import ImageDataset, open_dataset
 from keras_coatnet.training.data.pipeline import (
-    Augmentation,
-    UnreadableImages,
     evaluation_dataset,
     padded_evaluation_dataset,
     training_dataset,
 )
 from keras_coatnet.training.data.shard import Shard
+from keras_coatnet.training.data.unreadable import UnreadableImages
 
 pytestmark = pytest.mark.tensorflow_only
 
 SKIMAGE = pathlib.Path(skimage.data.data_dir)
 CLASSES = ("cat", "coffee", "rocket")
 COUNT, BATCH = 22, 8  # two steps an epoch, six examples left over
-FULL = Augmentation(randaugment_layers=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
+FULL = Augmentation(randaugment_num_ops=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
 PLAIN = Augmentation(crop="whole", flip=False)
 
 
@@ -56,7 +55,7 @@ def _contents(count: int = COUNT) -> list[bytes]:
 WHOLE = _contents()
 
 
-def _source(contents: list[bytes] | None = None, calls: list | None = None) -> Source:
+def _source(contents: list[bytes] | None = None, calls: list | None = None) -> ImageDataset:
     contents = list(WHOLE if contents is None else contents)
 
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
@@ -75,17 +74,17 @@ def _source(contents: list[bytes] | None = None, calls: list | None = None) -> S
         )
         return dataset if shard is None else shard.filter(dataset, start)
 
-    return Source("small, train", len(contents), CLASSES, examples)
+    return ImageDataset("small, train", len(contents), CLASSES, examples)
 
 
-def _training(source: Source | None = None, **changes) -> tf.data.Dataset:
+def _training(source: ImageDataset | None = None, **changes) -> tf.data.Dataset:
     options = {
         "size": (48, 40),
         "augmentation": FULL,
         "label_smoothing": 0.1,
         "global_batch_size": BATCH,
         "seed": 7,
-        "broken": UnreadableImages(0),
+        "unreadable": UnreadableImages(0),
         **changes,
     }
     return training_dataset(_source() if source is None else source, **options)
@@ -159,13 +158,13 @@ def test_workers_share_the_same_global_batches(reference, start):
 
 def test_what_belongs_to_other_workers_is_not_decoded():
     source = _source([b"broken"] * 4 + WHOLE[:4])  # in the natural order, so of worker 0
-    natural = Source(
+    natural = ImageDataset(
         source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
-    broken = UnreadableImages(0)
-    options = {"augmentation": PLAIN, "replicas": 2, "broken": broken}
+    unreadable = UnreadableImages(0)
+    options = {"augmentation": PLAIN, "replicas": 2, "unreadable": unreadable}
     dataset = _training(natural, first_replica=1, **options)
-    assert len(_take(dataset, 3)) == 3 and broken.names == []
+    assert len(_take(dataset, 3)) == 3 and unreadable.names == []
     with pytest.raises(tf.errors.OpError):
         _take(_training(natural, **options), 1)
 
@@ -179,13 +178,13 @@ def test_parts_that_are_accumulated_are_shared_in_order(reference):
 
 
 @pytest.fixture
-def folder(tmp_path) -> Source:
+def folder(tmp_path) -> ImageDataset:
     """The photographs in a folder of two classes."""
     for index, content in enumerate(WHOLE):
         place = tmp_path / CLASSES[index % 2]
         place.mkdir(exist_ok=True)
         (place / f"{index:02}.jpg").write_bytes(content)
-    return open_source(tmp_path)
+    return open_dataset(tmp_path)
 
 
 @pytest.fixture
@@ -206,7 +205,7 @@ def opened(monkeypatch) -> list[str]:
 
 def test_a_worker_opens_the_files_of_its_own_images_alone(folder, opened):
     # In one order in all epochs, as it reads ahead into the next ones.
-    natural = Source(
+    natural = ImageDataset(
         folder.name, COUNT, folder.classes, lambda seed, *part: folder.examples(None, *part)
     )
     options = {"augmentation": PLAIN, "start_step": 1}
@@ -240,7 +239,9 @@ def test_a_worker_evaluates_the_files_of_its_own_images_alone(folder, opened):
 
 def test_a_source_that_cannot_be_shared_is_refused():
     source = _source()
-    alone = Source("own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start))
+    alone = ImageDataset(
+        "own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start)
+    )
     assert len(_take(_training(alone), 1)) == 1
     for make in (_training, _evaluation):
         with pytest.raises(ValueError, match="own data .* does not take the `Shard`"):
@@ -274,7 +275,7 @@ def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
 def _natural(augmentation: Augmentation, contents: list[bytes] | None = None, **changes):
     """Training batches in the source's natural order, every epoch."""
     source = _source(contents)
-    natural = Source(
+    natural = ImageDataset(
         source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
     )
     return _training(natural, augmentation=augmentation, **changes)
@@ -298,8 +299,8 @@ def test_smoothing_is_the_published_formula():
 
 
 def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
-    apart = Augmentation(randaugment_layers=1, randaugment_magnitude=5)
-    together = Augmentation(randaugment_layers=1, randaugment_magnitude=5, mixup=0.8)
+    apart = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5)
+    together = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5, mixup=0.8)
     images, labels = _take(_training(augmentation=apart, label_smoothing=0.0), 1)[0]
     mixed, mixed_labels = _take(_training(augmentation=together, label_smoothing=0.0), 1)[0]
     for index in range(BATCH):
@@ -332,10 +333,10 @@ def test_wrong_arguments_are_refused(changes, message):
 
 def test_labels_and_elements_that_make_no_sense_are_refused():
     source = _source()
-    few = Source(source.name, source.count, CLASSES[:2], source.examples)
+    few = ImageDataset(source.name, source.count, CLASSES[:2], source.examples)
     with pytest.raises(tf.errors.InvalidArgumentError, match="not among its 2 classes"):
         _take(_training(few, augmentation=PLAIN), 1)
-    bare = Source(
+    bare = ImageDataset(
         "bare", COUNT, CLASSES, lambda *_: source.examples(None, 0).map(lambda one: one["image"])
     )
     with pytest.raises(tf.errors.OpError, match="bare must give elements of"):
@@ -415,7 +416,7 @@ def test_smaller_decoding_is_as_good_as_resizing_the_whole():
             assert np.abs(images[0] - expected).mean() < allowed  # neighbors differ by 10 to 20
 
 
-# --- Kinds of files and broken ones ----------------------------------------------------------
+# --- Kinds of files and unreadable ones --------------------------------------------------------
 
 
 def _kinds() -> dict[str, bytes]:
@@ -448,7 +449,7 @@ def test_every_kind_of_file_becomes_the_rgb_that_prediction_sees(tmp_path):
         np.testing.assert_array_equal(found, expected, name)
 
 
-def _broken_contents() -> dict[str, bytes]:
+def _unreadable_contents() -> dict[str, bytes]:
     large = _encode(_photograph("astronaut.png", (400, 300)), quality=95)
     png = _encode(_photograph(), "PNG")
     return {
@@ -462,8 +463,8 @@ def _broken_contents() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("crop", ["whole", "random_resized"])
-def test_broken_images_are_named_and_neighbors_take_their_places(crop):
-    kinds = _broken_contents()
+def test_unreadable_images_are_named_and_neighbors_take_their_places(crop):
+    kinds = _unreadable_contents()
     contents = WHOLE[: 2 * len(kinds)]
     for index, content in enumerate(kinds.values()):
         contents[2 * index] = content
@@ -472,12 +473,12 @@ def test_broken_images_are_named_and_neighbors_take_their_places(crop):
         "label_smoothing": 0.0,
         "global_batch_size": len(contents),
     }
-    broken = UnreadableImages(len(kinds))
-    found = _take(_natural(contents=contents, broken=broken, **options), 3)
+    unreadable = UnreadableImages(len(kinds))
+    found = _take(_natural(contents=contents, unreadable=unreadable, **options), 3)
     expected = _take(_natural(contents=WHOLE[: len(contents)], **options), 3)
-    assert sorted(broken.names) == sorted(f"{2 * index}.jpg" for index in range(len(kinds)))
-    assert broken.error is None
-    reasons = [broken.reasons[f"{2 * index}.jpg"] for index in range(len(kinds))]
+    assert sorted(unreadable.names) == sorted(f"{2 * index}.jpg" for index in range(len(kinds)))
+    assert unreadable.error is None
+    reasons = [unreadable.reasons[f"{2 * index}.jpg"] for index in range(len(kinds))]
     for reason, word in zip(
         reasons, ["truncated", "truncated", "empty", "no image", "truncated", ""], strict=True
     ):
@@ -494,75 +495,79 @@ def test_the_nearest_readable_image_stands_in():
     contents = WHOLE[:8]
     for index in (2, 3, 4, 7):
         contents[index] = b"broken"
-    broken = UnreadableImages(4)
-    images, _ = _take(_natural(PLAIN, contents, broken=broken), 1)[0]
+    unreadable = UnreadableImages(4)
+    images, _ = _take(_natural(PLAIN, contents, unreadable=unreadable), 1)[0]
     whole, _ = _take(_natural(PLAIN, WHOLE[:8]), 1)[0]
     np.testing.assert_array_equal(images, whole[[0, 1, 1, 1, 5, 5, 6, 6]])
 
 
-def test_replicas_and_resumed_runs_agree_about_broken_images():
+def test_replicas_and_resumed_runs_agree_about_unreadable_images():
     contents = list(WHOLE)
     contents[3], contents[8] = b"", contents[8][:500]
 
     def run(**changes):
-        return _training(_source(contents), broken=UnreadableImages(2), **changes)
+        return _training(_source(contents), unreadable=UnreadableImages(2), **changes)
 
     whole = _take(run(), 5)
     _assert_equal(_take(run(start_step=3), 2), whole[3:])
     _assert_equal(_joined(_take(run(replicas=2, local_replicas=2), 10), 2), whole)
 
 
-def test_too_many_broken_images_end_the_run_and_all_are_named():
+def test_too_many_unreadable_images_end_the_run_and_all_are_named():
     contents = list(WHOLE)
     for index in (1, 9, 15):
         contents[index] = contents[index][:300]
-    broken = UnreadableImages(2)
+    unreadable = UnreadableImages(2)
     with pytest.raises(tf.errors.OpError):
-        _take(_training(_source(contents), augmentation=PLAIN, broken=broken), 10)
-    assert isinstance(broken.error, ValueError)
-    assert "3 images cannot be read, more than the limit of 2" in str(broken.error)
+        _take(_training(_source(contents), augmentation=PLAIN, unreadable=unreadable), 10)
+    assert isinstance(unreadable.error, ValueError)
+    assert "3 images cannot be read, more than the limit of 2" in str(unreadable.error)
     for name in ("1.jpg", "9.jpg", "15.jpg"):
-        assert name in str(broken.error) and name in broken.names
+        assert name in str(unreadable.error) and name in unreadable.names
 
 
 def test_a_batch_without_any_readable_image_ends_the_run():
-    broken = UnreadableImages(100)
+    unreadable = UnreadableImages(100)
     with pytest.raises(tf.errors.OpError):
-        _take(_training(_source([b""] * COUNT), augmentation=PLAIN, broken=broken), 1)
-    assert "Not one image of a batch of 8 can be read" in str(broken.error)
+        _take(_training(_source([b""] * COUNT), augmentation=PLAIN, unreadable=unreadable), 1)
+    assert "Not one image of a batch of 8 can be read" in str(unreadable.error)
 
 
-def test_broken_images_count_once_and_up_to_the_limit():
-    broken = UnreadableImages(limit=1)
+def test_unreadable_images_count_once_and_up_to_the_limit():
+    unreadable = UnreadableImages(limit=1)
     for _ in range(3):
-        broken.add("a", "cut off")
-    assert broken.names == ["a"] and broken.reasons == {"a": "cut off"} and broken.error is None
+        unreadable.add("a", "cut off")
+    assert (
+        unreadable.names == ["a"]
+        and unreadable.reasons == {"a": "cut off"}
+        and unreadable.error is None
+    )
     with pytest.raises(ValueError, match=r"2 images .* limit of 1: a \(cut off\), b \(empty\)"):
-        broken.add("b", "empty")
+        unreadable.add("b", "empty")
     with pytest.raises(ValueError, match="2 images"):
-        broken.add("a", "cut off")
+        unreadable.add("a", "cut off")
     for wrong in (-1, 1.5, True):
         with pytest.raises(ValueError, match="limit"):
             UnreadableImages(wrong)
 
 
 def test_a_long_list_of_names_is_cut():
-    broken = UnreadableImages(limit=30)
+    unreadable = UnreadableImages(limit=30)
     with pytest.raises(ValueError, match="30.jpg .* and 21 more"):
         for index in range(31):
-            broken.add(f"{index}.jpg", "empty")
+            unreadable.add(f"{index}.jpg", "empty")
 
 
 # --- Evaluation ------------------------------------------------------------------------------
 
 
-def _evaluation(source: Source | None = None, **changes) -> list[tuple]:
+def _evaluation(source: ImageDataset | None = None, **changes) -> list[tuple]:
     options = {
         "size": (48, 40),
         "crop_pct": 0.9,
         "interpolation": "bicubic",
         "global_batch_size": BATCH,
-        "broken": UnreadableImages(0),
+        "unreadable": UnreadableImages(0),
         **changes,
     }
     source = _source() if source is None else source
@@ -595,21 +600,21 @@ def test_evaluation_is_shared_by_replicas_and_workers():
     _assert_equal(_joined(chunks, 2), whole)
 
 
-def test_broken_images_have_no_weight_in_evaluation():
+def test_unreadable_images_have_no_weight_in_evaluation():
     contents = list(WHOLE)
     contents[2] = contents[2][:400]
-    broken = UnreadableImages(1)
-    found, whole = _evaluation(_source(contents), broken=broken), _evaluation()
-    assert broken.names == ["2.jpg"]
+    unreadable = UnreadableImages(1)
+    found, whole = _evaluation(_source(contents), unreadable=unreadable), _evaluation()
+    assert unreadable.names == ["2.jpg"]
     np.testing.assert_array_equal(found[0][2], [1, 1, 0, 1, 1, 1, 1, 1])
     assert (found[0][0][2] == 0).all()
     keep = [0, 1, 3, 4, 5, 6, 7]
     np.testing.assert_array_equal(found[0][0][keep], whole[0][0][keep])
     _assert_equal(found[1:], whole[1:])
-    broken = UnreadableImages(0)
+    unreadable = UnreadableImages(0)
     with pytest.raises(tf.errors.OpError):
-        _evaluation(_source(contents), broken=broken)
-    assert "2.jpg" in str(broken.error)
+        _evaluation(_source(contents), unreadable=unreadable)
+    assert "2.jpg" in str(unreadable.error)
 
 
 def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
@@ -617,11 +622,13 @@ def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
     contents[2] = contents[2][:400]
     options = {"size": (48, 40), "crop_pct": 0.9, "interpolation": "bicubic"}
     dataset = evaluation_dataset(
-        _source(contents), **options, global_batch_size=BATCH, broken=UnreadableImages(1)
+        _source(contents), **options, global_batch_size=BATCH, unreadable=UnreadableImages(1)
     )
     padded = [
         np.concatenate(part)
-        for part in zip(*_evaluation(_source(contents), broken=UnreadableImages(1)), strict=True)
+        for part in zip(
+            *_evaluation(_source(contents), unreadable=UnreadableImages(1)), strict=True
+        )
     ]
     images, labels, weights = padded
     for _ in range(2):  # of which the second is another epoch's validation
@@ -663,7 +670,7 @@ def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
                 crop_pct=1.0,
                 interpolation="bilinear",
                 global_batch_size=4,
-                broken=UnreadableImages(0),
+                unreadable=UnreadableImages(0),
             )
             for make in (evaluation_dataset, padded_evaluation_dataset)
         ),
@@ -671,13 +678,3 @@ def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
         options = dataset.options()
         policy = options.experimental_distribute.auto_shard_policy
         assert options.deterministic and policy == tf.data.experimental.AutoShardPolicy.OFF
-
-
-def test_names_that_the_trainer_uses_are_here():
-    assert set(pipeline.__all__) == {
-        "Augmentation",
-        "UnreadableImages",
-        "evaluation_dataset",
-        "padded_evaluation_dataset",
-        "training_dataset",
-    }

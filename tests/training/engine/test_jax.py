@@ -24,7 +24,7 @@ from tests.training.runs import CONFIG, RECIPE
 hidden = []
 set_visible_devices = tf.config.set_visible_devices
 tf.config.set_visible_devices = lambda *devices: hidden.append(devices)
-choose_devices(RECIPE, "one_device")
+choose_devices(CONFIG, "one_device")
 tf.config.set_visible_devices = set_visible_devices
 
 options = {"input_shape": (32, 32, 3), "classes": 10, "classifier_activation": None}
@@ -32,7 +32,7 @@ engine = JaxEngine(
     None,
     lambda: keras_coatnet.CoAtNet(CONFIG, **options, stochastic_depth=0.2),
     lambda model: AdamW(1e-2, gradients_are_summed=True),
-    dataclasses.replace(RECIPE, gradient_accumulation_steps=2),
+    dataclasses.replace(RECIPE, gradient_accumulation_steps=2).step_config(),
 )
 images = np.random.default_rng(0).uniform(0, 255, (8, 32, 32, 3)).astype("float32")
 labels = np.eye(10, dtype="float32")[np.arange(8)]

@@ -1,4 +1,4 @@
-"""Models split over devices, and the memory that they take there."""
+"""Models split over devices."""
 
 from __future__ import annotations
 
@@ -9,23 +9,13 @@ import re
 import subprocess
 import sys
 
-import numpy as np
 import pytest
 
 import keras_coatnet
 from keras_coatnet.counting import memory
 from keras_coatnet.counting.variables import variables
 from keras_coatnet.training.engine import sharding
-from tests.helpers import seedless
-
-# CoAtNet-6's layout, small: 8 and 12 heads, and 42 classes that nothing divides.
-MIXED = dict(
-    widths=(16, (48, 64), 96),
-    depths=(1, (1, 1), 1),
-    layout=("C", "CT", "T"),
-    stem_width=8,
-    head_dim=8,
-)
+from tests.counting.configurations import MIXED, VARIANTS
 
 # Eight devices are made out of the CPU before JAX starts, hence a process of its own.
 SCRIPT = f"""
@@ -119,7 +109,7 @@ def test_a_device_holds_its_part_of_every_large_variable(found):
     assert set(parts) == set(expected)
     for path, part in parts.items():
         assert tuple(shapes[path]) == expected[path].shape, path
-        assert tuple(part) == sharding.part_shape(path, shapes[path], 4), path
+        assert tuple(part) == expected[path].part_shape(4), path
         whole = path.split("/")[-2].startswith("stem") or "shortcut" in path
         if math.prod(shapes[path]) >= 1000 and not whole:
             assert math.prod(part) * 4 == math.prod(shapes[path]), path
@@ -165,104 +155,14 @@ def test_other_backends_are_refused():
         sharding.model_parallel((1, 1), "coatnet6")
 
 
-# --- Memory ----------------------------------------------------------------------------------
-
-_VARIANTS = {
-    "convnext": {
-        "conv_block": "convnext",
-        "conv_layer_scale": 1e-6,
-        "stride_on": "depthwise",
-    },
-    "mixed": {},
-    "batch_norm": {"transformer_norm": "batch", "layer_scale": 1e-6, "final_norm": "before_pool"},
-    "mlp": {"relative_position": "mlp", "attention_from": "input", "head_dim": 16},
-    "bare": {
-        "stem_bias": False,
-        "conv_bias": False,
-        "attention_bias": False,
-        "transformer_shortcut_bias": False,
-        "ffn_bias": False,
-        "final_norm": None,
-        "hidden_head": False,
-        "stride_on": "depthwise",
-        "expansion_from": "input",
-    },
-}
-
-
-@pytest.mark.parametrize("variant", _VARIANTS)
-def test_variables_are_those_of_the_model(variant):
-    config = _config().replace(**_VARIANTS[variant])
-    model = keras_coatnet.CoAtNet(config, input_shape=(40, 56, 3), classes=7)
-    trainable = {id(variable) for variable in model.trainable_variables}
-    expected = {v.path: (tuple(v.shape), id(v) in trainable) for v in seedless(model.variables)}
-    found = {v.path: (v.shape, v.trainable) for v in variables(config, (40, 56, 3), 7)}
-    assert found == expected
-
-
-def test_every_rule_of_the_layout_meets_a_variable():
-    paths = {
-        variable.path
-        for variant in _VARIANTS.values()
-        for variable in variables(_config().replace(**variant))
-    }
-    for pattern in sharding._SPLIT:
-        assert any(re.fullmatch(pattern, path) for path in paths), pattern
-    for path in paths:  # Keras wants one rule at most
-        assert sum(re.fullmatch(pattern, path) is not None for pattern in sharding._SPLIT) <= 1
-
-
-@pytest.mark.parametrize("name", ["coatnet6", "coatnet7"])
-def test_memory_of_the_largest_networks(name):
-    weights = 4 * keras_coatnet.count_params(name)
-    alone = memory.memory_per_device(name)
-    assert alone.gradients == alone.average == weights and alone.moments == 2 * weights
-    assert alone.copies == weights // 2
-    assert 0 < alone.parameters - weights < 0.001 * weights
-    split = memory.memory_per_device(name, (2, 4))
-    for field in ("parameters", "gradients", "moments", "average", "copies"):
-        assert 0.25 < getattr(split, field) / getattr(alone, field) < 0.26, field
-    assert 0.25 < split.activations / alone.activations < 0.6
-    assert split.rematerialized < 0.3 * split.activations
-    assert split.total(remat=True) - split.rematerialized == sum(
-        (split.parameters, split.gradients, split.moments, split.average, split.copies)
-    )
-
-
-def test_memory_follows_its_arguments():
-    whole = memory.memory_per_device("coatnet0", precision="float32", optimizer="sgd", ema=False)
-    assert whole.copies == whole.moments == whole.average == 0
-    half = memory.memory_per_device("coatnet0", batch_per_device=4, optimizer="lion")
-    assert half.moments == half.gradients
-    assert 0.24 < half.activations / whole.activations < 0.3  # logits stay float32
-    # TensorFlow's step at batch 8 took 2,007 MB more than the model, rematerialized 711 MB, when a
-    # GELU was several operations on CPUs as it still is on GPUs.
-    assert whole.activations / 2**20 == pytest.approx(2007, rel=0.25)
-    assert whole.rematerialized / 2**20 == pytest.approx(711, rel=0.25)
-
-
-def test_the_table_has_a_row_for_each_network_and_mesh():
-    rows = memory.memory_table(["coatnet6", "coatnet7"], iter([(1, 1), (2, 4)]), ema=False)
-    assert [(row["architecture"], row["shape"]) for row in rows] == [
-        ("coatnet6", (1, 1)),
-        ("coatnet6", (2, 4)),
-        ("coatnet7", (1, 1)),
-        ("coatnet7", (2, 4)),
-    ]
-    assert all(row["average"] == 0 for row in rows)
-    assert rows[1]["total"] == memory.memory_per_device("coatnet6", (2, 4), ema=False).total()
-    assert np.isfinite([row["total_rematerialized"] for row in rows]).all()
-
-
-@pytest.mark.parametrize(
-    "wrong, message",
-    [
-        ({"precision": "int8"}, "'float32', 'mixed_bfloat16'.*precision='int8'"),
-        ({"optimizer": "adafactor"}, "'sgd', 'lion'.*optimizer='adafactor'"),
-        ({"architecture": "coatnet9"}, "architectures"),
-        ({"shape": (1, 8)}, "The 12 attention heads of stage3_block9 .* 8 devices"),
-    ],
-)
-def test_wrong_arguments_are_refused(wrong, message):
-    with pytest.raises(ValueError, match=message):
-        memory.memory_per_device(**{"architecture": "coatnet6", **wrong})
+def test_each_variable_has_the_rule_of_its_own_axis():
+    for variant in VARIANTS.values():
+        config = _config().replace(**variant)
+        rules = sharding.split_axes(config)
+        for variable in variables(config):
+            found = [
+                rule for pattern, rule in rules.items() if re.fullmatch(pattern, variable.path)
+            ]
+            axis = variable.split_axis
+            # Keras wants one rule at most.
+            assert found == ([] if axis is None else [(len(variable.shape), axis)]), variable.path

@@ -9,22 +9,22 @@ import sys
 import numpy as np
 import pytest
 
-from keras_coatnet.training.run.checkpoints import Checkpoint, CheckpointFolder
+from keras_coatnet.training.run.checkpoints import CheckpointFolder, RunState
 
 NOTES = {"skipped": [3], "pending": [[0.1, 1 / 3]], "best_top1": 0.5}
 
 
-def checkpoint(step: int, size: int = 1000) -> Checkpoint:
+def checkpoint(step: int, size: int = 1000) -> RunState:
     random = np.random.default_rng(step)
     arrays = {
         "model/a": random.normal(size=(size, 3)).astype("float32"),
         "optimizer/0": np.asarray(step, "int64"),
         "random/0": random.integers(0, 2**31, 2).astype("uint32"),
     }
-    return Checkpoint(step, arrays, NOTES)
+    return RunState(step, arrays, NOTES)
 
 
-def assert_equal(found: Checkpoint, expected: Checkpoint) -> None:
+def assert_equal(found: RunState, expected: RunState) -> None:
     assert (found.step, found.notes) == (expected.step, expected.notes)
     assert set(found.arrays) == set(expected.arrays)
     for key, array in expected.arrays.items():

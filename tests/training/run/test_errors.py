@@ -15,12 +15,15 @@ import pytest
 import tensorflow as tf
 
 from keras_coatnet.cli import main
+from keras_coatnet.training import open_datasets, progress
+from keras_coatnet.training.data.records import LABEL_ERROR
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
+from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run import log, loop
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
-from keras_coatnet.training.run.errors import memory_advice, on_stop_signals
-from keras_coatnet.training.run.loop import train
+from keras_coatnet.training.run.signals import Stopped, on_stop_signals
+from keras_coatnet.training.run.train import memory_advice, train
 from tests.training import faults, runs
 
 pytestmark = [
@@ -81,14 +84,14 @@ def test_killed_twice_and_told_to_stop_it_loses_nothing(recipe, whole, tmp_path)
 
 def at_step(monkeypatch, wanted: int, act) -> None:
     """Calls a function when the figures of a step are known, each time."""
-    update = loop.Progress.update
+    update = Progress.update
 
-    def update_and_act(progress: loop.Progress, step: int, figures: str) -> None:
+    def update_and_act(progress: Progress, step: int, figures: str) -> None:
         update(progress, step, figures)
         if step == wanted:
             act()
 
-    monkeypatch.setattr(loop.Progress, "update", update_and_act)
+    monkeypatch.setattr(Progress, "update", update_and_act)
 
 
 def test_ctrl_c_saves_and_ends_with_its_own_status(tmp_path, capfd):
@@ -145,8 +148,8 @@ def test_a_run_off_the_main_thread_and_a_second_one_in_its_folder(tmp_path, monk
 def test_a_stop_at_the_end_of_an_epoch_loses_no_evaluation(recipe, whole, alone, monkeypatch):
     (alone / "checkpoints" / "step-00000030.safetensors").unlink()
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_stop_wanted", lambda run, logs: run.step == 30)
-        with pytest.raises(loop.Stopped, match="step 30 of 30"):
+        patch.setattr(loop.TrainingLoop, "_stop_wanted", lambda run, logs: run.step == 30)
+        with pytest.raises(Stopped, match="step 30 of 30"):
             train(Recipe.load(recipe), alone)
     train(Recipe.load(recipe), alone)
     assert runs.outcome(alone) == runs.outcome(whole)
@@ -181,9 +184,9 @@ def test_out_of_memory_is_one_line_that_says_what_helps(tmp_path, capfd, monkeyp
     assert main(["train", str(recipe), "--output", str(tmp_path / "run")]) == 1
     assert error_line(capfd) == (
         "keras-coatnet: error: the device is out of memory. Start the same command with "
-        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go on. In "
-        "another output folder, --precision mixed_bfloat16 or a smaller --batch-size or --image-size "
-        "helps, too."
+        "--gradient-accumulation-steps 2 (smaller parts) or --remat (computes blocks twice) to go "
+        "on. In another output folder, --dtype-policy mixed_bfloat16 or a smaller --batch-size or "
+        "--image-size helps, too."
     )
 
 
@@ -191,7 +194,7 @@ def test_only_what_can_still_help_is_named():
     recipe = Recipe(batch_size=96, gradient_accumulation_steps=4, mixup=0.8)
     assert "--gradient-accumulation-steps 6 " in memory_advice(recipe, replicas=1)
     assert "--gradient-accumulation-steps 8 " in memory_advice(recipe, replicas=6)
-    recipe = recipe.replace(remat=True, precision="mixed_bfloat16")
+    recipe = recipe.replace(remat=True, dtype_policy="mixed_bfloat16")
     assert memory_advice(recipe, replicas=12) == (
         "In another output folder, a smaller --batch-size or --image-size helps, too."
     )
@@ -267,9 +270,9 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
 
     # The next thing that finds no room is the log, of which every row goes to the disk.
     filling.write_bytes(bytes(3 * 2**20))
-    write_row = loop._Run._log_row
+    write_row = loop.TrainingLoop._log_row
 
-    def fill_first(run: loop._Run) -> None:
+    def fill_first(run: loop.TrainingLoop) -> None:
         if run.step == 9:
             with pytest.raises(OSError, match="No space"), filling.open("ab", 0) as file:
                 while True:
@@ -277,8 +280,8 @@ def test_a_full_disk_ends_the_run_in_one_line_and_room_lets_it_go_on(
         write_row(run)
 
     with monkeypatch.context() as patch:
-        patch.setattr(loop._Run, "_log_row", fill_first)
-        patch.setattr(loop._Run, "_save", lambda run: None)
+        patch.setattr(loop.TrainingLoop, "_log_row", fill_first)
+        patch.setattr(loop.TrainingLoop, "_save", lambda run: None)
         assert main(["train", str(recipe), "--output", str(output)]) == 2
     *_, before, last = capfd.readouterr().err.splitlines()
     assert last == (
@@ -328,21 +331,22 @@ def test_bad_batches_are_skipped_and_stay_skipped(recipe, poisoned, tmp_path, mo
     skipping = dataclasses.replace(Recipe.load(recipe), on_nan="skip", epochs=2)
     with monkeypatch.context() as patch:
 
-        def told_to_skip(run: loop._Run) -> None:
+        def told_to_skip(run: loop.TrainingLoop) -> bool:
             run.skipped = [6, 13]
+            return False
 
-        patch.setattr(loop._Run, "_resume", told_to_skip)
+        patch.setattr(loop.TrainingLoop, "_resume", told_to_skip)
         train(skipping, tmp_path / "told")
 
     with monkeypatch.context() as patch:
-        update = loop.Progress.update
+        update = Progress.update
 
-        def update_or_die(progress: loop.Progress, step: int, figures: str) -> None:
+        def update_or_die(progress: Progress, step: int, figures: str) -> None:
             update(progress, step, figures)
             if step == 15:
                 raise _Killed
 
-        patch.setattr(loop.Progress, "update", update_or_die)
+        patch.setattr(Progress, "update", update_or_die)
         with pytest.raises(_Killed):
             train(skipping, tmp_path / "found")
     newest = CheckpointFolder(tmp_path / "found" / "checkpoints").newest()
@@ -358,7 +362,7 @@ def test_bad_batches_are_skipped_and_stay_skipped(recipe, poisoned, tmp_path, mo
 def test_going_back_measures_the_speed_anew_and_asks_the_other_processes(
     recipe, poisoned, tmp_path, monkeypatch
 ):
-    monkeypatch.setattr(log, "_WINDOW_SECONDS", 0.0)  # the speed of the last step
+    monkeypatch.setattr(progress, "_WINDOW_SECONDS", 0.0)  # the speed of the last step
     questions = []
 
     def agree_at_first(engine: TensorFlowEngine, value: int) -> bool:
@@ -409,7 +413,7 @@ def error_line(capfd) -> str:
 
 def break_images(data: pathlib.Path, count: int) -> list[str]:
     """Makes images unreadable that are trained on with the seed 0."""
-    source, _ = train.open_sources(data)
+    source, _ = open_datasets(data)
     names = [
         item["name"].decode() for item in source.examples(None, 0).take(count).as_numpy_iterator()
     ]
@@ -436,13 +440,13 @@ def test_a_few_broken_images_are_counted(tmp_path, capfd):
 
 def with_sources(monkeypatch, change) -> None:
     """Changes what is trained on, after it was opened."""
-    opened = train.open_sources
+    opened = open_datasets
 
     def open_and_change(*arguments, **options):
         training, validation = opened(*arguments, **options)
         return change(training), validation
 
-    monkeypatch.setattr(loop, "open_sources", open_and_change)
+    monkeypatch.setattr(sys.modules[train.__module__], "open_datasets", open_and_change)
 
 
 def test_images_that_vanish_are_named(tmp_path, capfd, monkeypatch):
@@ -465,7 +469,7 @@ def test_wrong_labels_are_named(recipe, tmp_path, capfd, monkeypatch):
     def mislabel(source):
         def check(item):
             fits = item["label"] != 3
-            with tf.control_dependencies([tf.debugging.Assert(fits, [text])]):
+            with tf.control_dependencies([tf.debugging.Assert(fits, [LABEL_ERROR + text])]):
                 return {**item, "label": tf.identity(item["label"])}
 
         return dataclasses.replace(
@@ -498,7 +502,7 @@ def test_a_folder_of_other_things_is_refused(recipe, tmp_path, capfd):
 STUCK = """
 import os, sys
 import tensorflow as tf
-from keras_coatnet.training.run.errors import on_stop_signals
+from keras_coatnet.training.run.signals import on_stop_signals
 
 os.mkfifo(sys.argv[1])
 data = tf.data.Dataset.from_tensors(sys.argv[1]).map(tf.io.read_file).prefetch(1)

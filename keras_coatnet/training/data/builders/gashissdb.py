@@ -9,7 +9,7 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import BinaryIO, ClassVar
+from typing import IO, Any, ClassVar
 
 import tensorflow_datasets as tfds
 
@@ -55,7 +55,7 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
     pixels. The splits are `train` and `validation`.
 
     Example, with GasHisSDB.zip or GasHisSDB/160/Abnormal/... in D/downloads/manual:
-        train, validation = open_sources("gashissdb/160", data_dir="D")
+        train, validation = open_datasets("gashissdb/160", data_dir="D")
     """
 
     VERSION = tfds.core.Version("1.0.0")
@@ -86,6 +86,7 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
+        assert self.builder_config is not None  # it is the first one by default
         size = self.builder_config.name
         found = _find(pathlib.Path(dl_manager.manual_dir), size)
         parts = {"train": [], "validation": []}
@@ -117,7 +118,7 @@ class _Image:
     size: str
     label: str
     file: str
-    open: Callable[[], BinaryIO]
+    open: Callable[[], IO[bytes]]
 
     @property
     def name(self) -> str:
@@ -131,7 +132,9 @@ def _find(manual: pathlib.Path, size: str) -> list[_Image]:
     """The images of one size, in the folder if there is one, or else in the zip file."""
     folder, archive = manual / "GasHisSDB", manual / "GasHisSDB.zip"
     if folder.is_dir():
-        opener = {str(path): functools.partial(path.open, "rb") for path in folder.rglob("*.png")}
+        opener: dict[str, Any] = {
+            str(path): functools.partial(path.open, "rb") for path in folder.rglob("*.png")
+        }
     else:
         file = zipfile.ZipFile(archive)
         opener = {name: functools.partial(file.open, name) for name in file.namelist()}

@@ -122,27 +122,6 @@ def test_images_a_folder_and_a_damaged_file_as_json(published, tmp_path):
     assert last == "keras-coatnet: 1 of 4 images skipped"
 
 
-@pytest.mark.slow
-def test_a_mistake_ends_a_process_with_one_line_and_status_2(tmp_path):
-    done = run("predict", tmp_path / "nothing.jpg")
-    assert done.returncode == 2 and done.stdout == "" and "Traceback" not in done.stderr
-    assert said(done.stderr) == [
-        f"keras-coatnet: error: There is no file or folder {tmp_path}/nothing.jpg."
-    ]
-    assert done.stderr.endswith("nothing.jpg.\n")
-
-
-@pytest.mark.slow
-def test_a_reader_that_leaves_early_is_no_error():
-    command = [sys.executable, "-m", "keras_coatnet", "models"]
-    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
-    with subprocess.Popen(command, **pipes) as process:
-        process.stdout.close()
-        error_stream = process.stderr.read()
-    assert process.returncode == 0
-    assert "Traceback" not in error_stream and "BrokenPipe" not in error_stream
-
-
 # --- In this process, with a small model -----------------------------------------------------
 
 
@@ -155,20 +134,6 @@ def saved(tmp_path_factory) -> pathlib.Path:
     path = tmp_path_factory.mktemp("saved") / "small.keras"
     keras_coatnet.CoAtNet(TINY, input_shape=(64, 64, 3), classes=10).save(path)
     return path
-
-
-@pytest.fixture
-def call(capsys):
-    """Calls the command line; returns the status, the output and the error stream."""
-
-    def call(*arguments: object) -> tuple[int, str, str]:
-        try:
-            status = cli.main(list(map(str, arguments)))
-        except SystemExit as end:
-            status = end.code
-        return status, *capsys.readouterr()
-
-    return call
 
 
 def _document(call, *arguments: object) -> dict:
@@ -290,7 +255,7 @@ def test_all_images_unreadable_is_status_1(call, saved, tmp_path):
 
 def test_a_terminal_shows_a_bar_and_a_log_gets_lines(call, saved, monkeypatch):
     arguments = ("predict", COFFEE, CAT, "--model", saved, "--json")
-    monkeypatch.setattr(cli, "_LOG_SECONDS", 0)
+    monkeypatch.setattr(cli.predict, "_LOG_SECONDS", 0)
     status, output, error_stream = call(*arguments)
     assert status == 0 and len(json.loads(output)["images"]) == 2
     assert said(error_stream)[-1] == "keras-coatnet: 2 of 2 images done"
@@ -312,32 +277,16 @@ def test_an_interruption_is_one_line(call, saved, monkeypatch):
 # --- Mistakes --------------------------------------------------------------------------------
 
 MISTAKES = {
-    "no command": ([], "COMMAND"),
-    "unknown command": (["predcit"], "predcit"),
-    "no image": (["predict"], "IMAGE"),
-    "missing image": (["predict", "nothing.png"], "nothing.png"),
-    "empty folder": (["predict", "FOLDER"], "no image in the folder"),
     "unknown option": (["predict", COFFEE, "--size", "3"], "--size"),
-    "top 0": (["predict", COFFEE, "--top", "0"], "--top.*not '0'"),
     "top x": (["predict", COFFEE, "--top", "x"], "--top.*not 'x'"),
     "batch -1": (["predict", COFFEE, "--batch-size=-1"], "--batch.*not '-1'"),
     "crop share": (["predict", COFFEE, "--model", "SAVED", "--crop-pct", "2"], "crop_pct"),
-    "crop mode": (["predict", COFFEE, "--crop-mode", "border"], "border"),
-    "unknown model": (["predict", COFFEE, "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
-    "missing model": (["predict", COFFEE, "--model", "no.keras"], "no.keras"),
     "damaged model": (["predict", COFFEE, "--model", "DAMAGED"], "damaged.keras"),
     "offline": (["predict", COFFEE], "HF_HUB_OFFLINE"),
-    "unknown architecture": (
-        ["predict", COFFEE, "--model", "FOREIGN", "--architecture", "coatnet99"],
-        "coatnet99",
-    ),
-    "no architecture": (["predict", COFFEE, "--model", "FOREIGN"], "which network"),
-    "missing labels": (["predict", COFFEE, "--model", "SAVED", "--labels", "no.txt"], "no.txt"),
     "too few labels": (
         ["predict", COFFEE, "--model", "SAVED", "--labels", "LABELS"],
         "2 lines, and the model 10",
     ),
-    "models": (["models", "coatnet0"], "coatnet0"),
 }
 
 
@@ -362,67 +311,5 @@ def test_a_mistake_is_one_line_and_status_2(call, saved, tmp_path, monkeypatch, 
     assert re.fullmatch(f"keras-coatnet: error: .*{message}.*\n", error_stream)
 
 
-# --- models, help, version -------------------------------------------------------------------
-
-
-def test_the_table_of_checkpoints_is_the_registry(call):
-    status, output, error_stream = call("models")
-    assert status == 0 and error_stream == ""
-    title, *lines = output.splitlines()
-    assert len(lines) == len(CHECKPOINTS)
-    for line, checkpoint in zip(lines, CHECKPOINTS.values(), strict=True):
-        cells = re.split(r" {2,}", line)
-        side = checkpoint.input_size
-        macs = keras_coatnet.count_flops(
-            checkpoint.architecture, (side, side, 3), classes=checkpoint.classes
-        )
-        assert cells[:2] == [checkpoint.name, checkpoint.architecture]
-        assert cells[2] == f"{checkpoint.parameters / 1e6:.1f}M"
-        assert cells[3:6] == [f"{macs / 1e9:.1f}", str(side), str(checkpoint.classes)]
-        accuracies = [checkpoint.top1, checkpoint.top5]
-        assert cells[6:8] == ["-" if a is None else f"{a:.2f}" for a in accuracies]
-        size = checkpoint.size
-        assert cells[8] == ("-" if size is None else f"{size / 1e6:.0f} MB")
-        assert cells[9:] == [checkpoint.license, checkpoint.measured_by or "-"]
-
-
-def test_the_list_of_checkpoints_is_the_registry(call):
-    _, output, _ = call("models", "--json")
-    entries = json.loads(output)
-    assert [entry["name"] for entry in entries] == list(keras_coatnet.checkpoints())
-    for entry in entries:
-        multiply_adds = entry.pop("multiply_adds")
-        expected = json.loads(json.dumps(dataclasses.asdict(CHECKPOINTS[entry["name"]])))
-        assert entry == expected
-        assert 1e9 < multiply_adds < 1e11
-
-
-def test_the_architectures_as_table_and_list(call):
-    _, output, _ = call("models", "--architectures", "--json")
-    entries = json.loads(output)
-    assert [entry["name"] for entry in entries] == list(keras_coatnet.architectures())
-    named = [name for entry in entries for name in entry["checkpoints"]]
-    assert sorted(named) == sorted(keras_coatnet.checkpoints())
-    _, output, _ = call("models", "--architectures")
-    for line, entry in zip(output.splitlines()[1:], entries, strict=True):
-        side = entry["input_size"]
-        params = keras_coatnet.count_params(entry["name"], (side, side, 3))
-        assert entry["parameters"] == params
-        assert line.split()[:2] == [entry["name"], f"{params / 1e6:.1f}M"]
-        assert line.split()[3:] == [str(side), str(len(entry["checkpoints"]))]
-
-
-@pytest.mark.parametrize("arguments", [[], ["predict"], ["models"]])
-def test_help_has_examples(call, arguments):
-    status, output, error_stream = call(*arguments, "--help")
-    assert status == 0 and error_stream == ""
-    assert "usage: keras-coatnet" in output and "examples:" in output
-    assert max(map(len, output.splitlines())) <= 100
-
-
-def test_version(call):
-    assert call("--version") == (0, f"keras-coatnet {keras_coatnet.__version__}\n", "")
-
-
 def test_the_default_model_exists():
-    assert cli.DEFAULT_MODEL in CHECKPOINTS
+    assert cli.predict.DEFAULT_MODEL in CHECKPOINTS

@@ -1,0 +1,149 @@
+"""Checks of arguments that need neither Keras nor TensorFlow: the call and the disk tell enough."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Callable
+
+from keras_coatnet.architectures import find_architecture
+from keras_coatnet.arguments import number
+from keras_coatnet.training.data import folders, idx, prepared
+from keras_coatnet.training.evaluation.metrics import EvaluationCounter
+from keras_coatnet.weights import foreign_files, registry
+from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
+
+
+def whole_number_from(least: int) -> Callable[[str], int]:
+    """Makes a `type` for `add_argument`: a whole number with a lower bound.
+
+    Args:
+        least: The smallest number that is accepted.
+
+    Returns:
+        A function from the option's text to the number.
+
+    Example:
+        >>> whole_number_from(1)("32")
+        32
+    """
+
+    def convert(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(
+                f"must be a whole number of at least {least}, not {text!r}"
+            )
+        return int(text)
+
+    return convert
+
+
+def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint | None:
+    """Checks the name or file of a classifier, without opening more of the file than necessary.
+
+    Args:
+        weights: A checkpoint's name, or a path.
+        architecture: The name of the network that a file's weights belong to, or `None`.
+
+    Returns:
+        The checkpoint; `None` for a file.
+
+    Raises:
+        ValueError: There is no such checkpoint, file or architecture; the checkpoint is of another
+            architecture; or the file is one that does not say its architecture.
+    """
+    if architecture is not None:
+        find_architecture(architecture)
+    path = find_file(weights)
+    if path is None:
+        checkpoint = registry.find(weights, None)
+        registry.check_architecture(checkpoint, architecture)
+        return checkpoint
+    if architecture is None and not path.name.endswith(KERAS_SUFFIXES):
+        foreign_files.read(path)  # a damaged file is reported as that
+        raise unknown_architecture(path)
+    return None
+
+
+def check_crop_pct(crop_pct: float | None) -> None:
+    """Checks the share of an image's side that is kept.
+
+    Args:
+        crop_pct: The share; `None` if the option was not given.
+
+    Raises:
+        ValueError: It is not above 0 and at most 1.
+    """
+    if crop_pct is not None:
+        number("crop_pct", crop_pct, above=0, most=1)
+
+
+def image_folder(data: str) -> pathlib.Path | None:
+    """Finds the folder of images, one sub-folder for each class, that `--data` means.
+
+    Args:
+        data: The option's value.
+
+    Returns:
+        The folder, which need not exist; `None` for IDX files and for tensorflow-datasets.
+    """
+    root = prepared.folder_of_images(data)
+    return None if root is None or idx.parts_of(root) else root
+
+
+def check_training_images(
+    data: str, train: str | None, validation: str | None
+) -> tuple[str, ...] | None:
+    """Checks that the folders to train and to validate on exist, and hold folders of classes.
+
+    Args:
+        data: The value of `--data`.
+        train: The value of `--train-split`.
+        validation: The value of `--validation-split`.
+
+    Returns:
+        Names of the classes to validate on; `None` if `data` is no folder of images.
+
+    Raises:
+        ValueError: A folder is missing or holds no classes, or several may be meant.
+    """
+    root = image_folder(data)
+    if root is None:
+        return None
+    parts = folders.find_pair(root, train, validation) or (root,)
+    *_, names = map(folders.class_folders, parts)
+    return tuple(names)
+
+
+def check_evaluation_images(data: str, split: str | None) -> tuple[str, ...] | None:
+    """Checks that the folder to evaluate on exists, and holds folders of classes.
+
+    Args:
+        data: The value of `--data`.
+        split: The value of `--split`.
+
+    Returns:
+        Names of the classes; `None` if `data` is no folder of images.
+
+    Raises:
+        ValueError: The folder is missing or holds no classes, or several may be meant.
+    """
+    root = image_folder(data)
+    return None if root is None else tuple(folders.class_folders(folders.find_part(root, split)))
+
+
+def check_positive(classes: tuple[str, ...] | None, positive: str | None) -> None:
+    """Checks the class that precision and F1 are about.
+
+    Args:
+        classes: Names of the classes; `None` if they are not known yet.
+        positive: The value of `--positive`, or `None`.
+
+    Raises:
+        ValueError: There are more than two classes, or none of that name.
+    """
+    if positive is None or classes is None:
+        return
+    # Of ImageNet's classes, the model decides which ones are meant.
+    if folders.imagenet_of(classes) is None:
+        EvaluationCounter(classes, positive)

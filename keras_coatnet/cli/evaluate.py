@@ -1,0 +1,243 @@
+"""`keras-coatnet evaluate`: how accurate a classifier is."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+from typing import TYPE_CHECKING
+
+from keras_coatnet.cli.checks import (
+    check_crop_pct,
+    check_evaluation_images,
+    check_positive,
+    check_weights,
+    whole_number_from,
+)
+from keras_coatnet.cli.messages import FINE
+from keras_coatnet.cli.start import load_package
+from keras_coatnet.paths import check_local
+from keras_coatnet.training.data.fingerprint import check_classes
+from keras_coatnet.training.data.folders import imagenet_of
+from keras_coatnet.training.evaluation.metrics import EvaluationCounter
+from keras_coatnet.training.recipe import Recipe
+
+if TYPE_CHECKING:
+    import keras
+
+    from keras_coatnet.images import ImageSettings
+    from keras_coatnet.training.data.datasets import ImageDataset
+
+_EXAMPLES = """\
+examples:
+  A public checkpoint on ImageNet's validation images, one folder for each WordNet id:
+    keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet/val
+
+  The same through tensorflow-datasets:
+    keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet2012 --data-dir DIR
+
+  MNIST and its like, as IDX files (t10k-images-idx3-ubyte.gz and so on) in a folder:
+    keras-coatnet evaluate --weights digits.keras --data mnist/
+
+  What came of a run, on its own held-out images and with its own settings:
+    keras-coatnet evaluate --run runs/flowers
+
+Images are resized and cropped as in the measurement of the checkpoint's accuracy, or as in the
+run; for other files to the size of the model's input.
+
+exit status: 0 all fine; 2 a mistake in the call
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the sub-command `evaluate`.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = commands.add_parser(
+        "evaluate",
+        help="measure a classifier's accuracy",
+        description="Measure a classifier's accuracy.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    what = parser.add_mutually_exclusive_group(required=True)
+    what.add_argument("--weights", metavar="WEIGHTS", help="a checkpoint's name, or a file")
+    what.add_argument("--run", metavar="DIR", dest="run_folder", help="the folder of `train`")
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="the network that a file's weights belong to, for files that do not say it",
+    )
+    add("--data", metavar="DATA", help="a folder of images, or a tensorflow-datasets name")
+    add("--split", help="a sub-folder, or a split (default: the one for validation)")
+    add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
+    add(
+        "--batch-size",
+        type=whole_number_from(1),
+        default=64,
+        metavar="N",
+        help="number of images to compute at once (default: %(default)s)",
+    )
+    add(
+        "--positive",
+        metavar="CLASS",
+        help="of two classes, the one that precision, recall and F1 are about",
+    )
+    add(
+        "--unreadable-limit",
+        type=whole_number_from(0),
+        default=10,
+        metavar="N",
+        help="number of images that may be unreadable (default: %(default)s)",
+    )
+    add(
+        "--crop-pct",
+        type=float,
+        metavar="SHARE",
+        help="share of the resized side that is kept, above 0 and at most 1",
+    )
+    add(
+        "--crop-mode",
+        choices=("center", "squash"),
+        help="center: cut out the middle; squash: change the proportions",
+    )
+    add("--output", metavar="DIR", help="write evaluation.json, tables and confusion.png there")
+    add(
+        "--classes",
+        type=whole_number_from(0),
+        metavar="N",
+        default=20,
+        help="rows of the table of classes, the worst first; 0: all (default: %(default)s)",
+    )
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+@dataclasses.dataclass(frozen=True)
+class _Task:
+    """A classifier, and the images that it is evaluated on."""
+
+    model: keras.Model
+    source: ImageDataset
+    settings: ImageSettings
+    positive: str | None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Evaluates a classifier, and prints the figures.
+
+    Args:
+        args: The parsed arguments.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: A mistake in the call.
+    """
+    _check(args)
+    load_package()
+    from keras_coatnet.training.evaluation.evaluate import evaluate
+
+    # Checked before the evaluation, which may take hours.
+    if args.output:
+        from keras_coatnet.training.evaluation.plots import check_matplotlib
+
+        check_matplotlib()
+        pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)
+    task = _task_of_weights(args) if args.run_folder is None else _task_of_run(args)
+    given = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
+    settings = dataclasses.replace(
+        task.settings, **{field: value for field, value in given.items() if value is not None}
+    )
+    found = evaluate(
+        task.model,
+        task.source,
+        settings,
+        batch_size=args.batch_size,
+        positive=task.positive,
+        unreadable_limit=args.unreadable_limit,
+    )
+    if args.output:
+        found.save(args.output)
+    if args.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        print(found.per_class_table(limit=args.classes or None))
+        print(f"\n{task.source.name}: {settings}\n{found.summary_table()}")
+    return FINE
+
+
+def _check(args: argparse.Namespace) -> None:
+    """Checks the call as far as that costs nothing."""
+    check_local(args.output, "output")
+    check_local(args.run_folder, "run")
+    check_local(args.data, "data")
+    check_local(args.data_dir, "data_dir")
+    check_local(args.weights, "weights", names="hf://")
+    check_crop_pct(args.crop_pct)
+    data = args.data
+    if args.run_folder is not None:
+        _, own, _ = _read_run(pathlib.Path(args.run_folder))
+        data = data or own
+    elif data is None:
+        raise ValueError("Which images? Give --data: a folder, or a data set's name.")
+    else:
+        check_weights(args.weights, args.architecture)
+    if args.data is not None or args.split is not None:
+        classes = check_evaluation_images(data, args.split)
+        check_positive(classes, args.positive)
+
+
+def _task_of_weights(args: argparse.Namespace) -> _Task:
+    """A checkpoint, or a file of weights, on the data that are named."""
+    from keras_coatnet.inference import check_classifier, open_model
+    from keras_coatnet.training.data.datasets import open_dataset
+
+    source = open_dataset(args.data, args.split, data_dir=args.data_dir)
+    is_imagenet = imagenet_of(source.classes) is not None
+    if not is_imagenet:
+        EvaluationCounter(source.classes, args.positive)  # checks it before a download
+    model, settings = open_model(args.weights, args.architecture)
+    if is_imagenet and check_classifier(model) != len(source.classes):
+        # The model was trained on some of ImageNet's classes.
+        source = open_dataset(args.data, args.split, data_dir=args.data_dir, classes="present")
+    EvaluationCounter(source.classes, args.positive)
+    return _Task(model, source, settings, args.positive)
+
+
+def _task_of_run(args: argparse.Namespace) -> _Task:
+    """What came of a run, on its own images or on others of the same classes."""
+    from keras_coatnet.inference import open_model
+    from keras_coatnet.training.data.datasets import open_dataset, open_datasets
+
+    folder = pathlib.Path(args.run_folder)
+    recipe, data, weights = _read_run(folder)
+    if args.data is None and args.split is None:
+        _, source = open_datasets(data, data_dir=args.data_dir, **recipe.data_options())
+    else:
+        source = open_dataset(
+            args.data or data, args.split, data_dir=args.data_dir, classes=recipe.classes
+        )
+    check_classes(folder, source)
+    positive = args.positive or recipe.positive
+    EvaluationCounter(source.classes, positive)  # checks it before the model is opened
+    model, _ = open_model(weights)
+    return _Task(model, source, recipe.image_settings(), positive)
+
+
+def _read_run(folder: pathlib.Path) -> tuple[Recipe, str, pathlib.Path]:
+    """The recipe, the data and the final weights of a run."""
+    weights = folder / "final.weights.h5"
+    if not weights.is_file():
+        raise ValueError(
+            f"{folder} holds no final.weights.h5: it is not the folder of a run that is complete."
+        )
+    recipe = Recipe.load(folder / "recipe.json")
+    if recipe.data is None:
+        raise ValueError(f"The recipe in {folder} names no data, so it is not that of a run.")
+    return recipe, recipe.data, weights

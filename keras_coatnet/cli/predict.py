@@ -1,0 +1,318 @@
+"""`keras-coatnet predict`: what is on images."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import pathlib
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
+
+from keras_coatnet.cli.checks import check_crop_pct, check_weights, whole_number_from
+from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
+from keras_coatnet.cli.start import load_package
+from keras_coatnet.cli.tables import aligned
+from keras_coatnet.files import files_below
+from keras_coatnet.images import SUFFIXES
+from keras_coatnet.labels import class_names
+from keras_coatnet.paths import check_local
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from keras_coatnet.inference import Prediction
+
+DEFAULT_MODEL = "coatnet_0_rw_224.sw_in1k"
+
+_LOG_SECONDS = 10  # between two lines of progress where the error stream is no terminal
+
+_EXAMPLES = """\
+examples:
+  The five likeliest of ImageNet's 1000 classes, by the default model:
+    keras-coatnet predict cat.jpg
+
+  All images in a folder and below, by the most accurate checkpoint (384 pixels, 296 MB):
+    keras-coatnet predict holiday/ --model coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k
+
+  A model of your own, with the names of your classes, one on each line of a file, and images
+  made square as keras.utils.image_dataset_from_directory does:
+    keras-coatnet predict leaf.jpg --model leaves.keras --labels leaves.txt \\
+        --crop-mode squash --crop-pct 1
+
+  What `train` made, with the names of its classes:
+    keras-coatnet predict leaf.jpg --model runs/leaves/final.weights.h5
+
+  A file that you downloaded:
+    keras-coatnet predict cat.jpg --model model.safetensors --architecture coatnet_0_rw_224
+
+  As JSON, for another program:
+    keras-coatnet predict holiday/ --json > found.json
+
+--json prints one document:
+  {"model": NAME,
+   "images": [{"image": PATH,
+                 "top": [{"class": NUMBER, "wordnet_id": ID, "name": NAME, "score": SHARE}, ...]},
+                ...],
+   "skipped": [{"image": PATH, "error": WHY}, ...]}
+wordnet_id is null where the classes are not ImageNet's.
+
+Hidden files and folders are passed over. Links to folders are followed, each folder once.
+
+Checkpoints are downloaded at their first use, into the Hugging Face hub's cache (HF_HOME). Images
+are resized and cropped as in the measurement of the checkpoint's accuracy; for files of your own to
+the size of the model's input, of which --crop-pct 0.95 of the middle is kept. A camera's note of
+which way up it was held (EXIF) is ignored, as it was there.
+
+exit status: 0 all fine; 1 some images, or all, could not be read and were skipped; 2 a mistake in
+the call: no such file, folder, model or option
+"""
+
+
+def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Adds the sub-command `predict`.
+
+    Args:
+        commands: What `ArgumentParser.add_subparsers` returned.
+    """
+    parser = commands.add_parser(
+        "predict",
+        help="say what is on images",
+        description="Say what is on images.",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.set_defaults(run=run)
+    add = parser.add_argument
+    add("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
+    add(
+        "--model",
+        "--weights",
+        default=DEFAULT_MODEL,
+        help="a checkpoint's name (see `keras-coatnet models`), or a file: .keras, .weights.h5, "
+        ".safetensors, .h5 (default: %(default)s)",
+    )
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="the network that a file's weights belong to, for files that do not say it "
+        "(see `keras-coatnet models --architectures`)",
+    )
+    add(
+        "--labels",
+        metavar="FILE",
+        help="names of the model's classes, one on each line, in the order of its outputs "
+        "(default: those that `train` wrote beside the weights, or ImageNet's)",
+    )
+    add(
+        "--top",
+        "-k",
+        type=whole_number_from(1),
+        default=5,
+        metavar="N",
+        help="number of classes to name for each image (default: %(default)s)",
+    )
+    add(
+        "--batch-size",
+        type=whole_number_from(1),
+        default=32,
+        metavar="N",
+        help="number of images to compute at once (default: %(default)s)",
+    )
+    add(
+        "--crop-pct",
+        type=float,
+        metavar="SHARE",
+        help="share of the resized side that is kept, above 0 and at most 1 (default: the "
+        "checkpoint's, or 0.95)",
+    )
+    add(
+        "--crop-mode",
+        choices=("center", "squash"),
+        help="center: cut out the middle; squash: change the proportions (default: the "
+        "checkpoint's, or center)",
+    )
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Classifies images, and prints the likeliest classes of each.
+
+    Args:
+        args: The parsed arguments.
+
+    Returns:
+        The exit status.
+
+    Raises:
+        ValueError: A mistake in the call.
+    """
+    paths, unreadable = _find_images(args.images)
+    labels = _check(args)
+    load_package()
+    from keras_coatnet import inference
+
+    model, settings = inference.open_model(args.model, args.architecture)
+    asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
+    given = {field: value for field, value in asked.items() if value is not None}
+    settings = dataclasses.replace(settings, **given)
+    classes = inference.check_classifier(model)
+    names = _name_classes(
+        classes, _labels_of_run(args.model, classes) if labels is None else labels
+    )
+    predictions = inference.predict_images(model, paths, settings, args.batch_size)
+    return _report(args, _with_progress(predictions, len(paths)), unreadable, names)
+
+
+def _check(args: argparse.Namespace) -> list[str] | None:
+    """Checks the call as far as that costs nothing, and returns the names of the classes."""
+    labels = None if args.labels is None else _read_labels(args.labels)
+    check_crop_pct(args.crop_pct)
+    checkpoint = check_weights(args.model, args.architecture)
+    if checkpoint is not None:
+        _name_classes(checkpoint.classes, labels)
+    return labels
+
+
+def _report(
+    args: argparse.Namespace,
+    predictions: Iterator[Prediction],
+    unreadable: Sequence[OSError],
+    names: Sequence[tuple[str | None, str]],
+) -> int:
+    """Prints each prediction as it comes, or all of them as JSON, and returns the exit status."""
+    found, skipped = [], []
+    for error in unreadable:
+        text = f"{error.filename} cannot be read: {error.strerror}"
+        skipped.append({"image": str(error.filename), "error": text})
+        say(f"skipped: {text}")
+    for prediction in predictions:
+        if prediction.scores is None:
+            skipped.append({"image": str(prediction.path), "error": prediction.error})
+            continue
+        top = _top(prediction.scores, names, args.top)
+        found.append({"image": str(prediction.path), "top": top})
+        if not args.json:
+            _print_above_bar(_as_text(found[-1]) + "\n")
+    if args.json:
+        print(json.dumps({"model": args.model, "images": found, "skipped": skipped}, indent=2))
+    if skipped:
+        say(f"{len(skipped)} of {len(found) + len(skipped)} images skipped")
+    return SOME_SKIPPED if skipped else FINE
+
+
+def _find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
+    """Files as they are named; of folders all images, also in the folders below.
+
+    The errors are those of folders and links that cannot be read.
+    """
+    paths: list[pathlib.Path] = []
+    unreadable: list[OSError] = []
+    for argument in arguments:
+        check_local(argument, "image")
+        path = pathlib.Path(argument)
+        if not path.exists():
+            raise ValueError(f"There is no file or folder {path}.")
+        before = len(unreadable)
+        found = list(_images_below(path, unreadable)) if path.is_dir() else [path]
+        if not found and len(unreadable) == before:
+            raise ValueError(
+                f"There is no image in the folder {path}: no file ends in {', '.join(SUFFIXES)}."
+            )
+        paths += found
+    return paths, unreadable
+
+
+def _images_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
+    # Hidden files are passed over: file managers leave some that end like an image.
+    for path in files_below(folder, unreadable.append):
+        if path.lower().endswith(SUFFIXES):
+            yield pathlib.Path(path)
+
+
+def _read_labels(path: str) -> list[str]:
+    check_local(path, "labels")
+    try:
+        # Some editors put a byte-order mark first.
+        lines = pathlib.Path(path).read_text("utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"The labels in {path} cannot be read: {error}") from error
+    labels = [line.strip() for line in lines]
+    if "" in labels:
+        raise ValueError(
+            f"Line {labels.index('') + 1} of the labels in {path} is empty. Expected the name of a "
+            "class on each line."
+        )
+    return labels
+
+
+def _labels_of_run(model: str, classes: int) -> list[str] | None:
+    """Names of the classes that `train` wrote beside the weights; None if it did not."""
+    path = pathlib.Path(model).with_name("classes.txt")
+    if not pathlib.Path(model).is_file() or not path.is_file():
+        return None
+    labels = _read_labels(str(path))
+    return labels if len(labels) == classes else None
+
+
+def _name_classes(classes: int, labels: list[str] | None) -> list[tuple[str | None, str]]:
+    """(WordNet id, name) of each class; the id is None, and the name a number, if unknown."""
+    if labels is not None:
+        if len(labels) != classes:
+            raise ValueError(
+                f"The file of --labels has {len(labels)} lines, and the model {classes} classes. "
+                "Give one name a line, in the order of the model's outputs."
+            )
+        known = dict(class_names(11821)) | dict(class_names(1000))
+        return [(label, known[label]) if label in known else (None, label) for label in labels]
+    try:
+        return list(class_names(classes))
+    except ValueError:  # a classifier of the user's own
+        return [(None, f"class {number}") for number in range(classes)]
+
+
+def _top(
+    scores: np.ndarray, names: Sequence[tuple[str | None, str]], count: int
+) -> list[dict[str, Any]]:
+    best = (-scores).argsort(kind="stable")[:count].tolist()
+    return [
+        {
+            "class": number,
+            "wordnet_id": names[number][0],
+            "name": names[number][1],
+            "score": scores[number].item(),
+        }
+        for number in best
+    ]
+
+
+def _as_text(found: dict[str, Any]) -> str:
+    rows = [
+        (f"{entry['score']:.2%}", *filter(None, [entry["wordnet_id"]]), entry["name"])
+        for entry in found["top"]
+    ]
+    return "\n".join([found["image"], *aligned(rows, right=(0,), indent="  ")])
+
+
+def _with_progress(predictions: Iterator[Prediction], total: int) -> Iterator[Prediction]:
+    """A bar on a terminal; a line now and then where a long run goes to a log file."""
+    from huggingface_hub.utils import tqdm  # the bar, and the switch, of the downloads
+
+    told = time.monotonic()
+    bar = tqdm(predictions, total=total, unit="image", disable=None)
+    for done, prediction in enumerate(bar, start=1):
+        if prediction.error is not None:
+            with bar.external_write_mode(file=sys.stderr):
+                say(f"skipped: {prediction.error}")
+        if not sys.stderr.isatty() and time.monotonic() - told > _LOG_SECONDS:
+            say(f"{done} of {total} images done")
+            told = time.monotonic()
+        yield prediction
+
+
+def _print_above_bar(text: str) -> None:
+    from huggingface_hub.utils import tqdm
+
+    tqdm.write(text, file=sys.stdout)

@@ -1,0 +1,30 @@
+"""Keeps TensorFlow, which always reads the data, from taking GPU memory of another backend."""
+
+from __future__ import annotations
+
+import warnings
+
+import keras
+
+
+def keep_tensorflow_off_gpus() -> None:
+    """Hides the GPUs from TensorFlow if Keras computes with another backend.
+
+    Otherwise TensorFlow would take the GPUs' memory only to read data. Call it before TensorFlow
+    computes anything: it warns if TensorFlow holds GPUs already. It does nothing on the backend
+    tensorflow.
+    """
+    backend = keras.backend.backend()
+    if backend == "tensorflow":
+        return
+    import tensorflow as tf
+
+    try:
+        tf.config.set_visible_devices([], "GPU")
+    except RuntimeError:
+        warnings.warn(
+            "TensorFlow, which reads the data, has started already and keeps memory of the GPUs "
+            f"from {backend}. Call tf.config.set_visible_devices([], 'GPU') right after the import "
+            "of tensorflow.",
+            stacklevel=3,
+        )

@@ -1,0 +1,77 @@
+"""Training a network that has weights already: which layers learn, and how fast."""
+
+from __future__ import annotations
+
+import keras
+
+from keras_coatnet.arguments import boolean, choice, number
+from keras_coatnet.model import CoAtNetModel
+from keras_coatnet.names import stage_of
+from keras_coatnet.training.choices import FREEZES
+
+
+def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
+    """Layer-wise decay of the learning rate, as in BEiT: lower layers learn more slowly.
+
+    Args:
+        model: the network.
+        decay: factor from one block to the one below it, above 0.
+
+    Returns:
+        The factor for each layer's name: 1 for the head, `decay` for the last block, and so on
+        down to the stem. `AdamW` takes it as `rate_scales`.
+
+    Raises:
+        ValueError: `decay` is not a number above 0.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet
+        >>> round(layer_rate_scales(CoAtNet("coatnet0"), 0.5)["stage4_block1"], 2)
+        0.25
+    """
+    decay = number("decay", decay, above=0)
+    blocks = [block.name for block in model.architecture.blocks()]
+    depths = {name: depth for depth, name in enumerate(reversed(blocks), start=1)}
+    for layer in model.layers:
+        if stage_of(layer.name) == 0:
+            depths[layer.name] = len(blocks) + 1
+    return {layer.name: decay ** depths.get(layer.name, 0) for layer in model.layers}
+
+
+def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
+    """Freezes the lower part of a network, its BatchNorm layers, or both.
+
+    A frozen BatchNorm keeps its moving statistics too, as everywhere in Keras.
+
+    Args:
+        model: the network.
+        up_to: `"none"`, `"stem"`, or `"stage1"` to `"stage4"`: the last part that is frozen. All
+            below it is frozen with it.
+        batch_norm: whether to freeze every BatchNorm layer, in all parts.
+
+    Raises:
+        ValueError: `up_to` is none of these, or `batch_norm` is not a boolean.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet
+        >>> model = CoAtNet("coatnet0")
+        >>> freeze(model, "stage4", batch_norm=False)
+        >>> sorted({v.path.split("/")[0] for v in model.trainable_variables})
+        ['hidden', 'norm', 'predictions']
+    """
+    last_stage = FREEZES.index(choice("up_to", up_to, FREEZES)) - 1  # the stem is stage 0
+    batch_norm = boolean("batch_norm", batch_norm)
+    for layer in model.layers:
+        stage = stage_of(layer.name)
+        if stage is not None and stage <= last_stage:
+            layer.trainable = False
+        if batch_norm:
+            _freeze_batch_norm(layer)
+
+
+def _freeze_batch_norm(layer: keras.layers.Layer) -> None:
+    if isinstance(layer, keras.layers.BatchNormalization):
+        layer.trainable = False
+    for sublayer in vars(layer).values():
+        if isinstance(sublayer, keras.layers.Layer):
+            _freeze_batch_norm(sublayer)
