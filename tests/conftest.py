@@ -8,6 +8,10 @@ import socket
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+# Workers that run side by side fill the cores. torch's threads, more than cores then, wait for each
+# other by spinning: without this, comparisons with timm take twice the time.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 import keras
 import numpy as np

@@ -22,6 +22,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from tests import processes
 from tests.training import runs
 
 PATIENCE = 240.0  # seconds until a run must have come to the next step
@@ -47,14 +48,8 @@ class Run:
     ) -> None:
         self.output = output
         self.log = tempfile.TemporaryFile("w+")
-        self.process = subprocess.Popen(
-            command,
-            stdout=self.log,
-            stderr=subprocess.STDOUT,
-            cwd=cwd,
-            env=runs.environment(**environment),
-            start_new_session=True,
-        )
+        streams = self.log.fileno(), self.log.fileno()
+        self.process = processes.start(command, *streams, cwd, runs.environment(**environment))
 
     def text(self) -> str:
         """What it said so far."""

@@ -5,7 +5,6 @@ import json
 import pathlib
 import signal
 import socket
-import subprocess
 import sys
 
 import numpy as np
@@ -16,6 +15,7 @@ from keras_coatnet.training.engine.devices import Devices, make_engine
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.checkpoints import CheckpointFolder
 from keras_coatnet.training.run.lock import locked
+from tests.processes import run
 from tests.training import faults, runs
 
 pytestmark = [
@@ -176,13 +176,8 @@ print(json.dumps(found))
 
 
 def test_replicas_drop_the_samples_that_one_device_drops():
-    result = subprocess.run(
-        [sys.executable, "-c", REPLICAS],
-        cwd=pathlib.Path(__file__).parents[2],
-        env=runs.environment(),
-        capture_output=True,
-        text=True,
-    )
+    command = [sys.executable, "-c", REPLICAS]
+    result = run(command, cwd=pathlib.Path(__file__).parents[2], env=runs.environment())
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     draws = found["draws"]
