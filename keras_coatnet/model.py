@@ -18,7 +18,6 @@ from keras_coatnet.layers.activations import get_activation
 from keras_coatnet.layers.base import PACKAGE, full_precision, kernel_initializer, policy_at
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.normalization import norm_options
-from keras_coatnet.layers.pooling import halved
 from keras_coatnet.names import (
     AVG_POOL,
     CLASSIFIER,
@@ -275,10 +274,10 @@ def build_model(
         x = _rescaling(config, x.shape[-1])(x)
     x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _stem(config, x)
-    map_size = _table_sizes(config, inputs.shape)
+    height, width = _stem_map_size(config, inputs.shape)
     for block in config.blocks():
-        map_size = halved((None, *map_size, 0), strides=block.strides)[1:3]
-        options = {"table_size": map_size} if block.kind == "T" else {}
+        height, width = -(-height // block.strides), -(-width // block.strides)
+        options = {"table_size": (height, width)} if block.kind == "T" else {}
         x = BLOCK_LAYERS[block.layer](block.filters, **block.layer_options, **options)(x)
     if config.final_norm == "before_pool":
         x = _final_norm(config)(x)
@@ -343,13 +342,13 @@ def _stem_options(config: CoAtNetConfig) -> dict[str, Any]:
     }
 
 
-def _table_sizes(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
+def _stem_map_size(config: CoAtNetConfig, input_shape: tuple) -> tuple[int, int]:
     """Returns the size of the stem's map: from the input, or from `input_size` if it is unknown."""
-    known = [
+    height, width = (
         side if size is None else size
         for side, size in zip(config.input_sides, input_shape[1:3], strict=True)
-    ]
-    return halved((None, *known, 0))[1:3]
+    )
+    return -(-height // 2), -(-width // 2)
 
 
 def _final_norm(config: CoAtNetConfig) -> keras.layers.Layer:

@@ -141,7 +141,7 @@ def avg_pool(x: Array) -> Array:
 
 
 def max_pool_3x3(x: Array) -> Array:
-    """Maximum of the 3x3 windows centerd on every other position, whatever of them is inside."""
+    """Maximum of the 3x3 windows centered on every other position, whatever of them is inside."""
     return _pool(x, 3, "symmetric", lambda values: values.max(axis=0))
 
 

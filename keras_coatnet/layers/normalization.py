@@ -120,7 +120,7 @@ def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float]:
 
 def norm_options(
     kind: str, epsilon: float, momentum: float
-) -> tuple[type[keras.layers.LayerNormalization | BatchNormalization], dict[str, float]]:
+) -> tuple[type[keras.layers.LayerNormalization | BatchNormalization], dict[str, Any]]:
     """Returns the class and the keyword arguments of a Transformer block's normalization.
 
     Args:
