@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.architectures import find_architecture
 from tests.conftest import TINY
 
@@ -344,9 +345,7 @@ def test_weights_of_another_network(tmp_path):
     with pytest.raises(ValueError, match="'coatnet_nano_rw_224'"):
         tiny_app(weights=path)
     model = keras_coatnet.CoAtNetNano(weights=path)
-    assert model.architecture.same_network(
-        keras_coatnet.architectures.ARCHITECTURES["coatnet_nano_rw_224"]
-    )
+    assert model.architecture.same_network(ARCHITECTURES["coatnet_nano_rw_224"])
 
 
 def test_weights_and_changes_of_their_network_are_refused(tmp_path):
