@@ -11,8 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from keras_coatnet.architectures import ARCHITECTURES
-from keras_coatnet.architectures import find_architecture
+from keras_coatnet.architectures import ARCHITECTURES, find_architecture
 from tests.conftest import TINY
 
 SIGNATURE = {
