@@ -9,15 +9,17 @@ import os
 import pathlib
 import zlib
 from collections.abc import Callable
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.config import CoAtNetConfig
-from keras_coatnet.training.data.datasets import ImageDataset
 from keras_coatnet.training.data.fingerprint import check_same_data, note_data
-from keras_coatnet.training.engine.base import Engine
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.checkpoints import CheckpointFolder, RunState
 from keras_coatnet.training.run.lock import locked
+
+if TYPE_CHECKING:  # the command line imports this file, and starts without Keras
+    from keras_coatnet.training.data.datasets import ImageDataset
+    from keras_coatnet.training.engine.base import Engine
 
 RECIPE, FINAL, BEST = "recipe.json", "final.weights.h5", "best.weights.h5"
 
