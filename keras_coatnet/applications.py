@@ -1,4 +1,4 @@
-"""Constructors in the manner of `keras.applications`."""
+"""Constructors, used like those of `keras.applications`."""
 
 from __future__ import annotations
 
@@ -30,14 +30,14 @@ def CoAtNet(
     """Instantiates any CoAtNet, by the name of its architecture or by a configuration.
 
     Args:
-        architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
+        architecture: a name from `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         include_top: whether the head and its classifier are included.
         weights: None (random initialization of the paper's network); `"imagenet"`,
-            `"imagenet12k"` or `"imagenet12k_ft"` where the size has one; the name of one of
+            `"imagenet12k"` or `"imagenet12k_ft"` where the size has one; a name from
             `keras_coatnet.checkpoints()`; or the path of a `.weights.h5` or `.keras` file, of
-            timm's `.safetensors` or of keras_cv_attention_models' `.h5`. Nobody has published
+            timm's `.safetensors` or of keras_cv_attention_models' `.h5`. There are no public
             weights of the paper's exact networks: a checkpoint brings its own architecture and
-            its own pixel normalization, and so does a file saved from a model of this package.
+            pixel normalization, and so does a file that this package saved.
         input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
         input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
             and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
@@ -45,11 +45,11 @@ def CoAtNet(
         pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
         classes: outputs of the classifier. Default: as many as the weights bring, else 1000.
         classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.
-            It is no part of a file of weights.
+            Files of weights do not store it.
         include_preprocessing: whether the model takes raw pixels, 0 to 255, and normalizes them
-            itself (to -1 .. 1 for the paper's networks); else it takes normalized ones. Default:
-            as the model whose weights are loaded, if it was one of this package, else True.
-        name: name of the model; nothing else hangs on it.
+            itself (to -1 .. 1 for the paper's networks). If False, it takes normalized pixels.
+            Default: as in the model that this package saved the weights of, otherwise True.
+        name: name of the model.
         **overrides: fields of `CoAtNetConfig` to change, such as `stochastic_depth=0.2`, or
             `stride_on="depthwise"` for the paper's "Stride-2 DConv2D" networks.
 
@@ -57,7 +57,7 @@ def CoAtNet(
         A `keras.Model`.
 
     Raises:
-        ValueError: an argument makes no sense, or the weights do not belong to the network.
+        ValueError: an argument is not valid, or the weights do not belong to the network.
 
     Example:
         >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
@@ -99,7 +99,7 @@ def CoAtNet0(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-0 (Dai et al., 2021, table 3), 25M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -140,7 +140,7 @@ def CoAtNet1(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-1 (Dai et al., 2021, table 3), 42M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -181,7 +181,7 @@ def CoAtNet2(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-2 (Dai et al., 2021, table 3), 75M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -222,7 +222,7 @@ def CoAtNet3(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-3 (Dai et al., 2021, table 3), 167M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -263,7 +263,7 @@ def CoAtNet4(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-4 (Dai et al., 2021, table 3), 275M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -304,7 +304,7 @@ def CoAtNet5(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-5 (Dai et al., 2021, table 3), 687M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -345,7 +345,7 @@ def CoAtNet6(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-6 (Dai et al., 2021, table 3), 1.47B parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -386,7 +386,7 @@ def CoAtNet7(
 ) -> CoAtNetModel:
     """Instantiates CoAtNet-7 (Dai et al., 2021, table 3), 2.44B parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:
@@ -427,7 +427,7 @@ def CoAtNetNano(
 ) -> CoAtNetModel:
     """Instantiates timm's `coatnet_rmlp_nano_rw_224`, 15M parameters at 224 pixels.
 
-    Args and errors are those of `CoAtNet`, less the architecture. `weights` may be those of any
+    Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Checks of arguments: what is no such value gets a `ValueError` that says so.
+"""Checks of arguments, which raise a `ValueError` that says what was expected.
 
 NumPy's numbers, booleans and texts count as Python's own, and become such: only those go into JSON,
 and `labels.max() + 1` is the usual way to a number of classes. True and False are no numbers, 1 and
@@ -11,13 +11,13 @@ from typing import Any
 
 import numpy as np
 
-# A number must be below it: float32 is infinite soon after, and whole numbers as long as one likes
-# do not become floats.
+# Numbers must be below it: float32 overflows soon after, and very long whole numbers cannot be
+# converted to floats.
 MOST_NUMBER = 1e30
 
 
 def as_python(value: Any) -> Any:
-    """Returns a NumPy scalar as Python's own value, and all else as it is.
+    """Returns a NumPy scalar as Python's own value, and any other value unchanged.
 
     Args:
         value: anything.
@@ -153,7 +153,7 @@ def number(
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """Returns True or False as they are: the text "False" would count as true.
+    """Returns True or False. Other values are refused: the text "False" would count as true.
 
     Args:
         argument: the argument's name.
@@ -176,7 +176,7 @@ def boolean(argument: str, value: Any) -> bool:
 
 
 def choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
-    """Returns a value out of a few, which must be of their kind: True is not 1, and 2.0 not 2.
+    """Returns a value if it is one of a few, and of the same type: True is not 1, 2.0 is not 2.
 
     Args:
         argument: the argument's name.

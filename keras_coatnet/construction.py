@@ -1,4 +1,4 @@
-"""What the constructors have in common: arguments are checked, weights found, the model built."""
+"""What the constructors share: they check arguments, find weights, and build the model."""
 
 from __future__ import annotations
 
@@ -109,7 +109,7 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
 
 
 def _checked(arguments: Arguments) -> Arguments:
-    """The arguments with values of Python's own; the shape is that of `input_tensor`, if any."""
+    """Returns the arguments as Python's own values, with the shape of `input_tensor` if given."""
     include_top, classes = boolean("include_top", arguments.include_top), arguments.classes
     if classes is not None:
         advice = "For a model without a classifier use include_top=False."
@@ -130,7 +130,7 @@ def _checked(arguments: Arguments) -> Arguments:
 def _make_inputs(
     arguments: Arguments, config: CoAtNetConfig, source: Source | None
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """The tensor that the network starts from, and what the caller's tensor was made from."""
+    """Returns the tensor that the network starts from, and the inputs behind the caller's."""
     inputs: Tensor
     if arguments.input_tensor is not None:
         inputs = arguments.input_tensor
@@ -149,7 +149,7 @@ def _make_inputs(
 
 
 def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
-    """The architecture of the weights, with what may be changed without making them misfit."""
+    """Returns the architecture of the weights, with the overrides that leave them fitting."""
     config = source.architecture.replace(**overrides)
     if not config.same_network(source.architecture):
         fixed = {
@@ -167,7 +167,7 @@ def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
 
 
 def _classes_with(weights: Any, source: Source, classes: int | None) -> tuple[int, str | None]:
-    """How many classes to build with these weights, and which part of the head stays random."""
+    """Returns the number of classes to build, and the part of the head that stays random."""
     if classes is None:
         classes = source.classes or DEFAULT_CLASSES
     if source.classes in (None, classes):
@@ -225,7 +225,7 @@ def _check_activation(activation: Any) -> None:
 def _checked_shape(
     include_top: bool, input_tensor: Any, input_shape: Any
 ) -> tuple[int | None, int | None, int] | None:
-    """The shape of the input without batch, or None where it was left open."""
+    """Returns the shape of the input without the batch, or None if the caller did not say."""
     if input_tensor is not None:
         if not isinstance(input_tensor, keras.KerasTensor):
             raise ValueError(

@@ -1,4 +1,4 @@
-"""What a classifier takes and what it gives, read off the graph of any model around a CoAtNet."""
+"""Reads from the graph of a model around a CoAtNet which pixels it takes and what it returns."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.model import Identity
 from keras_coatnet.names import STEM_CONV1
 
-# Layers that leave pixels in their range at inference, by the names of their classes. A network
-# behind them takes what the model takes.
+# Layers that keep the range of pixels at inference, by class name. A network behind them takes the
+# same pixels as the model.
 _KEEPS_RANGE = (
     "InputLayer",
     "Identity",
@@ -33,7 +33,7 @@ _KEEPS_RANGE = (
     "RandAugment",
 )
 
-# Operations after which scores are still scores, and logits still logits.
+# Operations that turn scores into scores, and logits into logits.
 _KEEPS_KIND = (
     "Identity",
     "Dropout",
@@ -44,7 +44,7 @@ _KEEPS_KIND = (
     "GlobalMaxPooling2D",
 )
 
-# Normalized pixels are of this size at most: those of every public checkpoint are below 3.
+# The largest absolute value of normalized pixels. Those of all public checkpoints are below 3.
 _LARGEST_NORMALIZED = 10.0
 
 
@@ -165,7 +165,7 @@ def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None
     unknown = [each.name for each in ahead if not _keeps_range(each)]
     if unknown:
         raise ValueError(
-            "The CoAtNet inside the model takes normalized pixels, and nobody can know whether the "
+            "The CoAtNet inside the model takes normalized pixels, and it is not known whether the "
             f"layers before it normalize them: {', '.join(map(repr, unknown))}. Build it with "
             "include_preprocessing=True, or normalize with keras.layers.Rescaling or Normalization "
             "in the model."
@@ -181,7 +181,7 @@ def _keeps_range(operation: Any) -> bool:
 
 
 def _normalizes(operation: Any) -> bool:
-    """Whether a layer makes raw pixels small, as networks take them."""
+    """Whether a layer normalizes raw pixels."""
     if isinstance(operation, keras.layers.Rescaling):
         white = 255.0 * np.asarray(operation.scale) + np.asarray(operation.offset)
         return bool(np.abs(white).max() <= _LARGEST_NORMALIZED)

@@ -1,4 +1,4 @@
-"""Which paths name files of this machine."""
+"""Tells paths on this machine from remote addresses."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ _REMOTE = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:/")
 
 
 def check_local(path: str | os.PathLike | None, argument: str, names: str | None = None) -> None:
-    """Refuses an empty text, and the address of a remote file or folder.
+    """Checks that a path is not empty, and not the address of a remote file or folder.
 
-    Of an address a local folder would be made, and an empty text would be the working directory.
+    Without this check, an address would be taken for a local folder, and an empty text for the
+    working directory.
 
     Args:
         path: a path; None: there is none to check.
@@ -20,7 +21,7 @@ def check_local(path: str | os.PathLike | None, argument: str, names: str | None
         names: a scheme with which names start that are no addresses; None: there is none.
 
     Raises:
-        ValueError: it is no path, is empty, or starts with a scheme, such as `"gs://"`.
+        ValueError: it is not a path, is empty, or starts with a scheme, such as `"gs://"`.
 
     Example:
         >>> check_local("runs/flowers", "output")
