@@ -398,7 +398,7 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
 
 def _read_json(path: pathlib.Path) -> dict[str, Any]:
     if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, more than the limit of {_MOST_JSON}")
+        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
     try:
         found = json.loads(path.read_text("utf-8"))
     except RecursionError as error:

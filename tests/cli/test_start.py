@@ -166,7 +166,7 @@ MISTAKES = {
         "no values for the model",
     ),
     "network": (["train", "transfer", "--model", "coatnet9", "--data", "flowers"], "one of: coatn"),
-    "network's file": (["train", "transfer", "--model", "no.json"], "does not hold a CoAtNetConfig"),
+    "network's file": (["train", "transfer", "--model", "no.json"], "hold a CoAtNetConfig"),
     "no data": (["train", "transfer"], "names no data"),
     "field": (["train", "transfer", "--batch-size", "0"], "`batch_size` must be at least 1"),
     "field of a dry run": (["train", "transfer", "--mixup", "1e-3", "--dry-run"], "`mixup` must"),
