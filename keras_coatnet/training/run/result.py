@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import pathlib
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -50,6 +52,30 @@ def summary(rows: Mapping[str, Any] | Iterable[tuple[str, Any]]) -> str:
     pairs = list(rows.items() if isinstance(rows, Mapping) else rows)
     width = max((len(name) for name, _ in pairs), default=0)
     return "\n".join(f"{name:{width}}  {_shown(value)}" for name, value in pairs)
+
+
+def as_json(figures: Mapping[str, Any]) -> str:
+    """Writes figures as a JSON object, without those that are not known.
+
+    Args:
+        figures: names and values. None and nan, which JSON does not have, are left out.
+
+    Returns:
+        Lines of text.
+
+    Example:
+        >>> print(as_json({"steps": 12, "f1": float("nan"), "images/s": None}))
+        {
+          "steps": 12
+        }
+        <BLANKLINE>
+    """
+    known = {
+        name: value
+        for name, value in figures.items()
+        if value is not None and not (isinstance(value, float) and math.isnan(value))
+    }
+    return json.dumps(known, indent=2) + "\n"
 
 
 def _shown(value: Any) -> str:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import itertools
-import json
 import os
 import pathlib
 import warnings
@@ -38,7 +37,7 @@ from keras_coatnet.training.run.folder import FINAL, RunFolder, check_folder
 from keras_coatnet.training.run.lock import locked
 from keras_coatnet.training.run.log import read_history
 from keras_coatnet.training.run.loop import TrainingLoop
-from keras_coatnet.training.run.result import Result
+from keras_coatnet.training.run.result import Result, as_json
 from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from keras_coatnet.weights.source import find_source
 
@@ -219,9 +218,8 @@ def _finish(loop: TrainingLoop, evaluation: Evaluation) -> Result:
         history = read_history(folder)
         if history.training:  # somebody may have moved the file away
             plots.learning_curve(history.training, history.evaluations, folder / "curves.png")
-        text = json.dumps({k: v for k, v in figures.items() if v is not None}, indent=2)
         with whole_file(folder / "summary.json") as partial:
-            partial.write_text(text + "\n")
+            partial.write_text(as_json(figures))
     return Result(folder, evaluation, loop.best_top1, figures)
 
 

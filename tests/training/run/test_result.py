@@ -1,6 +1,8 @@
 """The summary of a run."""
 
-from keras_coatnet.training.run.result import summary
+import json
+
+from keras_coatnet.training.run.result import as_json, summary
 
 
 def test_summary_aligns_and_writes_numbers_for_readers(tmp_path):
@@ -14,3 +16,9 @@ def test_summary_aligns_and_writes_numbers_for_readers(tmp_path):
         "f1          -",
     ]
     assert summary({}) == ""
+
+
+def test_what_is_not_known_is_no_part_of_the_json():
+    text = as_json({"steps": 12, "macro_f1": float("nan"), "images/s": None, "top1": 0.5})
+    found = json.loads(text, parse_constant=lambda name: name)
+    assert found == {"steps": 12, "top1": 0.5}
