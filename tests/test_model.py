@@ -187,6 +187,7 @@ def test_clone_and_recall(tiny, images):
     helpers.assert_matches(nested(images), helpers.to_numpy(model(images)), 1e-6)
 
 
+@pytest.mark.slow
 def test_fit_learns(tiny):
     """Two kinds of images that a few steps tell apart."""
     keras.utils.set_random_seed(0)

@@ -162,6 +162,7 @@ def test_a_checkpoint_of_the_registry_is_evaluated_as_timm_would(tmp_path):
 
 
 @pytest.mark.filterwarnings("ignore:GasHisSDB/160 has")  # a few images, where many are published
+@pytest.mark.slow
 def test_gashissdb_is_trained_and_evaluated(capsys, tmp_path):
     """The recipe names the class that precision and F1 are about, and what others report."""
     tars.write_gashissdb(tmp_path / "data", {"Abnormal": 20, "Normal": 20})

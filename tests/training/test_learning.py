@@ -398,6 +398,7 @@ def test_layer_decay_makes_lower_layers_move_less():
         assert part == pytest.approx(whole * 0.5**depth, rel=1e-2), variable.path
 
 
+@pytest.mark.slow
 def test_accumulated_parts_are_the_whole_batch():
     """Exactly so where BatchNorm does not look at its part of the batch alone."""
     frozen = FEW.replace(freeze_batch_norm=True, stochastic_depth=0.0)

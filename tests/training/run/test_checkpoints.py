@@ -96,6 +96,7 @@ def test_any_flipped_bit_is_noticed(tmp_path):
         assert_equal(found, checkpoint(1, size=20))  # a bit of padding
 
 
+@pytest.mark.slow
 def test_a_half_written_file_never_takes_a_good_ones_place(tmp_path):
     """Killed with -9 while it saves, many times over."""
     code = (
