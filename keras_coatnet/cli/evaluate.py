@@ -16,6 +16,7 @@ from keras_coatnet.cli.checks import (
     whole_number_from,
 )
 from keras_coatnet.cli.messages import FINE
+from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data.fingerprint import check_classes
@@ -50,20 +51,13 @@ exit status: 0 all fine; 2 a mistake in the call
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `evaluate`.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returned.
     """
-    parser = commands.add_parser(
-        "evaluate",
-        help="measure a classifier's accuracy",
-        description="Measure a classifier's accuracy.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+    parser = add_command(commands, "evaluate", "measure a classifier's accuracy", _EXAMPLES, run)
     add = parser.add_argument
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--weights", metavar="WEIGHTS", help="a checkpoint's name, or a file")

@@ -9,6 +9,7 @@ from typing import Any
 
 from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.cli.messages import FINE
+from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.tables import aligned, markdown, or_dash
 from keras_coatnet.counting.operations import count_flops, count_params
 from keras_coatnet.weights.registry import CHECKPOINTS
@@ -29,20 +30,15 @@ classes.
 _NUMBERS = ("params", "GMACs", "pixels", "classes", "top-1", "top-5", "file", "checkpoints")
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `models`.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returned.
     """
-    parser = commands.add_parser(
-        "models",
-        help="list the public checkpoints, or the architectures",
-        description="List the public checkpoints, or the architectures.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+    parser = add_command(
+        commands, "models", "list the public checkpoints, or the architectures", _EXAMPLES, run
     )
-    parser.set_defaults(run=run)
     parser.add_argument(
         "--architectures",
         action="store_true",

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.cli.checks import check_crop_pct, check_weights, whole_number_from
 from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
+from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.cli.tables import aligned
 from keras_coatnet.files import files_below
@@ -71,20 +72,13 @@ the call: no such file, folder, model or option
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `predict`.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returned.
     """
-    parser = commands.add_parser(
-        "predict",
-        help="say what is on images",
-        description="Say what is on images.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+    parser = add_command(commands, "predict", "say what is on images", _EXAMPLES, run)
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGE", help="an image, or a folder of images")
     add(

@@ -12,6 +12,7 @@ from typing import Any
 from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.cli.checks import check_positive, check_training_images, whole_number_from
 from keras_coatnet.cli.messages import CANNOT_CONTINUE, FINE, say
+from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
@@ -81,20 +82,13 @@ disk; 130 stopped by Ctrl-C, 143 by SIGTERM, and saved
 """
 
 
-def add_parser(commands: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `train`.
 
     Args:
         commands: What `ArgumentParser.add_subparsers` returned.
     """
-    parser = commands.add_parser(
-        "train",
-        help="train a network",
-        description="Train a network.",
-        epilog=_EXAMPLES,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    parser.set_defaults(run=run)
+    parser = add_command(commands, "train", "train a network", _EXAMPLES, run)
     _add_arguments(parser)
     _add_fields(parser)
 
