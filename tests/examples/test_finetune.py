@@ -142,4 +142,4 @@ def test_unreadable_images_end_the_process_with_one_line(args):
     lines = done.stderr.splitlines()
     (line,) = (line for line in lines if line.startswith("finetune.py: error: "))
     assert "cannot be read, more than the limit of 10" in line or "No image" in line
-    assert "no image" in line and not args.output.exists()
+    assert "not an image" in line and not args.output.exists()
