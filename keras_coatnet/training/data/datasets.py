@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
 from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
-from keras_coatnet.training.data.held_out import count_held_out
+from keras_coatnet.training.data.held_out import choose_held_out, count_held_out
 from keras_coatnet.training.data.records import (
     Columns,
     find_columns,
@@ -216,14 +216,15 @@ def describe(training: ImageDataset, validation: ImageDataset) -> str:
 def _hold_out(
     folder: folders.Folder, held_out: float, seed: int
 ) -> tuple[ImageDataset, ImageDataset]:
-    train, validation = folders.hold_out(folder, held_out, seed)
+    root = str(folder.root)
+    kept, held = choose_held_out(folder.labels, folder.classes, held_out, seed, root)
     if held_out < 1:
-        kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+        names = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
     else:
-        kept, held = "all others", f"{held_out:,.0f} images held out"
+        names = "all others", f"{held_out:,.0f} images held out"
     return (
-        _from_folder(train, f"{folder.root}, {kept}"),
-        _from_folder(validation, f"{folder.root}, {held}"),
+        _from_folder(folder.part(kept), f"{root}, {names[0]}"),
+        _from_folder(folder.part(held), f"{root}, {names[1]}"),
     )
 
 

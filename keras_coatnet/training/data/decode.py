@@ -60,16 +60,14 @@ def decode_for_training(
         each can be read, (group,), bool.
     """
     count = tf.shape(contents)[0]
+    read = functools.partial(_read, finish=np.asarray, black_size=(1, 1), unreadable=unreadable)
 
     def fast(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return index, _decode_jpeg(contents[index], seeds[index], size, augmentation)
 
     def slow(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels, is_valid = tf.numpy_function(
-            functools.partial(_read_or_report, unreadable=unreadable),
-            [contents[index], names[index]],
-            [tf.uint8, tf.bool],
-            stateful=True,
+            read, [contents[index], names[index]], [tf.uint8, tf.bool], stateful=True
         )
         pixels.set_shape([None, None, 3])
         is_valid.set_shape([])
@@ -181,25 +179,19 @@ def _center_box(shape, size, ratio):
     return tf.concat([(shape[:2] - kept) // 2, kept], axis=0)
 
 
-def _read_or_report(content, name, unreadable):
-    pixels = _read(content, name, unreadable, np.asarray)
-    if pixels is None:
-        return np.zeros([1, 1, 3], "uint8"), np.bool_(False)
-    return pixels, np.bool_(True)
-
-
 def _read(
     content: bytes,
     name: bytes,
-    unreadable: UnreadableImages,
     finish: Callable[[Image.Image], np.ndarray],
-) -> np.ndarray | None:
-    """Returns `finish(image)`, or reports the image and returns None if it cannot be read."""
+    black_size: tuple[int, int],
+    unreadable: UnreadableImages,
+) -> tuple[np.ndarray, np.bool_]:
+    """Returns `finish(image)` and True, or reports the image and returns black pixels and False."""
     try:
-        return finish(read_rgb(io.BytesIO(content)))
+        return finish(read_rgb(io.BytesIO(content))), np.bool_(True)
     except Exception as error:  # Pillow's decoders raise many kinds of errors
         unreadable.add(name.decode("utf-8", "replace"), _reason(content, error))
-        return None
+        return np.zeros([*black_size, 3], "uint8"), np.bool_(False)
 
 
 def _reason(content: bytes, error: Exception) -> str:
@@ -228,14 +220,8 @@ def decode_for_evaluation(
         The image, (height, width, 3), uint8, black if it cannot be read; and whether it can be
         read, a scalar, bool.
     """
-
-    def read(content: bytes, name: bytes) -> tuple[np.ndarray, np.bool_]:
-        pixels = _read(
-            content, name, unreadable, functools.partial(resize_and_crop, settings=settings)
-        )
-        if pixels is None:
-            return np.zeros([*settings.height_and_width, 3], "uint8"), np.bool_(False)
-        return pixels, np.bool_(True)
-
+    size = settings.height_and_width
+    finish = functools.partial(resize_and_crop, settings=settings)
+    read = functools.partial(_read, finish=finish, black_size=size, unreadable=unreadable)
     pixels, is_valid = tf.numpy_function(read, [content, name], [tf.uint8, tf.bool])
-    return tf.ensure_shape(pixels, [*settings.height_and_width, 3]), tf.ensure_shape(is_valid, [])
+    return tf.ensure_shape(pixels, [*size, 3]), tf.ensure_shape(is_valid, [])

@@ -20,7 +20,7 @@ from keras_coatnet.arguments import choice
 from keras_coatnet.files import files_below, list_folder
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.choices import LABELINGS
-from keras_coatnet.training.data.held_out import choose_held_out, some_names
+from keras_coatnet.training.data.held_out import some_names
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
 # Image formats that are not read. They raise an error, as other files are left out.
@@ -294,24 +294,6 @@ def check_same_classes(train: Folder, validation: Folder) -> None:
             f"{train.root} and {validation.root} must hold the same classes. "
             f"{'; '.join(differences).capitalize()}."
         )
-
-
-def hold_out(folder: Folder, held_out: float, seed: int) -> tuple[Folder, Folder]:
-    """Splits a folder in two, with the same share of each class.
-
-    Args:
-        folder: what to split.
-        held_out: how many images, see `held_out.count_held_out`.
-        seed: decides which images; the same for the same names and seed.
-
-    Returns:
-        The images that are kept and those held out.
-
-    Raises:
-        ValueError: see `held_out.choose_held_out`.
-    """
-    kept, held = choose_held_out(folder.labels, folder.classes, held_out, seed, str(folder.root))
-    return folder.part(kept), folder.part(held)
 
 
 def _check_exists(root: pathlib.Path, names: list[str], wanted: str) -> None:

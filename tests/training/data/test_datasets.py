@@ -23,6 +23,7 @@ from keras_coatnet.training.data import prepared, records
 from keras_coatnet.training.data.datasets import ImageDataset, open_dataset, open_datasets
 from keras_coatnet.training.data.shard import Shard
 from tests.training import tars
+from tests.training.data.messages import error_message
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.usefixtures("no_network")]
 
@@ -33,15 +34,6 @@ def elements(source: ImageDataset, seed: int | None = None, start: int = 0) -> l
 
 def names(source: ImageDataset, seed: int | None = None, start: int = 0) -> list[str]:
     return [os.fsdecode(element["name"]) for element in elements(source, seed, start)]
-
-
-def refusal(call, *args, **kwargs) -> str:
-    """Returns the message of the ValueError that a call raises; it is one line."""
-    with pytest.raises(ValueError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -178,7 +170,7 @@ def test_other_files_give_a_warning(tmp_path):
 def test_formats_that_are_not_read_raise_an_error(tmp_path, ending):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "b" / f"one{ending}").write_bytes(b"")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert ending.lower() in message
     assert "one" + ending in message
     assert "Convert" in message
@@ -216,54 +208,54 @@ def test_one_name_outside_imagenet_makes_the_folders_the_classes(tmp_path):
 
 def test_a_missing_folder_raises_an_error(tmp_path):
     for path in (tmp_path / "none", "./none", "none/"):
-        assert "does not exist" in refusal(open_datasets, path)
+        assert "does not exist" in error_message(open_datasets, path)
     (tmp_path / "file").write_text("")
-    assert "is a file" in refusal(open_datasets, tmp_path / "file")
+    assert "is a file" in error_message(open_datasets, tmp_path / "file")
 
 
 def test_an_empty_folder_raises_an_error(tmp_path):
-    assert f"{tmp_path} is empty" in refusal(open_datasets, tmp_path)
+    assert f"{tmp_path} is empty" in error_message(open_datasets, tmp_path)
 
 
 def test_images_without_class_folders_raise_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "holds 3 images but no folders" in refusal(open_dataset, tmp_path / "a")
+    assert "holds 3 images but no folders" in error_message(open_dataset, tmp_path / "a")
 
 
 def test_a_single_class_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "one class only: 'a'" in refusal(open_datasets, tmp_path)
+    assert "one class only: 'a'" in error_message(open_datasets, tmp_path)
 
 
 def test_a_class_without_images_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 3, "c": 0})
-    assert "without images: 'c'" in refusal(open_datasets, tmp_path)
+    assert "without images: 'c'" in error_message(open_datasets, tmp_path)
 
 
 def test_a_class_with_a_single_image_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 1})
-    assert "single image of 'b'" in refusal(open_datasets, tmp_path)
+    assert "single image of 'b'" in error_message(open_datasets, tmp_path)
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 20])
 def test_a_held_out_share_out_of_range_raises_an_error(flat, held_out):
-    assert f"held_out={held_out}" in refusal(open_datasets, flat, held_out=held_out)
+    assert f"held_out={held_out}" in error_message(open_datasets, flat, held_out=held_out)
 
 
 def test_parts_with_different_classes_raise_an_error(tmp_path):
     tars.write_pair(tmp_path, {"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1, "d": 1})
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"nly in {tmp_path / 'train'}: 'c'; only in {tmp_path / 'val'}: 'd'" in message
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
 def test_one_part_without_the_other_raises_an_error(tmp_path, part):
     tars.write_classes(tmp_path / part, {"a": 2, "b": 2})
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{part}/ but no second part" in message
     assert str(tmp_path / part) in message
     if part == "train":
-        assert "no part for validation" in refusal(open_dataset, tmp_path)
+        assert "no part for validation" in error_message(open_dataset, tmp_path)
     else:
         assert open_dataset(tmp_path).count == 4
 
@@ -275,7 +267,7 @@ def test_a_class_may_be_called_train(tmp_path):
 
 def test_a_missing_part_raises_an_error(pair):
     for call, options in ((open_datasets, {"validation_split": "dev"}), (open_dataset, {})):
-        message = refusal(call, pair, **options, **({} if options else {"split": "dev"}))
+        message = error_message(call, pair, **options, **({} if options else {"split": "dev"}))
         assert "no sub-folder 'dev'. It has: 'train', 'val'" in message
 
 
@@ -451,7 +443,7 @@ def test_a_share_of_the_only_split_is_held_out(data_dir):
     assert (train.name, validation.name) == ("one_split, full[:18]", "one_split, full[18:]")
     assert (train.count, validation.count) == (18, 2)
     assert set(names(train)).isdisjoint(names(validation))
-    assert "held_out=1" in refusal(open_datasets, "one_split", data_dir=data_dir, held_out=1)
+    assert "held_out=1" in error_message(open_datasets, "one_split", data_dir=data_dir, held_out=1)
 
 
 def test_classes_of_plain_integers_are_counted_over_all_splits(data_dir, monkeypatch):
@@ -459,14 +451,14 @@ def test_classes_of_plain_integers_are_counted_over_all_splits(data_dir, monkeyp
     assert train.classes == ("0", "1", "2", "3", "4")
     assert {int(element["label"]) for element in elements(train)} == {0, 1}
     monkeypatch.setattr(records, "_MAX_SCANNED", 10)
-    message = refusal(open_datasets, "numbers", data_dir=data_dir)
+    message = error_message(open_datasets, "numbers", data_dir=data_dir)
     assert "does not say how many classes its label 'label' has" in message
 
 
 def test_lists_of_one_label_are_read(data_dir):
     source = open_dataset("lists", "full", data_dir=data_dir)
     assert sorted(int(element["label"]) for element in elements(source)) == [0, 1, 2]
-    message = refusal(open_dataset, "lists", "several", data_dir=data_dir)
+    message = error_message(open_dataset, "lists", "several", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for lists-several\S+\. Received: 0, 1$", message)
 
 
@@ -483,15 +475,17 @@ def test_the_image_and_label_are_found_among_many_features(data_dir):
 
 
 def test_an_unknown_name_raises_an_error(data_dir):
-    message = refusal(open_datasets, "three_split", data_dir=data_dir)
+    message = error_message(open_datasets, "three_split", data_dir=data_dir)
     assert "neither a folder nor a data set" in message
     assert "three_splits" in message
-    assert "imagenette" in refusal(open_datasets, "imagenet", data_dir=data_dir)
+    assert "imagenette" in error_message(open_datasets, "imagenet", data_dir=data_dir)
 
 
 @pytest.mark.parametrize("name", ["flowers/new ones", "hub:cifar10", "no such", "a/b/c/d"])
 def test_an_invalid_name_raises_an_error(name, data_dir):
-    assert "neither a folder nor a data set" in refusal(open_datasets, name, data_dir=data_dir)
+    assert "neither a folder nor a data set" in error_message(
+        open_datasets, name, data_dir=data_dir
+    )
 
 
 @pytest.mark.parametrize(
@@ -499,29 +493,29 @@ def test_an_invalid_name_raises_an_error(name, data_dir):
     [("cifar10:9.9.9", "only: 3.0.2"), ("cifar10_corrupted/fog", "BuilderConfig fog not found")],
 )
 def test_an_unknown_version_or_configuration_raises_an_error(name, reason, data_dir):
-    assert reason in refusal(open_datasets, name, data_dir=data_dir)
+    assert reason in error_message(open_datasets, name, data_dir=data_dir)
 
 
 def test_a_data_set_that_is_not_prepared_raises_an_error(tmp_path):
-    message = refusal(open_datasets, "cifar10", data_dir=tmp_path)
+    message = error_message(open_datasets, "cifar10", data_dir=tmp_path)
     assert f"`tfds build cifar10 --data_dir {tmp_path}`" in message
     assert "https://www.cs.toronto.edu" in message
     assert not os.listdir(tmp_path)
     (tmp_path / "cifar10" / "1.2.3").mkdir(parents=True)
-    assert "versions: 1.2.3." in refusal(open_datasets, "cifar10", data_dir=tmp_path)
+    assert "versions: 1.2.3." in error_message(open_datasets, "cifar10", data_dir=tmp_path)
 
 
 def test_an_unknown_split_raises_an_error(data_dir):
     for split in ("dev", "dev[:10%]", "train[oops]"):
-        message = refusal(open_dataset, "three_splits", split, data_dir=data_dir)
+        message = error_message(open_dataset, "three_splits", split, data_dir=data_dir)
         assert f"no split {split!r}. It has: train, test." in message
-    assert "no split 'validation'" in refusal(open_dataset, "one_split", data_dir=data_dir)
-    message = refusal(open_datasets, "one_split", data_dir=data_dir, train_split="full[:50%]")
+    assert "no split 'validation'" in error_message(open_dataset, "one_split", data_dir=data_dir)
+    message = error_message(open_datasets, "one_split", data_dir=data_dir, train_split="full[:50%]")
     assert "no split for validation. It has: full" in message
 
 
 def test_an_empty_split_raises_an_error(data_dir):
-    message = refusal(open_dataset, "three_splits", "train[:0]", data_dir=data_dir)
+    message = error_message(open_dataset, "three_splits", "train[:0]", data_dir=data_dir)
     assert "'train[:0]' of the data set 'three_splits' is empty" in message
 
 
@@ -532,12 +526,12 @@ def test_missing_features_raise_an_error(data_dir):
         ("single", "fewer than two classes (its label is 'label')"),
         ("plain", "no integer label among its features. It has: b (Text), image (Image)"),
     ):
-        assert reason in refusal(open_datasets, name, data_dir=data_dir)
+        assert reason in error_message(open_datasets, name, data_dir=data_dir)
 
 
 def test_labels_out_of_range_raise_an_error(data_dir):
     """When the split is opened if the first is, as in an unlabeled split, else when it is read."""
-    message = refusal(open_dataset, "unlabeled", "test", data_dir=data_dir)
+    message = error_message(open_dataset, "unlabeled", "test", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for unlabeled-test\S+__0\. Received: -1$", message)
     assert open_dataset("unlabeled", "train", data_dir=data_dir).count == 6
     builder = prepared.prepare("negative", data_dir)
@@ -592,7 +586,7 @@ def test_imagenet_is_prepared_from_its_tars(imagenet, capsys):
 
 
 def test_imagenet_without_its_tars_raises_an_error(tmp_path):
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net" in message
     assert str(tmp_path / "downloads" / "manual") in message
     assert f"tfds build imagenet2012 --data_dir {tmp_path}" in message
@@ -608,10 +602,10 @@ def manual_with(tmp_path: pathlib.Path, imagenet: pathlib.Path, *files: str) -> 
 
 def test_imagenet_s_validation_part_is_prepared_without_the_other(imagenet, tmp_path):
     manual_with(tmp_path, imagenet, "ILSVRC2012_img_val.tar")
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "Download ILSVRC2012_img_train.tar from" in message
     assert open_dataset("imagenet2012", data_dir=tmp_path).count == 8
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "no split 'train'. It has: validation." in message
     assert f"remove {tmp_path / 'imagenet2012' / '5.1.0'}" in message
 
@@ -622,7 +616,7 @@ def test_imagenet_s_truncated_tars_raise_an_error(imagenet, tmp_path, part):
     manual = manual_with(tmp_path, imagenet, *files)
     with open(manual / f"ILSVRC2012_img_{part}.tar", "r+b") as file:
         file.truncate(3000)
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "could not be prepared" in message or "is damaged" in message
     assert "unexpected end of data" in message
     assert not prepared.is_prepared_folder(tmp_path / "imagenet2012" / "5.1.0")
@@ -634,6 +628,6 @@ def test_a_missing_image_of_imagenet_s_validation_tar_raises_an_error(imagenet, 
         for number in (1, 3):
             member = tarfile.TarInfo(f"ILSVRC2012_val_{number:08d}.JPEG")
             tar.addfile(member, io.BytesIO())
-    message = refusal(open_dataset, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_dataset, "imagenet2012", data_dir=tmp_path)
     assert "expected ILSVRC2012_val_00000002.JPEG" in message
     assert "found ILSVRC2012_val_00000003.JPEG" in message

@@ -15,6 +15,7 @@ from keras_coatnet.labels import class_names
 from keras_coatnet.training.data import folders
 from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 from tests.training import tars
+from tests.training.data.messages import error_message
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -26,13 +27,6 @@ def write_parts(root: pathlib.Path, *parts: str, classes: dict[str, int] = TWO) 
     for number, part in enumerate(parts):
         tars.write_classes(root / part, classes, first=10 * number)
     return root
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(ValueError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- Names of the parts -----------------------------------------------------------------------
@@ -61,7 +55,7 @@ def test_common_names_of_the_parts_are_found(tmp_path, parts, expected):
 
 def test_two_possible_parts_raise_an_error(tmp_path):
     write_parts(tmp_path, "train", "Training", "val")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert "2 sub-folders that may be for training: 'Training', 'train'" in message
     train, _ = open_datasets(tmp_path, train_split="Training")
     assert train.name == str(tmp_path / "Training")
@@ -70,7 +64,7 @@ def test_two_possible_parts_raise_an_error(tmp_path):
 def test_parts_with_other_names_are_not_taken_for_classes(tmp_path):
     write_parts(tmp_path, "2023", "2024")
     for call in (open_datasets, open_dataset):
-        message = refusal(call, tmp_path)
+        message = error_message(call, tmp_path)
         assert "('2023', '2024') hold the same folders, 'cat', 'dog'" in message
         assert "--train-split" in message
     train, validation = open_datasets(tmp_path, train_split="2024", validation_split="2023")
@@ -79,7 +73,7 @@ def test_parts_with_other_names_are_not_taken_for_classes(tmp_path):
 
 def test_one_part_cannot_be_for_both_training_and_validation(tmp_path):
     write_parts(tmp_path, "train", "val")
-    message = refusal(open_datasets, tmp_path, train_split="val", validation_split="val")
+    message = error_message(open_datasets, tmp_path, train_split="val", validation_split="val")
     assert "both to train and to validate on" in message
 
 
@@ -109,7 +103,7 @@ def test_a_number_of_images_is_held_out(tmp_path):
 @pytest.mark.parametrize("held_out", [26, 1, 2.5, float("nan"), float("inf")])
 def test_a_wrong_number_of_held_out_images_raises_an_error(tmp_path, held_out):
     tars.write_classes(tmp_path, {"a": 25, "b": 25})
-    assert f"held_out={held_out}" in refusal(open_datasets, tmp_path, held_out=held_out)
+    assert f"held_out={held_out}" in error_message(open_datasets, tmp_path, held_out=held_out)
 
 
 # --- ImageNet's classes -----------------------------------------------------------------------
@@ -124,7 +118,7 @@ def test_some_classes_of_imagenet_are_the_classes_unless_imagenet_is_asked_for(t
     assert len(all_of_them.classes) == len(open_dataset(tmp_path).classes) == 1000
     assert {int(element["label"]) for element in all_of_them.examples(None, 0)} == {7, 300, 999}
     assert open_dataset(tmp_path, classes="present").classes == tuple(WORDNET)
-    assert "Received: classes='some'" in refusal(open_dataset, tmp_path, classes="some")
+    assert "Received: classes='some'" in error_message(open_dataset, tmp_path, classes="some")
 
 
 # --- Links, and what cannot be read -----------------------------------------------------------
@@ -147,14 +141,14 @@ def test_circular_links_are_followed_once(tmp_path):
     (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat")
     assert open_dataset(tmp_path).count == 3 + 3 + 3  # the dogs are below the cats, too
     (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat" / "loop")
-    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in refusal(open_dataset, tmp_path)
+    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in error_message(open_dataset, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["emu", "cat/emu", "cat/9.jpg"])
 def test_a_broken_link_raises_an_error(tmp_path, where):
     tars.write_classes(tmp_path, TWO)
     (tmp_path / where).symlink_to(tmp_path / "gone")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: it is a link to nothing" in message
 
 
@@ -163,7 +157,7 @@ def test_an_unreadable_folder_raises_an_error(tmp_path, monkeypatch, where):
     tars.write_classes(tmp_path, TWO)
     tars.write_classes(tmp_path / "cat", {"deeper": 2})
     deny(monkeypatch, tmp_path / where)
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: Permission denied" in message
 
 

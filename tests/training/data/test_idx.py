@@ -14,6 +14,7 @@ from PIL import Image
 
 from keras_coatnet import cli
 from keras_coatnet.training.data.datasets import ImageDataset, open_dataset, open_datasets
+from tests.training.data.messages import error_message
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -35,13 +36,6 @@ def write(folder: pathlib.Path, part: str = "train", zipped: bool = True, **chan
         path = folder / f"{part}-{kind}-idx{dimensions}-ubyte{'.gz' if zipped else ''}"
         content = contents[kind]
         path.write_bytes(gzip.compress(content) if zipped else content)
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(ValueError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 def pixels(source: ImageDataset) -> np.ndarray:
@@ -72,8 +66,8 @@ def test_images_are_held_out_if_there_is_no_validation_part(tmp_path):
     write(tmp_path)
     train, validation = open_datasets(tmp_path, held_out=6)
     assert (train.count, validation.count) == (24, 6)
-    assert "no IDX files of a part named 't10k' or 'val'" in refusal(open_dataset, tmp_path)
-    assert "no IDX files of a part named 'dev'. It has: train" in refusal(
+    assert "no IDX files of a part named 't10k' or 'val'" in error_message(open_dataset, tmp_path)
+    assert "no IDX files of a part named 'dev'. It has: train" in error_message(
         open_datasets, tmp_path, validation_split="dev"
     )
 
@@ -97,7 +91,7 @@ HUGE = bytes([0, 0, 8, 3]) + struct.pack(">3I", 2**31, 2**31, 2**31)
 )
 def test_damaged_files_raise_an_error(tmp_path, changes, reason):
     write(tmp_path, "t10k", **changes)
-    message = refusal(open_dataset, tmp_path)
+    message = error_message(open_dataset, tmp_path)
     assert reason in message and str(tmp_path) in message
 
 
@@ -107,10 +101,10 @@ def test_a_damaged_gzip_file_and_missing_labels_raise_an_error(tmp_path):
     whole = path.read_bytes()
     for content in (whole[:-20], b"no archive"):
         path.write_bytes(content)
-        assert f"{path} cannot be read" in refusal(open_dataset, tmp_path)
+        assert f"{path} cannot be read" in error_message(open_dataset, tmp_path)
     path.write_bytes(whole)
     os.remove(tmp_path / "t10k-labels-idx1-ubyte.gz")
-    message = refusal(open_dataset, tmp_path)
+    message = error_message(open_dataset, tmp_path)
     assert "has no labels. Expected t10k-labels-idx1-ubyte or t10k-labels-idx1-ubyte.gz" in message
 
 
