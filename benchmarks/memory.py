@@ -1,6 +1,6 @@
 """What a training step keeps in the memory of one device, for networks split over several.
 
-Nothing is built or measured: the figures come from the configuration alone. `--help` has more.
+No network is built or measured: the figures are computed from its configuration. See `--help`.
 
     python benchmarks/memory.py --architectures coatnet6 coatnet7 --devices 1 2 4
 """
@@ -43,7 +43,7 @@ def main() -> None:
     add("--devices", nargs="+", type=int, default=[1, 2, 4], help="that one model is split over")
     add("--image-size", type=int, default=224, help="default: %(default)s pixels")
     add("--batch-per-device", type=int, default=8, help="default: %(default)s images")
-    add("--precision", default="mixed_bfloat16", help="the dtype policy; default: %(default)s")
+    add("--dtype-policy", default="mixed_bfloat16", help="default: %(default)s")
     add("--optimizer", default="adamw", choices=MOMENTS, help="default: %(default)s")
     add("--no-ema", action="store_true", help="no moving average of the weights")
     options = parser.parse_args()
@@ -53,9 +53,9 @@ def main() -> None:
             options.devices,
             input_shape=(options.image_size, options.image_size, 3),
             batch_per_device=options.batch_per_device,
-            precision=options.precision,
+            dtype_policy=options.dtype_policy,
             optimizer=options.optimizer,
-            ema=not options.no_ema,
+            use_ema=not options.no_ema,
         )
     )
 

@@ -1,4 +1,4 @@
-"""What a training step keeps in a device's memory, worked out from a configuration alone."""
+"""Computes from a configuration what a training step keeps in a device's memory."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting.variables import Map, check_split, parts_and_maps, variables
 from keras_coatnet.sublayers import Sublayer
 
-# Tensors of the size of each weight that an optimizer keeps.
+# Tensors that an optimizer keeps for each weight.
 MOMENTS = {"sgd": 0, "lion": 1, "adam": 2, "adamw": 2}
 
-# Bytes of an activation.
-_PRECISIONS = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
+# Bytes of an activation, by dtype policy.
+_ACTIVATION_BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 
-# A GELU is several operations, of which two keep a tensor beside the input and the output. With
-# these, the estimate is within a quarter of what TensorFlow's steps keep on GPUs. On CPUs, where
-# layers compile their activations, neither of the two is kept.
-_GELU = 2
+# A GELU is several operations, of which two keep a tensor besides its input and output. With these,
+# the estimate is within a quarter of what TensorFlow's steps keep on GPUs. On CPUs, where layers
+# compile their activations, neither of the two is kept.
+_GELU_TENSORS = 2
 
 
 @dataclass(frozen=True)
@@ -33,9 +33,9 @@ class Memory:
         moments: the optimizer's moments.
         average: the moving average of the weights.
         copies: copies of the weights in half precision; 0 in float32.
-        activations: an estimate of the tensors that the gradients need, within about a quarter. On
+        activations: an estimate, within about a quarter, of the tensors that the gradients need. On
             CPUs, where TensorFlow compiles activations, a third less is needed.
-        rematerialized: the same, if blocks are computed twice
+        rematerialized: the same if the blocks are rematerialized
             (`keras_coatnet.training.engine.remat`).
     """
 
@@ -51,7 +51,7 @@ class Memory:
         """Returns the sum of all.
 
         Args:
-            remat: whether blocks are computed twice, so that `rematerialized` counts in place of
+            remat: whether blocks are rematerialized: `rematerialized` is added instead of
                 `activations`.
 
         Returns:
@@ -66,31 +66,33 @@ def memory_per_device(
     shape: tuple[int, int] = (1, 1),
     input_shape: tuple[int, int, int] = (224, 224, 3),
     batch_per_device: int = 8,
-    precision: str = "mixed_bfloat16",
+    dtype_policy: str = "mixed_bfloat16",
     optimizer: str = "adamw",
-    ema: bool = True,
+    use_ema: bool = True,
     classes: int = 1000,
 ) -> Memory:
-    """Works out what a training step keeps in the memory of one device.
+    """Computes what a training step keeps in the memory of one device.
 
     Args:
-        architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
-        shape: groups of devices, and devices in each, as `training.engine.sharding.model_parallel`
-            takes them. Each device of a group holds a part of the model.
+        architecture: a name from `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
+        shape: (number of groups of devices, devices in each group), as for
+            `training.engine.sharding.model_parallel`. Each device of a group holds a part of the
+            model.
         input_shape: (height, width, channels) in pixels.
-        batch_per_device: images in a device's share of the batch. The devices of a group share one.
-        precision: the dtype policy: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
+        batch_per_device: images in a group's share of the batch, which all devices of the group
+            compute.
+        dtype_policy: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
         optimizer: `"adamw"`, `"adam"`, `"lion"` or `"sgd"` without momentum.
-        ema: whether a moving average of the weights is kept.
+        use_ema: whether a moving average of the weights is kept.
         classes: outputs of the classifier.
 
     Returns:
-        A `Memory`. All fields are exact except the activations. What the framework and the input
-        pipeline need comes on top.
+        A `Memory`. All fields are exact except the activations. The memory of the framework and of
+        the input pipeline is not included.
 
     Raises:
-        ValueError: there is no such architecture, precision or optimizer, or the devices of a group
-            do not divide its attention heads.
+        ValueError: there is no such architecture, dtype policy or optimizer, or the attention heads
+            cannot be divided among the devices of a group.
 
     Example:
         >>> memory = memory_per_device("coatnet7", (2, 4), batch_per_device=1)
@@ -98,7 +100,7 @@ def memory_per_device(
         2.3
     """
     config = find_architecture(architecture)
-    choice("precision", precision, tuple(_PRECISIONS))
+    choice("dtype_policy", dtype_policy, tuple(_ACTIVATION_BYTES))
     choice("optimizer", optimizer, tuple(MOMENTS))
     parts = shape[1]
     check_split(config, parts)
@@ -107,13 +109,13 @@ def memory_per_device(
         size = 4 * math.prod(variable.part_shape(parts))
         weights += size if variable.trainable else 0
         state += 0 if variable.trainable else size
-    size = _PRECISIONS[precision]
+    size = _ACTIVATION_BYTES[dtype_policy]
     plain, rematerialized = _activations(config, input_shape, parts, size)
     return Memory(
         parameters=weights + state,
         gradients=weights,
         moments=MOMENTS[optimizer] * weights,
-        average=weights if ema else 0,
+        average=weights if use_ema else 0,
         copies=weights // 2 if size == 2 else 0,
         activations=batch_per_device * plain,
         rematerialized=batch_per_device * rematerialized,
@@ -126,27 +128,27 @@ def memory_per_device(
 def _activations(
     config: CoAtNetConfig, input_shape: tuple[int, int, int], parts: int, size: int
 ) -> tuple[int, int]:
-    """Bytes kept for one image on one device: of all blocks, and where they are computed twice."""
+    """Returns the bytes kept for one image on one device, without and with rematerialization."""
     stem, *blocks, _ = parts_and_maps(config, input_shape, None)
     outside = sum(_kept(sublayer, stem[1], parts, size) for sublayer in stem[0].sublayers)
     inside = []
     for block, sizes in blocks:
         outside += size * block.filters_in * math.prod(sizes.before)
-        # The last sublayer is the sum. It is the input of what follows, and counted there.
+        # The last sublayer is the sum, which is counted as the input of the next block.
         inside.append(sum(_kept(each, sizes, parts, size) for each in block.sublayers[:-1]))
     outside += size * config.output_filters * math.prod(blocks[-1][1].after)
     return outside + sum(inside), outside + max(inside)
 
 
 def _kept(sublayer: Sublayer, sizes: Map, parts: int, size: int) -> int:
-    """Bytes that one operation keeps for the gradients: its output, as the next one's input."""
+    """Returns the bytes of a sublayer's output, which the next sublayer's gradients need."""
     if sublayer.place not in ("input", "output"):
-        return 0  # vectors and offsets are small beside maps
+        return 0  # vectors and offsets are small compared with maps
     filters, positions = sublayer.filters, sizes.positions(sublayer)
     if sublayer.split == "filters" and filters % parts == 0:
         filters //= parts
     if sublayer.kind == "attention_weights":
         # Logits and weights are float32; in half precision a copy of the weights is kept, too.
         return filters * positions**2 * (2 * 4 + (size if size < 4 else 0))
-    tensors = 1 + _GELU if sublayer.kind == "activation" else 1
+    tensors = 1 + _GELU_TENSORS if sublayer.kind == "activation" else 1
     return size * tensors * filters * positions

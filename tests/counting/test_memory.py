@@ -1,4 +1,4 @@
-"""The memory that a training step needs, against what was measured."""
+"""The memory that a training step needs, compared with measurements."""
 
 import pytest
 
@@ -24,13 +24,15 @@ def test_memory_of_the_largest_networks(name):
 
 
 def test_memory_follows_its_arguments():
-    whole = memory.memory_per_device("coatnet0", precision="float32", optimizer="sgd", ema=False)
+    whole = memory.memory_per_device(
+        "coatnet0", dtype_policy="float32", optimizer="sgd", use_ema=False
+    )
     assert whole.copies == whole.moments == whole.average == 0
     half = memory.memory_per_device("coatnet0", batch_per_device=4, optimizer="lion")
     assert half.moments == half.gradients
     assert 0.24 < half.activations / whole.activations < 0.3  # logits stay float32
-    # TensorFlow's step at batch 8 took 2,007 MB more than the model, rematerialized 711 MB, when a
-    # GELU was several operations on CPUs as it still is on GPUs.
+    # Measured at batch 8 on CPUs, with a GELU of several operations as on GPUs: TensorFlow's step
+    # took 2,007 MiB more than the model, and 711 MiB more with rematerialization.
     assert whole.activations / 2**20 == pytest.approx(2007, rel=0.25)
     assert whole.rematerialized / 2**20 == pytest.approx(711, rel=0.25)
 
@@ -38,7 +40,7 @@ def test_memory_follows_its_arguments():
 @pytest.mark.parametrize(
     "wrong, message",
     [
-        ({"precision": "int8"}, "'float32', 'mixed_bfloat16'.*precision='int8'"),
+        ({"dtype_policy": "int8"}, "'float32', 'mixed_bfloat16'.*dtype_policy='int8'"),
         ({"optimizer": "adafactor"}, "'sgd', 'lion'.*optimizer='adafactor'"),
         ({"architecture": "coatnet9"}, "architectures"),
         ({"shape": (1, 8)}, "The 12 attention heads of stage3_block9 .* 8 devices"),

@@ -141,5 +141,5 @@ def test_unreadable_images_end_the_process_with_one_line(args):
     assert done.returncode == 1, done.stderr[-2000:]
     lines = done.stderr.splitlines()
     (line,) = (line for line in lines if line.startswith("finetune.py: error: "))
-    assert "cannot be read, more than the limit of 10" in line or "Not one image" in line
-    assert "no image" in line and not args.output.exists()
+    assert "cannot be read, more than the limit of 10" in line or "No image" in line
+    assert "not an image" in line and not args.output.exists()

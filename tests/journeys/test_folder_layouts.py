@@ -142,7 +142,7 @@ def test_a_run_is_not_taken_up_with_a_renamed_class(run, capsys):
         (root / part / WORDNET[2]).rename(root / part / other)
     try:
         assert cli.main(command) == 2
-        reason = f"its 3 classes were with {WORDNET[2]!r}, and are with {other!r}"
+        reason = f"its 3 classes have changed (removed: {WORDNET[2]!r}; added: {other!r})"
         assert reason in said(capsys)
         assert (folder / "classes.txt").read_text() == classes
         assert cli.main(["evaluate", "--run", str(folder)]) == 2
@@ -159,6 +159,6 @@ def test_an_image_more_is_other_data(run, capsys):
     shutil.copy(place / "000.jpg", place / "999.jpg")
     try:
         assert cli.main(command) == 2
-        assert "it had 18 training images, and there are 19" in said(capsys)
+        assert "it had 18 training images, and there are now 19" in said(capsys)
     finally:
         (place / "999.jpg").unlink()

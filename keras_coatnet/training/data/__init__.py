@@ -1,1 +1,1 @@
-"""From files to batches: folders, tensorflow-datasets, decoding, augmentation, pipeline."""
+"""Opens data sets, and decodes, augments and batches their images."""

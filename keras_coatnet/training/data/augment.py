@@ -1,6 +1,6 @@
-"""How training images are augmented: the choices, flips, and mixing within a batch.
+"""Augmentation of training images: its settings, flips, and mixing within a batch.
 
-Crops are in `decode`, because a JPEG's crop is part of its decoding; RandAugment is in
+Crops are in `decode`, because a JPEG is cropped while it is decoded; RandAugment is in
 `randaugment`.
 """
 
@@ -20,24 +20,25 @@ class Augmentation:
     """How training images are augmented.
 
     Args:
-        crop: `"random_resized"`: a random part of random area and proportions, resized (Szegedy et
-            al., arXiv 1409.4842, as TensorFlow's `sample_distorted_bounding_box` draws it);
-            `"center"`: the middle; `"whole"`: all of it, resized, which changes the proportions.
-        area: share of the image's area that a random crop has, at least and at most.
-        aspect: width over height of a random crop, at least and at most.
-        center_ratio: share of the shorter side that `"center"` keeps; also of a random crop where
-            none could be fitted in.
-        flip: whether to mirror images left to right, each with a probability of 1/2.
-        randaugment_num_ops: how many random operations of RandAugment follow; 0: none.
-        randaugment_magnitude: how strong they are, 0 to 30 on the scale of the TPU EfficientNet
-            code; what it means for each operation is in `keras_coatnet.training.data.randaugment`.
-        mixup: alpha of mixup (arXiv 1710.09412): two images are blended, in shares drawn from
-            Beta(alpha, alpha); 0: none.
-        cutmix: alpha of CutMix (arXiv 1905.04899): a box is exchanged between two images; 0:
-            none. With both, one of the two is chosen for each pair with even odds.
+        crop: `"random_resized"`: a crop of random position, area and aspect ratio, resized (Szegedy
+            et al., arXiv 1409.4842, drawn by TensorFlow's `sample_distorted_bounding_box`);
+            `"center"`: a center crop, resized; `"whole"`: the whole image, resized without keeping
+            its aspect ratio.
+        area: smallest and largest area of a random crop, as a share of the image's area.
+        aspect: smallest and largest width over height of a random crop.
+        center_ratio: share of the shorter side that a center crop keeps. A center crop is also
+            taken if no random crop fits into the image.
+        flip: whether to mirror each image left to right with a probability of 1/2.
+        randaugment_num_ops: number of random operations of RandAugment, 0 (none) to 16.
+        randaugment_magnitude: their strength, 0 to 30 on the scale of the TPU EfficientNet code;
+            `keras_coatnet.training.data.randaugment` says what it means for each operation.
+        mixup: alpha of mixup (arXiv 1710.09412), which blends two images in shares drawn from
+            Beta(alpha, alpha); 0 (none), or 0.01 to 100.
+        cutmix: alpha of CutMix (arXiv 1905.04899), which exchanges a box between two images; 0
+            (none), or 0.01 to 100. With both, each pair gets either with a probability of 1/2.
 
     Raises:
-        ValueError: a value is out of its range.
+        ValueError: a value is out of range.
 
     Example:
         >>> Augmentation(randaugment_num_ops=2, randaugment_magnitude=15, mixup=0.8).mixes
@@ -55,14 +56,14 @@ class Augmentation:
     cutmix: float = 0.0
 
     def __post_init__(self) -> None:
-        layers, magnitude = self.randaugment_num_ops, self.randaugment_magnitude
+        num_ops, magnitude = self.randaugment_num_ops, self.randaugment_magnitude
         checked = {
             "crop": choice("crop", self.crop, CROPS),
             "area": _two_numbers("area", self.area),
             "aspect": _two_numbers("aspect", self.aspect),
             "center_ratio": number("center_ratio", self.center_ratio, above=0, most=1),
             "flip": boolean("flip", self.flip),
-            "randaugment_num_ops": whole_number("randaugment_num_ops", layers, 0, 16),
+            "randaugment_num_ops": whole_number("randaugment_num_ops", num_ops, 0, 16),
             "randaugment_magnitude": number("randaugment_magnitude", magnitude, least=0, most=30),
             "mixup": number("mixup", self.mixup, least=0),
             "cutmix": number("cutmix", self.cutmix, least=0),
@@ -73,7 +74,7 @@ class Augmentation:
         self._require("aspect", 0 < self.aspect[0] <= self.aspect[1] <= 100, "0 < least <= most")
         for field in ("mixup", "cutmix"):
             value = getattr(self, field)
-            # With a smaller alpha, both gamma variates of Beta may underflow to 0.
+            # With a smaller alpha, both gamma samples of which a share is made may be 0.
             self._require(field, value == 0 or 0.01 <= value <= 100, "0 (none), or 0.01 to 100")
 
     def _require(self, field: str, holds: bool, expected: str) -> None:
@@ -82,7 +83,7 @@ class Augmentation:
 
     @property
     def mixes(self) -> bool:
-        """Whether images are mixed in pairs."""
+        """Whether mixup or CutMix mixes images in pairs."""
         return self.mixup > 0 or self.cutmix > 0
 
 
@@ -118,18 +119,18 @@ def mix(
     first: tf.Tensor,
     total: int,
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Mixes neighbors, 0 with 1, 2 with 3 and so on, by mixup or CutMix.
+    """Mixes neighbors (image 0 with 1, 2 with 3 and so on) by mixup or CutMix.
 
     Both images of a pair keep the same share of themselves. The shares of the whole global batch
     are drawn at once, so that they do not depend on how it is divided into chunks.
 
     Args:
-        images: (batch, height, width, 3), uint8, of known shape; an even batch.
+        images: (batch, height, width, 3), uint8, of known shape; the batch size is even.
         labels: (batch, classes), float32.
         augmentation: which of the two, and their alphas.
         seed: (2,), int64: decides everything random about this global batch.
-        first: the place of the first image in its global batch, even.
-        total: the size of the global batch, even.
+        first: index of the first image in its global batch, even.
+        total: size of the global batch, even.
 
     Returns:
         (batch, height, width, 3), float32, and (batch, classes), float32.
@@ -154,8 +155,8 @@ def mix(
 
 
 def _mixing_shares(augmentation, seed, pairs):
-    """Draws for each pair: an image's share of itself, whether to use CutMix, a box's center."""
-    gamma_seed, cut_seed, place_seed = tf.unstack(tf.random.split(seed, num=3))
+    """Draws for each pair the share that an image keeps, whether to use CutMix, a box's center."""
+    gamma_seed, cut_seed, center_seed = tf.unstack(tf.random.split(seed, num=3))
     if augmentation.mixup > 0 and augmentation.cutmix > 0:
         cuts = tf.random.stateless_uniform([pairs], cut_seed) < 0.5
     else:
@@ -166,19 +167,19 @@ def _mixing_shares(augmentation, seed, pairs):
         tf.random.stateless_gamma([2, pairs], gamma_seed, alpha, dtype=tf.float64)
     )
     share = tf.cast(one / (one + other), tf.float32)
-    y, x = tf.unstack(tf.random.stateless_uniform([2, pairs], place_seed))
+    y, x = tf.unstack(tf.random.stateless_uniform([2, pairs], center_seed))
     return share, cuts, y, x
 
 
 def _boxes(share, y, x, height, width):
-    """(pairs, height, width): 1 in boxes of the area 1 - share around centers, cut at the edges."""
+    """Returns (pairs, height, width): 1 in boxes of area 1 - share around (y, x), clipped."""
     side = tf.sqrt(1.0 - share)
 
     def inside(length, center):
         half = tf.floor(side * length / 2)
         center = tf.floor(center * length)
-        places = tf.range(length, dtype=tf.float32)[None]
-        return (places >= (center - half)[:, None]) & (places < (center + half)[:, None])
+        positions = tf.range(length, dtype=tf.float32)[None]
+        return (positions >= (center - half)[:, None]) & (positions < (center + half)[:, None])
 
     return tf.cast(inside(height, y)[:, :, None] & inside(width, x)[:, None, :], tf.float32)
 

@@ -1,7 +1,7 @@
 """Opens data sets: folders of images, IDX files, and data sets of tensorflow-datasets.
 
-An `ImageDataset` yields encoded images, one epoch at a time, in an order that a seed decides. The
-input pipeline decodes them, and handles those that cannot be read.
+An `ImageDataset` yields encoded images, one epoch at a time, in an order that depends on a seed.
+The input pipeline decodes them, and handles those that cannot be read.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import tensorflow as tf
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
 from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
-from keras_coatnet.training.data.held_out import count_held_out
+from keras_coatnet.training.data.held_out import choose_held_out, count_held_out
 from keras_coatnet.training.data.records import (
     Columns,
     find_columns,
@@ -34,17 +34,16 @@ class ImageDataset:
 
     Attributes:
         name: its name for messages: `"imagenet2012, train"`, `"/data/flowers/train"`.
-        count: how many examples there are.
+        count: number of examples.
         classes: names of the classes, in the order of their labels.
         examples: a function of `(seed, start)` that returns one epoch as a `tf.data.Dataset` of
             `{"image": scalar string, the encoded file; "label": scalar int64; "name": scalar
-            string, the path, file name or record's id}`. The order depends on `seed` (at least 0)
-            only, on every machine; None is the order on disk. The first `start` examples are left
-            out: folders skip them at no cost, others read past them.
-            For several processes it also takes a third argument, a `shard.Shard`, and returns only
-            the examples that the shard holds, in the same order; folders do not open the other
-            files. A function that has to read all examples ends with
-            `return shard.filter(dataset, start)`.
+            string, the path, file name or record's id}`. The order depends only on `seed` (at least
+            0), on every machine; None is the order on disk. The first `start` examples are skipped,
+            in folders without reading them.
+            To be shared by several processes, it also takes a third argument, a `shard.Shard`, and
+            returns only the examples that the shard holds, in the same order. If it has to read all
+            examples, it can end with `return shard.filter(dataset, start)`.
         fingerprint: equal for two data sets with the same names and labels, wherever they are;
             empty if unknown.
     """
@@ -71,40 +70,41 @@ def open_datasets(
     `data` is one of:
 
     - A folder with one sub-folder to train on and one to validate on, such as `train` and `val` or
-      `Training` and `Testing` (see `folders.find_pair`), each with one sub-folder for each class;
-      or with the classes directly, of which a share is held out then, the same of each class. See
-      `folders.read_folder` for images.
-    - A folder with the IDX files of MNIST and its like, `train-images-idx3-ubyte.gz` and so on.
-    - A name that tensorflow-datasets knows, or that lies prepared under `data_dir`: `"cifar10"`,
+      `Training` and `Testing` (see `folders.find_pair`), each with one sub-folder for each class.
+    - A folder with one sub-folder for each class. The same share of each class is held out for
+      validation. `folders.read_folder` describes the images.
+    - A folder with IDX files as those of MNIST, `train-images-idx3-ubyte.gz` and so on.
+    - The name of a data set of tensorflow-datasets that is prepared under `data_dir`: `"cifar10"`,
       `"imagenet2012:5.1.0"`, `"gashissdb/160"`. `imagenet2012` and `gashissdb` are prepared first
-      if need be, from the published files in `<data_dir>/downloads/manual`.
+      if necessary, from the published files in `<data_dir>/downloads/manual`.
     - A prepared folder of tensorflow-datasets, with its `dataset_info.json`.
 
-    ImageNet-21k has no builder in tensorflow-datasets. What goes by that name was prepared with
-    builders of the users' own: one split (`train`, or big_vision's `full`), and a `label` or a list
-    `labels` out of 21,843 classes. Both are read; each list must hold a single label.
+    ImageNet-21k has no builder in tensorflow-datasets, so users prepare it with their own: with one
+    split (`train`, or big_vision's `full`), and a `label` or a list `labels` out of 21,843 classes.
+    Both are read; each list must hold a single label.
 
     Args:
-        data: the data set. A folder of that name wins over a data set of tensorflow-datasets.
-        data_dir: where tensorflow-datasets keeps its data; None: `TFDS_DATA_DIR`, or else
+        data: the data set. A folder is preferred to a data set of tensorflow-datasets of that name.
+        data_dir: the folder of tensorflow-datasets; None: `TFDS_DATA_DIR`, or else
             `~/tensorflow_datasets`.
-        train_split: what to train on: a sub-folder, or a split in the words of tensorflow-datasets
+        train_split: what to train on: a sub-folder, or a split as tensorflow-datasets writes it
             (`"train[:90%]"`). None: `train`, or the only split if it is not for validation.
-        validation_split: what to validate on, likewise. None: `validation` or `test`; or else a
-            part of what there is to train on.
+        validation_split: what to validate on, likewise. None: `validation` or `test`, or else a
+            part of the training images.
         held_out: that part: a share above 0 and below 1, or a whole number of images from 2 on.
-        classes: of folders whose names are WordNet ids of ImageNet: `"present"`: the classes that
-            are there; `"imagenet"`: all of ImageNet's, with the labels of the public checkpoints.
-        seed: decides which images of a folder are held out. Of tensorflow-datasets, it is the
-            end of the split: its records were shuffled when it was prepared.
+        classes: for folders named after WordNet ids of ImageNet: `"present"`: the classes are the
+            folders; `"imagenet"`: all classes of ImageNet, with the labels of the public
+            checkpoints.
+        seed: decides which images of a folder are held out. Of a data set of tensorflow-datasets,
+            the end of the split is held out: its records were shuffled when it was prepared.
 
     Returns:
-        The `ImageDataset` to train on and the one to validate on, with equal classes.
+        The `ImageDataset` to train on and the one to validate on, with the same classes.
 
     Raises:
-        ValueError: there is no such data or split, it is not prepared and files are missing, or it
-            makes no sense as a classification data set; one line that says what to do.
-        ImportError: tensorflow-datasets is needed and not installed.
+        ValueError: there is no such data set or split, it is not prepared and files are missing, or
+            it is not suitable for classification. The message is one line that says what to do.
+        ImportError: tensorflow-datasets is needed but not installed.
 
     Example:
         train, validation = open_datasets("flowers", held_out=0.1)
@@ -115,7 +115,7 @@ def open_datasets(
     if root is not None:
         if idx.parts_of(root):
             train, validation = idx.open_parts(root, train_split, validation_split, held_out, seed)
-            return _from_digits(train), _from_digits(validation)
+            return _from_idx(train), _from_idx(validation)
         pair = folders.find_pair(root, train_split, validation_split)
         if pair is None:
             return _hold_out(folders.read_folder(root, classes), held_out, seed)
@@ -144,18 +144,18 @@ def open_dataset(
     Args:
         data: as for `open_datasets`; a folder may also be the part itself, such as ImageNet's
             validation images in one folder for each WordNet id.
-        split: a sub-folder, or a split in the words of tensorflow-datasets. None: the one for
-            validation, as `open_datasets` finds it, or a folder of classes as a whole.
+        split: a sub-folder, or a split as tensorflow-datasets writes it. None: the one for
+            validation, as in `open_datasets`, or the whole folder if it holds the classes.
         data_dir: as for `open_datasets`.
-        classes: as for `open_datasets`. Its default is for the public checkpoints; a network that
-            was trained on some of ImageNet's classes takes `"present"`.
+        classes: as for `open_datasets`. The default is for the public checkpoints; use `"present"`
+            for a network that was trained on some of ImageNet's classes.
 
     Returns:
         The `ImageDataset`.
 
     Raises:
         ValueError: as for `open_datasets`.
-        ImportError: tensorflow-datasets is needed and not installed.
+        ImportError: tensorflow-datasets is needed but not installed.
 
     Example:
         validation = open_dataset("/data/imagenet/val")
@@ -165,7 +165,7 @@ def open_dataset(
     root = prepared.folder_of_images(data)
     if root is not None:
         if idx.parts_of(root):
-            return _from_digits(idx.open_part(root, split))
+            return _from_idx(idx.open_part(root, split))
         return _from_folder(folders.read_folder(folders.find_part(root, split), classes))
     builder = prepared.prepare(data, data_dir, _names_in(split or "validation"))
     if split is None:
@@ -183,14 +183,14 @@ def _checked(data: str | os.PathLike, data_dir: str | os.PathLike | None) -> str
 
 
 def describe(training: ImageDataset, validation: ImageDataset) -> str:
-    """What a run is trained and validated on, in lines.
+    """Describes what a run is trained and validated on.
 
     Args:
         training: what to train on.
         validation: what to validate on.
 
     Returns:
-        A line for each, and one more where the classes are some of ImageNet's.
+        A line for each, and another if the classes are some of ImageNet's.
 
     Example:
         print(describe(*open_datasets("flowers")))
@@ -204,8 +204,8 @@ def describe(training: ImageDataset, validation: ImageDataset) -> str:
     if known is not None and len(known) > len(training.classes):
         lines.append(
             f"The classes are {len(training.classes):,} of ImageNet's {len(known):,}, and the "
-            f"network tells those {len(training.classes):,} apart. For a head of all {len(known):,}"
-            ', in the order of the public checkpoints: classes="imagenet" (--classes imagenet).'
+            f"network has {len(training.classes):,} outputs. For all {len(known):,}, in the order "
+            'of the public checkpoints, use classes="imagenet" (--classes imagenet).'
         )
     return "\n".join(lines)
 
@@ -216,13 +216,15 @@ def describe(training: ImageDataset, validation: ImageDataset) -> str:
 def _hold_out(
     folder: folders.Folder, held_out: float, seed: int
 ) -> tuple[ImageDataset, ImageDataset]:
-    train, validation = folders.hold_out(folder, held_out, seed)
-    kept, held = "all others", f"{held_out:,.0f} images held out"
+    root = str(folder.root)
+    kept, held = choose_held_out(folder.labels, folder.classes, held_out, seed, root)
     if held_out < 1:
-        kept, held = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+        names = f"{1 - held_out:.0%} to train on", f"{held_out:.0%} held out"
+    else:
+        names = "all others", f"{held_out:,.0f} images held out"
     return (
-        _from_folder(train, f"{folder.root}, {kept}"),
-        _from_folder(validation, f"{folder.root}, {held}"),
+        _from_folder(folder.part(kept), f"{root}, {names[0]}"),
+        _from_folder(folder.part(held), f"{root}, {names[1]}"),
     )
 
 
@@ -246,7 +248,7 @@ def _from_folder(folder: folders.Folder, name: str | None = None) -> ImageDatase
 def _examples(
     labels: np.ndarray, read: Callable[[tf.Tensor, tf.Tensor], dict[str, tf.Tensor]]
 ) -> Callable[..., tf.data.Dataset]:
-    """`ImageDataset.examples` where `read` gives the example of a position and its label."""
+    """Makes `ImageDataset.examples`; `read` returns the example of an index and its label."""
 
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         order = np.arange(len(labels))
@@ -264,7 +266,7 @@ def _examples(
 # --- IDX files --------------------------------------------------------------------------------
 
 
-def _from_digits(part: idx.Part) -> ImageDataset:
+def _from_idx(part: idx.Part) -> ImageDataset:
     with tf.device("CPU"):
         pixels = tf.constant(part.images[..., None])
 
@@ -280,7 +282,7 @@ def _from_digits(part: idx.Part) -> ImageDataset:
 
 
 def _names_in(split: str) -> list[str]:
-    """Names of the splits in `"train[:50%]+test"`."""
+    """Returns the names of the splits in a text such as `"train[:50%]+test"`."""
     return [re.split(r"\W", part.strip(), maxsplit=1)[0] for part in split.split("+")]
 
 
@@ -298,7 +300,7 @@ def _default_splits(
     if train not in names:
         raise ValueError(
             f"The data set {builder.info.full_name!r} has no split for validation. It has: "
-            f"{', '.join(names)}. Name what to validate on, next to train_split={train!r}."
+            f"{', '.join(names)}. Name one to validate on, beside train_split={train!r}."
         )
     count = builder.info.splits[train].num_examples
     kept = count - count_held_out(held_out, count, builder.info.full_name)
@@ -309,14 +311,14 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Imag
     try:
         count = builder.info.splits[split].num_examples
     except (KeyError, ValueError, AssertionError) as error:
-        again = (
-            f" To add one, lay its files into downloads/manual and remove {builder.data_path}."
-            if builder.name in prepared.BY_HAND
+        advice = (
+            f" To add one, put its files into downloads/manual and remove {builder.data_path}."
+            if builder.name in prepared.MANUAL_DATASETS
             else ""
         )
         raise ValueError(
             f"The data set {data!r} has no split {split!r}. It has: "
-            f"{', '.join(builder.info.splits)}.{again}"
+            f"{', '.join(builder.info.splits)}.{advice}"
         ) from error
     if not count:
         raise ValueError(f"The split {split!r} of the data set {data!r} is empty.")
@@ -324,7 +326,7 @@ def _from_builder(data: str, builder: Any, columns: Columns, split: str) -> Imag
     def examples(seed: int | None, start: int, shard: Shard | None = None) -> tf.data.Dataset:
         return read_records(builder, columns, split, seed, start, shard)
 
-    try:  # Splits without labels are common, and have -1 throughout.
+    try:  # Unlabeled splits are common; all their labels are -1.
         next(iter(examples(None, 0)))
     except tf.errors.InvalidArgumentError as error:
         raise ValueError(

@@ -1,10 +1,10 @@
-"""Decodes images inside a `tf.data` pipeline; images that cannot be read are reported, not raised.
+"""Decodes images in a `tf.data` pipeline, and reports those that cannot be read.
 
-Training sets of this scale consist of JPEG files, so TensorFlow decodes those: only the rows and
-columns of the crop, at a half, a quarter or an eighth of the size where that leaves enough pixels,
-and with the same exact transforms as Pillow. Pillow reads everything else, as
-`keras_coatnet.images` does: other formats, files with data after their end, and whatever TensorFlow
-refuses. So training, evaluation and prediction see the same pixels in the same file.
+For training, TensorFlow decodes JPEG files, the usual format: only the crop, at a half, a quarter
+or an eighth of the size if that leaves enough pixels, and with the same integer transforms as
+Pillow. Pillow reads everything else, as in `keras_coatnet.images`: other formats, files with data
+after their end, and files that TensorFlow refuses. So training, evaluation and prediction see the
+same pixels of the same file.
 
 Images for evaluation are read by Pillow only. TensorFlow's antialiased bilinear resize is within 1
 of 255 of Pillow's, but its bicubic and Lanczos resizes differ by up to 9 at edges, where the filter
@@ -26,7 +26,7 @@ from keras_coatnet.images import MAX_PIXELS, ImageSettings, read_rgb, resize_and
 from keras_coatnet.training.data.augment import Augmentation
 from keras_coatnet.training.data.unreadable import UnreadableImages
 
-_ATTEMPTS = 10  # at a random crop that fits, as the TPU EfficientNet code has it
+_MAX_ATTEMPTS = 10  # at a random crop that fits, as in the TPU EfficientNet code
 _JPEG_RATIOS = (8, 4, 2, 1)
 
 
@@ -43,9 +43,9 @@ def decode_for_training(
 ) -> tuple[tf.Tensor, tf.Tensor]:
     """Decodes, crops and resizes a small group of images, for a parallel map over groups.
 
-    Inside a pipeline, the only way to go on after an operation failed is a dataset that ignores
-    errors. One such dataset for each image costs half as much as the decoding; one for each group
-    costs next to nothing.
+    TensorFlow can only recover from a failed operation with a dataset that ignores errors. One such
+    dataset for each image costs half as much time as the decoding; one for each group costs almost
+    none.
 
     Args:
         contents: (group,), string, the encoded files.
@@ -60,28 +60,25 @@ def decode_for_training(
         each can be read, (group,), bool.
     """
     count = tf.shape(contents)[0]
+    read = functools.partial(_read, finish=np.asarray, black_size=(1, 1), unreadable=unreadable)
 
     def fast(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         return index, _decode_jpeg(contents[index], seeds[index], size, augmentation)
 
     def slow(index: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         pixels, is_valid = tf.numpy_function(
-            functools.partial(_read_or_report, unreadable=unreadable),
-            [contents[index], names[index]],
-            [tf.uint8, tf.bool],
-            stateful=True,
+            read, [contents[index], names[index]], [tf.uint8, tf.bool], stateful=True
         )
         pixels.set_shape([None, None, 3])
         is_valid.set_shape([])
         return _crop_and_resize(pixels, seeds[index], size, augmentation), is_valid
 
     def with_slow() -> tuple[tf.Tensor, tf.Tensor]:
-        missing = tf.reduce_all(tf.range(count)[:, None] != done[None], axis=1)
-        rest = tf.where(missing)[:, 0]
+        is_missing = tf.reduce_all(tf.range(count)[:, None] != done[None], axis=1)
+        rest = tf.where(is_missing)[:, 0]
         types = (tf.TensorSpec([*size, 3], tf.uint8), tf.TensorSpec([], tf.bool))
         others, are_valid = tf.map_fn(slow, rest, fn_output_signature=types)
-        places = tf.concat([done, tf.cast(rest, tf.int32)], axis=0)
-        order = tf.argsort(places)
+        order = tf.argsort(tf.concat([done, tf.cast(rest, tf.int32)], axis=0))
         all_valid = tf.concat([tf.ones_like(done, tf.bool), are_valid], axis=0)
         return tf.gather(tf.concat([decoded, others], 0), order), tf.gather(all_valid, order)
 
@@ -102,8 +99,8 @@ def decode_for_training(
 def _is_plain_jpeg(contents: tf.Tensor) -> tf.Tensor:
     """Whether each file has the first two and the last two bytes of a JPEG.
 
-    Without the check of the last two, a truncated file would be readable in epochs where the crop
-    lies above the missing part, and unreadable in others.
+    Without the check of the last two, a truncated file would be readable in the epochs whose crop
+    is above the missing part, and unreadable in others.
     """
     last = tf.maximum(tf.strings.length(contents) - 2, 0)
     two = tf.fill(tf.shape(contents), 2)
@@ -133,9 +130,9 @@ def _decode_jpeg(content, seed, size, augmentation):
 
 
 def _crop_and_resize(pixels, seed, size, augmentation):
-    """Antialiases only where the image shrinks to half or less: not to do so is much faster.
+    """Crops and resizes; antialiases, which is slow, only images that shrink to half or less.
 
-    `_decode_jpeg` reaches the same by decoding at a fraction of the size.
+    `_decode_jpeg` decodes those at a fraction of the size instead.
     """
     box = _crop_box(tf.shape(pixels), seed, size, augmentation)
     part = tf.slice(pixels, [box[0], box[1], 0], [box[2], box[3], 3])
@@ -165,14 +162,13 @@ def _crop_box(shape, seed, size, augmentation):
         min_object_covered=0.0,
         aspect_ratio_range=augmentation.aspect,
         area_range=augmentation.area,
-        max_attempts=_ATTEMPTS,
+        max_attempts=_MAX_ATTEMPTS,
     )
-    # TensorFlow returns the whole image if no attempt fits. If the whole image was not asked for,
-    # the center is cropped instead.
-    is_all = tf.reduce_all(extent[:2] == shape[:2])
-    whole_fits = augmentation.area[1] == 1.0 and augmentation.area[0] == 1.0
     box = tf.concat([begin[:2], extent[:2]], axis=0)
-    return box if whole_fits else tf.where(is_all, center, box)
+    if augmentation.area == (1.0, 1.0):
+        return box
+    # TensorFlow returns the whole image if no attempt fits; the center is cropped instead.
+    return tf.where(tf.reduce_all(extent[:2] == shape[:2]), center, box)
 
 
 def _center_box(shape, size, ratio):
@@ -183,32 +179,26 @@ def _center_box(shape, size, ratio):
     return tf.concat([(shape[:2] - kept) // 2, kept], axis=0)
 
 
-def _read_or_report(content, name, unreadable):
-    pixels = _read(content, name, unreadable, np.asarray)
-    if pixels is None:
-        return np.zeros([1, 1, 3], "uint8"), np.bool_(False)
-    return pixels, np.bool_(True)
-
-
 def _read(
     content: bytes,
     name: bytes,
-    unreadable: UnreadableImages,
     finish: Callable[[Image.Image], np.ndarray],
-) -> np.ndarray | None:
-    """Returns `finish(image)`; if the image cannot be read, reports it and returns None."""
+    black_size: tuple[int, int],
+    unreadable: UnreadableImages,
+) -> tuple[np.ndarray, np.bool_]:
+    """Returns `finish(image)` and True, or reports the image and returns black pixels and False."""
     try:
-        return finish(read_rgb(io.BytesIO(content)))
-    except Exception as error:  # each of Pillow's decoders has errors of its own
+        return finish(read_rgb(io.BytesIO(content))), np.bool_(True)
+    except Exception as error:  # Pillow's decoders raise many kinds of errors
         unreadable.add(name.decode("utf-8", "replace"), _reason(content, error))
-        return None
+        return np.zeros([*black_size, 3], "uint8"), np.bool_(False)
 
 
 def _reason(content: bytes, error: Exception) -> str:
     if not content:
         return "the file is empty"
     if isinstance(error, Image.UnidentifiedImageError):
-        return "it is no image"  # Pillow's own text contains the address of an object
+        return "it is not an image"  # Pillow's text contains the address of an object
     return str(error)
 
 
@@ -230,14 +220,8 @@ def decode_for_evaluation(
         The image, (height, width, 3), uint8, black if it cannot be read; and whether it can be
         read, a scalar, bool.
     """
-
-    def read(content: bytes, name: bytes) -> tuple[np.ndarray, np.bool_]:
-        pixels = _read(
-            content, name, unreadable, functools.partial(resize_and_crop, settings=settings)
-        )
-        if pixels is None:
-            return np.zeros([*settings.height_and_width, 3], "uint8"), np.bool_(False)
-        return pixels, np.bool_(True)
-
+    size = settings.height_and_width
+    finish = functools.partial(resize_and_crop, settings=settings)
+    read = functools.partial(_read, finish=finish, black_size=size, unreadable=unreadable)
     pixels, is_valid = tf.numpy_function(read, [content, name], [tf.uint8, tf.bool])
-    return tf.ensure_shape(pixels, [*settings.height_and_width, 3]), tf.ensure_shape(is_valid, [])
+    return tf.ensure_shape(pixels, [*size, 3]), tf.ensure_shape(is_valid, [])

@@ -1,7 +1,7 @@
-"""Which data a run is trained on: noted in its folder, and compared when it is taken up again.
+"""Records which data a run is trained on, and compares them when the run is resumed.
 
 Another order of the classes would change the meaning of the network's outputs, and another number
-of images the schedule. Where the data lies does not count.
+of images the schedule. The data may have moved to another place.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ import pathlib
 from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.files import whole_file
+from keras_coatnet.training.data.held_out import some_names
 
 if TYPE_CHECKING:
     from keras_coatnet.training.data.datasets import ImageDataset
@@ -18,60 +19,59 @@ if TYPE_CHECKING:
 FILE, CLASSES = "data.json", "classes.txt"
 
 _PARTS = ("training", "validation")
-_SHOWN = 5  # names in an error's message
 
 
 def note_data(folder: pathlib.Path, training: ImageDataset, validation: ImageDataset) -> None:
-    """Writes what a run is trained and validated on, whole or not at all, unless it is noted.
+    """Records in a run's folder what the run is trained and validated on.
+
+    A file that is there already is kept.
 
     Args:
-        folder: the run's, which exists.
+        folder: the run's folder, which exists.
         training: what it is trained on.
         validation: what it is validated on.
     """
     for name, text in (
         (CLASSES, "\n".join(training.classes) + "\n"),
-        (FILE, json.dumps(_identity(training, validation), indent=2) + "\n"),
+        (FILE, json.dumps(_describe(training, validation), indent=2) + "\n"),
     ):
         path = folder / name
         if not path.exists():
             with whole_file(path) as partial:
-                # Names of folders need not be text.
+                # Names of folders need not be valid text.
                 partial.write_bytes(text.encode("utf-8", "backslashreplace"))
 
 
 def check_same_data(folder: pathlib.Path, training: ImageDataset, validation: ImageDataset) -> None:
-    """Checks that a run goes on with the data that it began with.
+    """Checks that a run is resumed with the data that it was started with.
 
     Args:
-        folder: the run's; it need not exist.
+        folder: the run's folder; it need not exist.
         training: what it would be trained on.
         validation: what it would be validated on.
 
     Raises:
-        ValueError: the data are other ones; the message says what differs.
+        ValueError: the data differ; the message says how.
     """
-    before, now = _noted(folder), _identity(training, validation)
-    difference = _difference(before, now)
+    difference = _difference(_read_note(folder), _describe(training, validation))
     if difference:
         raise ValueError(
-            f"{folder} holds a run on other data: {difference}. Give the data it began with to go "
-            "on, or choose another output folder."
+            f"{folder} holds a run on other data: {difference}. Give the data it was started with "
+            "to resume it, or choose another output folder."
         )
 
 
 def check_classes(folder: pathlib.Path, source: ImageDataset) -> None:
-    """Checks that images have the classes of a run, in its order.
+    """Checks that images have the classes of a run, in the same order.
 
     Args:
-        folder: the run's.
+        folder: the run's folder.
         source: what its network is to be evaluated on.
 
     Raises:
-        ValueError: they do not; the message says what differs.
+        ValueError: the classes differ; the message says how.
     """
-    before = _noted(folder).get("classes")
-    difference = _difference({"classes": before}, {"classes": list(source.classes)})
+    difference = _difference(_read_note(folder), {"classes": list(source.classes)})
     if difference:
         raise ValueError(
             f"{source.name} has other classes than the run in {folder}: {difference}. Give "
@@ -79,7 +79,7 @@ def check_classes(folder: pathlib.Path, source: ImageDataset) -> None:
         )
 
 
-def _identity(training: ImageDataset, validation: ImageDataset) -> dict[str, Any]:
+def _describe(training: ImageDataset, validation: ImageDataset) -> dict[str, Any]:
     parts = {
         part: {"name": source.name, "count": source.count, "fingerprint": source.fingerprint}
         for part, source in zip(_PARTS, (training, validation), strict=True)
@@ -87,8 +87,8 @@ def _identity(training: ImageDataset, validation: ImageDataset) -> dict[str, Any
     return {"classes": list(training.classes), **parts}
 
 
-def _noted(folder: pathlib.Path) -> dict[str, Any]:
-    """What was noted of a run's data; of older versions' runs the classes alone."""
+def _read_note(folder: pathlib.Path) -> dict[str, Any]:
+    """Reads what `note_data` wrote; runs of older versions have only the classes."""
     path = folder / FILE
     try:
         if path.exists():
@@ -98,37 +98,33 @@ def _noted(folder: pathlib.Path) -> dict[str, Any]:
             return {"classes": (folder / CLASSES).read_text("utf-8")[:-1].split("\n")}
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ValueError(
-            f"{path} does not say which data the run is trained on: {error!r}. Remove it if you "
-            "are sure that they are the same."
+            f"{path} is damaged: {error!r}. Remove it if you are sure that the data are those that "
+            "the run was started with."
         ) from error
     return {}
 
 
 def _difference(before: dict[str, Any], now: dict[str, Any]) -> str | None:
-    """The first difference in words; None if there is none, or nothing to compare with."""
+    """Describes the first difference; None if there is none, or nothing to compare with."""
     old, new = before.get("classes"), now["classes"]
     if old is not None and old != new:
-        gone, come = (
-            [name for name in some if name not in set(others)]
-            for some, others in ((old, new), (new, old))
+        removed = [name for name in old if name not in set(new)]
+        added = [name for name in new if name not in set(old)]
+        if not removed and not added:
+            return f"the order of its classes was {some_names(old)}, and is now {some_names(new)}"
+        return (
+            f"its {len(old):,} classes have changed (removed: {some_names(removed) or 'none'}; "
+            f"added: {some_names(added) or 'none'})"
         )
-        if not gone and not come:
-            return f"its classes were in the order {_some(old)}, and are in the order {_some(new)}"
-        return f"its {len(old):,} classes were with {_some(gone)}, and are with {_some(come)}"
     for part in _PARTS:
         old, new = before.get(part), now.get(part)
         if old is None or new is None:
             continue
         if old["count"] != new["count"]:
-            return f"it had {old['count']:,} {part} images, and there are {new['count']:,}"
+            return f"it had {old['count']:,} {part} images, and there are now {new['count']:,}"
         if old["fingerprint"] and new["fingerprint"] and old["fingerprint"] != new["fingerprint"]:
             return (
-                f"the names or labels of the {part} images are others ({old['name']} then, "
+                f"the names or labels of the {part} images differ ({old['name']} before, "
                 f"{new['name']} now)"
             )
     return None
-
-
-def _some(names: list[str]) -> str:
-    more = f" and {len(names) - _SHOWN:,} more" if len(names) > _SHOWN else ""
-    return ", ".join(map(repr, names[:_SHOWN])) + more if names else "none"

@@ -1,6 +1,6 @@
 """Lists the images of folders with one sub-folder for each class, and checks the folders.
 
-All of it happens before an image is opened, so that a mistake is reported at once.
+No image is opened, so that mistakes are reported at once.
 """
 
 from __future__ import annotations
@@ -16,16 +16,17 @@ from collections.abc import Iterable
 
 import numpy as np
 
+from keras_coatnet.arguments import choice
 from keras_coatnet.files import files_below, list_folder
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.choices import LABELINGS
-from keras_coatnet.training.data.held_out import choose_held_out, some_names
+from keras_coatnet.training.data.held_out import some_names
 
 SUFFIXES = (".bmp", ".gif", ".jpeg", ".jpg", ".png")
-# Formats that a data set may be in. They are refused, since they would be left out silently.
+# Image formats that are not read. They raise an error, as other files are left out.
 # TensorFlow 2.21 reads WebP, but as an animation, of shape (frames, height, width, 3).
 _TO_CONVERT = (".avif", ".heic", ".jp2", ".tif", ".tiff", ".webp")
-# Names of the sub-folders for a part, in upper or lower case. "set", "data" or "images" may follow.
+# Names of the sub-folders of a part, in upper or lower case. "set", "data" or "images" may follow.
 TRAINING_NAMES = ("train", "training")
 VALIDATION_NAMES = ("val", "valid", "validation", "dev", "eval", "evaluation")
 TEST_NAMES = ("test", "testing")
@@ -39,8 +40,8 @@ class Folder:
     Attributes:
         root: the folder.
         classes: names of the classes, in the order of their labels.
-        paths: the images' files as the file system spells them, by class and name.
-        labels: (images,), int64, the label of each.
+        paths: the images' files, encoded for the file system, sorted by class and name.
+        labels: (images,), int64, their labels.
     """
 
     root: pathlib.Path
@@ -49,14 +50,14 @@ class Folder:
     labels: np.ndarray
 
     def part(self, indices: np.ndarray) -> Folder:
-        """The images at some positions, in that order."""
+        """Selects images by their indices."""
         paths = [self.paths[index] for index in indices]
         return dataclasses.replace(self, paths=paths, labels=self.labels[indices])
 
     def fingerprint(self) -> str:
-        """A hash of the images' names below the folder and of their labels, in their order."""
+        """A hash of the images' labels and names relative to the folder, in their order."""
         root = os.fsencode(self.root)
-        # Paths below "." do not begin with it.
+        # Paths in "." do not begin with "./".
         start = 0 if root == b"." else len(os.path.join(root, b""))
         names = b"\0".join(path[start:] for path in self.paths)
         return hashlib.sha256(names + self.labels.tobytes()).hexdigest()
@@ -65,26 +66,25 @@ class Folder:
 def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
     """Lists the images of a folder that holds one sub-folder for each class.
 
-    Images (.bmp, .gif, .jpeg, .jpg, .png, in either case) may lie in further folders below their
-    class, also in folders that are links. Hidden files and folders are skipped. Other files are
-    left out with a warning.
+    Images (.bmp, .gif, .jpeg, .jpg, .png, in upper or lower case) may be in further folders below
+    their class. Links are followed. Hidden files and folders are skipped. Other files are left out
+    with a warning.
 
-    The classes are ordered by name, those of ImageNet as its public checkpoints order them.
+    The classes are ordered by name, those of ImageNet in the order of its public checkpoints.
 
     Args:
         root: the folder.
-        classes: `"present"`: the classes are the sub-folders. `"imagenet"`: where all sub-folders
-            are WordNet ids of ImageNet-1k, or else of ImageNet-12k, the classes are all of
-            ImageNet's and the labels those of the public checkpoints, also if only some of the
-            classes are there; other sub-folders are the classes themselves.
+        classes: `"present"`: the classes are the sub-folders. `"imagenet"`: if all sub-folders are
+            WordNet ids of ImageNet-1k, or else of ImageNet-12k, the classes are all classes of that
+            ImageNet, with the labels of the public checkpoints; otherwise as `"present"`.
 
     Returns:
-        Its `Folder`.
+        A `Folder`.
 
     Raises:
         ValueError: the folder is missing or empty, has one class only, a class without images,
-            images in a format that has to be converted first, or something that cannot be read;
-            or its sub-folders are not classes, because they all hold the same folders.
+            images in a format that has to be converted first, or something that cannot be read; or
+            its sub-folders are not classes, as they all hold the same folders.
 
     Example:
         folder = read_folder("flowers/train")  # flowers/train/daisy/1.jpg, ...
@@ -109,21 +109,23 @@ def read_folder(root: str | os.PathLike, classes: str = "present") -> Folder:
 
 
 def class_folders(root: pathlib.Path) -> list[str]:
-    """Names of the folders that hold the images of a class each, sorted.
+    """Lists the sub-folders that each hold the images of a class.
 
     Args:
-        root: The folder around them.
+        root: the folder.
 
     Returns:
-        The names.
+        Their names, sorted.
 
     Raises:
         ValueError: there is no such folder, it holds fewer than two folders, or these are parts
-            such as 2023/ and 2024/, each with the same classes.
+            such as 2023/ and 2024/ that hold the same classes.
     """
     names = subfolders(root)
     if not names:
-        _refuse_without_classes(root)
+        count = sum(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(root))
+        content = f"holds {count} images but no folders" if count else "is empty"
+        raise ValueError(f"{root} {content}. Expected a sub-folder of images for each class.")
     _refuse_parts(root, names)
     if len(names) == 1:
         raise ValueError(
@@ -147,13 +149,15 @@ def subfolders(root: pathlib.Path) -> list[str]:
     """
     if not root.is_dir():
         what = "is a file" if root.exists() else "does not exist"
-        raise ValueError(f"Expected a folder of images, one sub-folder a class. {root} {what}.")
+        raise ValueError(
+            f"{root} {what}. Expected a folder of images with one sub-folder for each class."
+        )
     return list(list_folder(root, _refuse_unreadable)[0])
 
 
 def _refuse_unreadable(error: OSError) -> None:
     raise ValueError(
-        f"{error.filename} cannot be read: {error.strerror}. Mend that, or take it out of the "
+        f"{error.filename} cannot be read: {error.strerror}. Repair it, or remove it from the "
         "data set."
     ) from error
 
@@ -165,35 +169,37 @@ def find_pair(
 
     Args:
         root: the folder.
-        train: name of the sub-folder for training; None: one called `train` or `training`.
-        validation: name of the one for validation; None: one called `val`, `valid`, `validation`,
-            `dev`, `eval` or `evaluation`, or else `test` or `testing`. Case does not count.
+        train: name of the sub-folder for training; None: `train` or `training`.
+        validation: name of the sub-folder for validation; None: `val`, `valid`, `validation`,
+            `dev`, `eval` or `evaluation`, or else `test` or `testing`. Upper and lower case are the
+            same, and "set", "data" or "images" may follow, as in `Training Set`.
 
     Returns:
-        The two, or None if the folder holds the classes directly.
+        The two paths, or None if the folder holds the classes directly.
 
     Raises:
-        ValueError: only one of the two is there, several may be meant, or a name that was given is
-            not there.
+        ValueError: only one of the two exists, several may be meant, or there is no sub-folder of a
+            given name.
     """
     names = subfolders(root)
     for wanted in filter(None, (train, validation)):
-        _check_there(root, names, wanted)
+        _check_exists(root, names, wanted)
     second = validation or _second_part(root, names)
     first = train or _called(root, names, TRAINING_NAMES, "training")
     if first and first == second:
         raise ValueError(
-            f"{root / first} was named both to train on and to validate on. Name two sub-folders."
+            f"{root / first} is named both to train and to validate on. Name two sub-folders."
         )
     if first and second:
         return root / first, root / second
-    # A class may be called "train", too. It holds images then, not folders.
-    lone = first or second
-    if lone and (train or validation or subfolders(root / lone)):
+    # A class may be called "train", too, but then holds images instead of folders.
+    single = first or second
+    if single and (train or validation or subfolders(root / single)):
         raise ValueError(
-            f"{root} has {lone}/ but no second part. Expected one to train on, such as train/, and "
-            f"one to validate on, such as val/; it has: {some_names(names)}. Name them "
-            f"(--train-split, --validation-split), or give {root / lone} to hold out a share of it."
+            f"{root} has {single}/ but no second part. Expected one to train on, such as train/, "
+            f"and one to validate on, such as val/; it has: {some_names(names)}. Name both "
+            f"(--train-split, --validation-split), or give {root / single} to hold out a share of "
+            "it."
         )
     return None
 
@@ -203,7 +209,7 @@ def find_part(root: pathlib.Path, name: str | None) -> pathlib.Path:
 
     Args:
         root: the folder.
-        name: the sub-folder's name. None: the one for validation, or else the folder itself.
+        name: name of the sub-folder; None: the one for validation, or else the folder itself.
 
     Returns:
         The path.
@@ -214,7 +220,7 @@ def find_part(root: pathlib.Path, name: str | None) -> pathlib.Path:
     """
     names = subfolders(root)
     if name is not None:
-        _check_there(root, names, name)
+        _check_exists(root, names, name)
         return root / name
     second = _second_part(root, names)
     if second and subfolders(root / second):
@@ -236,7 +242,7 @@ def _second_part(root: pathlib.Path, names: list[str]) -> str | None:
 def _called(
     root: pathlib.Path, names: list[str], synonyms: tuple[str, ...], purpose: str
 ) -> str | None:
-    """Returns the sub-folder that has one of these names; None if there is none."""
+    """Finds the sub-folder that has one of these names; returns None if there is none."""
     found = [name for name in names if _PART_ENDING.sub("", name.lower()) in synonyms]
     if len(found) > 1 and any(subfolders(root / name) for name in found):
         raise ValueError(
@@ -247,9 +253,9 @@ def _called(
 
 
 def _refuse_parts(root: pathlib.Path, names: list[str]) -> None:
-    """Refuses a folder of parts, such as 2023/cat, 2023/dog, 2024/cat, 2024/dog."""
+    """Raises ValueError for a folder of parts, such as 2023/cat, 2023/dog, 2024/cat, 2024/dog."""
     common = subfolders(root / names[0])
-    # It is common that each class has one folder, such as "images", or images beside folders.
+    # Each class may have one folder, such as "images", or images beside folders.
     if len(common) < 2 or len(names) < 2:
         return
     if any(subfolders(root / name) != common for name in names[1:]):
@@ -259,8 +265,8 @@ def _refuse_parts(root: pathlib.Path, names: list[str]) -> None:
     raise ValueError(
         f"Expected a sub-folder of images for each class. All {len(names)} sub-folders of {root} "
         f"({some_names(names)}) hold the same folders, {some_names(common)}, which seem to be the "
-        "classes. Name the parts to train and to validate on (--train-split, --validation-split), "
-        "or give one of the sub-folders."
+        "classes. Name the sub-folders to train and to validate on (--train-split, "
+        "--validation-split), or give one of them instead."
     )
 
 
@@ -290,25 +296,7 @@ def check_same_classes(train: Folder, validation: Folder) -> None:
         )
 
 
-def hold_out(folder: Folder, held_out: float, seed: int) -> tuple[Folder, Folder]:
-    """Splits a folder in two, with the same share of each class.
-
-    Args:
-        folder: what to split.
-        held_out: how many, see `held_out.count_held_out`.
-        seed: decides which images; the same ones for the same names and seed.
-
-    Returns:
-        The larger part and the part held out.
-
-    Raises:
-        ValueError: as of `held_out.choose_held_out`.
-    """
-    kept, held = choose_held_out(folder.labels, folder.classes, held_out, seed, str(folder.root))
-    return folder.part(kept), folder.part(held)
-
-
-def _check_there(root: pathlib.Path, names: list[str], wanted: str) -> None:
+def _check_exists(root: pathlib.Path, names: list[str], wanted: str) -> None:
     if wanted not in names:
         raise ValueError(
             f"{root} has no sub-folder {wanted!r}. It has: {some_names(names) or 'none'}."
@@ -316,7 +304,7 @@ def _check_there(root: pathlib.Path, names: list[str], wanted: str) -> None:
 
 
 def _images_below(folder: pathlib.Path) -> tuple[list[bytes], list[str]]:
-    """The images below a folder, sorted, and all other files that are not hidden."""
+    """Lists the images below a folder, sorted, and all other files that are not hidden."""
     images, others = [], []
     for path in files_below(folder, _refuse_unreadable):
         if path.lower().endswith(SUFFIXES):
@@ -337,27 +325,21 @@ def _report_others(root: pathlib.Path, others: list[str]) -> None:
         )
     if others:
         warnings.warn(
-            f"{len(others)} files below {root} are no images and are left out, such as "
+            f"{len(others)} files below {root} are not images and are left out, such as "
             f"{others[0]}.",
-            stacklevel=4,  # whoever called `open_datasets`
+            stacklevel=4,  # the caller of `open_datasets`
         )
 
 
-def _refuse_without_classes(root: pathlib.Path) -> None:
-    count = sum(entry.name.lower().endswith(SUFFIXES) for entry in os.scandir(root))
-    what = f"holds {count} images but no folders" if count else "is empty"
-    raise ValueError(f"{root} {what}. Expected a sub-folder of images for each class.")
-
-
 def imagenet_of(names: Iterable[str]) -> tuple[str, ...] | None:
-    """Returns all WordNet ids of the ImageNet that some classes belong to.
+    """Finds the version of ImageNet that has some classes.
 
     Args:
         names: names of classes.
 
     Returns:
-        The ids of ImageNet-1k, or else of ImageNet-12k, in the order of the public checkpoints;
-        `None` if a name is not among them.
+        All WordNet ids of ImageNet-1k, or else of ImageNet-12k, in the order of the public
+        checkpoints; None if neither has all the names.
     """
     for classes in (1000, 11821):
         ids = tuple(identifier for identifier, _ in class_names(classes))
@@ -367,10 +349,7 @@ def imagenet_of(names: Iterable[str]) -> tuple[str, ...] | None:
 
 
 def _ordered(names: list[str], classes: str) -> tuple[str, ...]:
-    if classes not in LABELINGS:
-        raise ValueError(
-            f"`classes` must be one of {', '.join(map(repr, LABELINGS))}. Received: {classes!r}"
-        )
+    choice("classes", classes, LABELINGS)
     ids = imagenet_of(names)
     if ids is None:
         return tuple(names)

@@ -1,4 +1,4 @@
-"""Keeps TensorFlow, which always reads the data, from taking GPU memory of another backend."""
+"""Keeps TensorFlow, which reads the data on every backend, from taking GPU memory."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ def keep_tensorflow_off_gpus() -> None:
     """Hides the GPUs from TensorFlow if Keras computes with another backend.
 
     Otherwise TensorFlow would take the GPUs' memory only to read data. Call it before TensorFlow
-    computes anything: it warns if TensorFlow holds GPUs already. It does nothing on the backend
-    tensorflow.
+    computes anything: it warns if TensorFlow holds GPUs already. It does nothing on the TensorFlow
+    backend.
     """
     backend = keras.backend.backend()
     if backend == "tensorflow":
@@ -23,8 +23,8 @@ def keep_tensorflow_off_gpus() -> None:
         tf.config.set_visible_devices([], "GPU")
     except RuntimeError:
         warnings.warn(
-            "TensorFlow, which reads the data, has started already and keeps memory of the GPUs "
-            f"from {backend}. Call tf.config.set_visible_devices([], 'GPU') right after the import "
-            "of tensorflow.",
+            "TensorFlow, which reads the data, has already taken memory of the GPUs that "
+            f"{backend} needs. Call tf.config.set_visible_devices([], 'GPU') right after the "
+            "import of tensorflow.",
             stacklevel=3,
         )

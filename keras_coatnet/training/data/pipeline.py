@@ -1,9 +1,9 @@
 """The input pipeline: from encoded images to batches, in `tf.data`.
 
 Everything random about an example depends only on the seed and on the example's position in the
-whole run, counted over all epochs. So a run that is interrupted and resumed sees the batches that
-it would have seen, and one, two or four replicas, on one machine or several, see the same global
-batches, each its part: chunk k of n of a global batch belongs to replica k.
+whole run, counted over all epochs. A resumed run therefore sees the same batches as one that was
+not interrupted, and the global batches are the same for any number of replicas and machines:
+replica k of n gets chunk k of n of each global batch.
 """
 
 from __future__ import annotations
@@ -26,12 +26,11 @@ _ELEMENT = {
     "label": tf.TensorSpec([], tf.int64),
     "name": tf.TensorSpec([], tf.string),
 }
-_GROUP = 8  # images that are decoded together, see `decode_for_training`
-_NO_END = tf.int64.max
+_GROUP_SIZE = 8  # images that are decoded together, see `decode_for_training`
 
-# The functions below have no Python control flow for AutoGraph to convert, and its search for some
-# in everything they call takes seconds.
-_as_written = tf.autograph.experimental.do_not_convert
+# The mapped functions have no Python control flow to convert, and AutoGraph takes seconds to search
+# for it in everything that they call.
+_without_autograph = tf.autograph.experimental.do_not_convert
 
 
 def training_dataset(
@@ -49,10 +48,10 @@ def training_dataset(
     local_replicas: int = 1,
     unreadable: UnreadableImages,
 ) -> tf.data.Dataset:
-    """Makes endless batches for training; each epoch has an order of its own.
+    """Makes endless training batches, in another order in each epoch.
 
-    With the default `parts` and `replicas`, `model.fit` takes it, with `steps_per_epoch`;
-    `evaluation_dataset` gives labels of the same form. An epoch has
+    With the default `parts` and `replicas`, pass it to `model.fit` with `steps_per_epoch`, and
+    `evaluation_dataset`, whose labels have the same form, as `validation_data`. An epoch has
     `data.count // global_batch_size` steps; which examples are left over differs between epochs. An
     image that cannot be read is replaced by the nearest readable one in its chunk, with its label.
 
@@ -64,13 +63,13 @@ def training_dataset(
         global_batch_size: examples in a step of all replicas together; a multiple of
             `parts * replicas`.
         seed: decides the orders, crops, operations and mixing.
-        start_step: how many steps to leave out, counted from the beginning of the run.
-        parts: number of equal parts of a global batch that are computed one after another, where
-            gradients are accumulated.
+        start_step: how many steps to skip, counted from the beginning of the run.
+        parts: number of equal parts of a global batch that are computed one after another, for
+            gradient accumulation.
         replicas: number of equal chunks of each part.
         first_replica: index of the first chunk of each part that this process needs.
         local_replicas: how many consecutive chunks this process needs. The others are not decoded,
-            and if the data are a folder, their files are not read.
+            and the files of a folder are not read for them.
         unreadable: collects the images that cannot be read, and ends the run if there are too many.
 
     Returns:
@@ -79,7 +78,7 @@ def training_dataset(
         global_batch_size / (parts * replicas) examples.
 
     Raises:
-        ValueError: the data hold less than one global batch, or an argument is out of its range.
+        ValueError: the data hold less than one global batch, or an argument is out of range.
             Iterating raises TensorFlow's errors, see `UnreadableImages.error`.
 
     Example:
@@ -88,59 +87,20 @@ def training_dataset(
             global_batch_size=256, seed=1, unreadable=UnreadableImages(limit=10),
         )
     """
-    height, width = ImageSettings(size).height_and_width
+    height_and_width = ImageSettings(size).height_and_width
     chunk = _chunk_size(global_batch_size, replicas, first_replica, local_replicas, parts)
     shard = Shard(chunk * replicas, chunk * first_replica, chunk * local_replicas)
     _check_can_share(data, shard)
     _check_training(data, augmentation, label_smoothing, chunk, global_batch_size, start_step)
-    augment_key, crop_key, mixing_key = (
-        tf.constant(_derived_seed(seed, purpose), tf.int64)
-        for purpose in ("augment", "crop", "mix")
-    )
-
-    @_as_written
-    def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
-        seeds = tf.stack([tf.fill(tf.shape(position), crop_key), position], axis=1)
-        images, are_valid = decode_for_training(
-            example["image"], example["name"], seeds, (height, width), augmentation, unreadable
-        )
-        return position, images, example["label"], are_valid
-
-    @_as_written
-    def augment(position: tf.Tensor, image: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
-        layers = augmentation.randaugment_num_ops
-        draws = tf.random.stateless_uniform([1 + DRAWS * layers], tf.stack([augment_key, position]))
-        image = tf.ensure_shape(image, [height, width, 3])
-        if augmentation.flip:
-            image = flip(image, draws[0])
-        if layers:
-            by_layer = tf.reshape(draws[1:], [layers, DRAWS])
-            image = randaugment(image, by_layer, augmentation.randaugment_magnitude)
-        return position, image, *rest
-
-    @_as_written
-    def assemble(
-        position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor
-    ) -> tuple[tf.Tensor, tf.Tensor]:
-        images, labels = tf.cond(
-            tf.reduce_all(are_valid),
-            lambda: (images, labels),
-            lambda: _with_stand_ins(images, labels, are_valid, unreadable),
-        )
-        labels = _smoothed_one_hot(labels, len(data.classes), label_smoothing, data.name)
-        if not augmentation.mixes:
-            return tf.cast(images, tf.float32), labels
-        step = position[0] // global_batch_size
-        first = position[0] - step * global_batch_size
-        step_seed = tf.stack([mixing_key, step])
-        return mix(images, labels, augmentation, step_seed, first, global_batch_size)
 
     dataset = _all_epochs(data, global_batch_size, seed, start_step, shard)
-    dataset = dataset.batch(_GROUP).map(decode, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
-    dataset = dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+    dataset = _decode_and_crop(dataset, height_and_width, augmentation, seed, unreadable)
+    dataset = _flip_and_randaugment(dataset, height_and_width, augmentation, seed)
     dataset = dataset.batch(chunk, drop_remainder=True)
-    dataset = dataset.map(assemble, num_parallel_calls=tf.data.AUTOTUNE)
-    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    dataset = _encode_labels_and_mix(
+        dataset, data, augmentation, label_smoothing, global_batch_size, seed, unreadable
+    )
+    return _finish(dataset)
 
 
 def evaluation_dataset(
@@ -155,7 +115,7 @@ def evaluation_dataset(
 ) -> tf.data.Dataset:
     """Makes batches for evaluation: every example once, in the order on disk.
 
-    `model.evaluate` takes it, and `model.fit` as `validation_data`. The pixels are those of
+    Pass it to `model.evaluate`, or to `model.fit` as `validation_data`. The pixels are those of
     `keras_coatnet.images.load_image`. Images that cannot be read are left out. The last batch may
     be smaller than the others.
 
@@ -173,7 +133,7 @@ def evaluation_dataset(
         (batch, classes), float32, 1 for the class and 0 for all others.
 
     Raises:
-        ValueError: an argument is out of its range. Iterating raises TensorFlow's errors, see
+        ValueError: an argument is out of range. Iterating raises TensorFlow's errors, see
             `UnreadableImages.error`.
 
     Example:
@@ -187,16 +147,14 @@ def evaluation_dataset(
     settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
     _chunk_size(global_batch_size, 1, 0, 1)
 
-    @_as_written
+    @_without_autograph
     def finish(images: tf.Tensor, labels: tf.Tensor, _: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
-        labels = _smoothed_one_hot(labels, len(data.classes), 0.0, data.name)
-        return tf.cast(images, tf.float32), labels
+        return tf.cast(images, tf.float32), _one_hot(labels, data)
 
-    dataset = _decoded_for_evaluation(data.examples(None, 0), settings, unreadable)
+    dataset = _decode_for_evaluation(data.examples(None, 0), settings, unreadable)
     # TensorFlow's annotation has one argument, but the parts of an element come as several.
     readable = dataset.filter(lambda image, label, is_valid: is_valid)  # pyright: ignore[reportArgumentType]
-    dataset = readable.batch(global_batch_size).map(finish)
-    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    return _finish(readable.batch(global_batch_size).map(finish))
 
 
 def padded_evaluation_dataset(
@@ -212,18 +170,18 @@ def padded_evaluation_dataset(
     local_replicas: int = 1,
     unreadable: UnreadableImages,
 ) -> tf.data.Dataset:
-    """Makes batches of one size of the examples of `evaluation_dataset`, for several replicas.
+    """Makes evaluation batches of equal size, for several replicas.
 
     The last global batch is padded with black images of weight 0, so that every replica gets the
-    same number of batches. An image that cannot be read becomes one of these, too. Keras divides a
-    loss by the size of the batch, including weights of 0, so `model.fit` needs
-    `evaluation_dataset`.
+    same number of batches. An image that cannot be read is replaced by such an image, too. Use
+    `evaluation_dataset` for `model.fit`: Keras divides a loss by the size of the batch, images of
+    weight 0 included.
 
     Args:
         data: the images and their labels.
         size: as for `evaluation_dataset`.
-        crop_pct: likewise.
-        interpolation: likewise.
+        crop_pct: as for `evaluation_dataset`.
+        interpolation: as for `evaluation_dataset`.
         global_batch_size: examples in a step of all replicas together; a multiple of `replicas`.
         crop_mode: as for `evaluation_dataset`.
         replicas: number of equal chunks of a global batch.
@@ -237,7 +195,7 @@ def padded_evaluation_dataset(
         global_batch_size / replicas examples.
 
     Raises:
-        ValueError: an argument is out of its range. Iterating raises TensorFlow's errors, see
+        ValueError: an argument is out of range. Iterating raises TensorFlow's errors, see
             `UnreadableImages.error`.
     """
     settings = ImageSettings(size, interpolation, crop_pct, crop_mode)
@@ -252,17 +210,16 @@ def padded_evaluation_dataset(
         tf.constant(False),
     )
 
-    @_as_written
+    @_without_autograph
     def finish(
         images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor
     ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         return tf.cast(images, tf.float32), labels, tf.cast(are_valid, tf.float32)
 
-    examples = _shard_of(data, None, 0, shard).take(own)
-    dataset = _decoded_for_evaluation(examples, settings, unreadable)
+    examples = _examples_of_shard(data, None, 0, shard).take(own)
+    dataset = _decode_for_evaluation(examples, settings, unreadable)
     padding = tf.data.Dataset.from_tensors(black).repeat(shard.size(0, padded) - own)
-    dataset = dataset.concatenate(padding).batch(chunk, drop_remainder=True).map(finish)
-    return dataset.with_options(_options()).prefetch(tf.data.AUTOTUNE)
+    return _finish(dataset.concatenate(padding).batch(chunk, drop_remainder=True).map(finish))
 
 
 # --- Arguments -------------------------------------------------------------------------------
@@ -274,8 +231,8 @@ def _chunk_size(
     if min(global_batch_size, replicas, parts) < 1 or global_batch_size % (parts * replicas):
         of_parts = f"{parts} parts of " if parts != 1 else ""
         raise ValueError(
-            f"A global batch of {global_batch_size} cannot be cut into {of_parts}{replicas} equal "
-            "chunks. Choose a multiple of their number."
+            f"A global batch of {global_batch_size} cannot be divided into {of_parts}{replicas} "
+            f"equal chunks. Choose a positive multiple of {parts * replicas}."
         )
     if first_replica < 0 or local_replicas < 1 or first_replica + local_replicas > replicas:
         raise ValueError(
@@ -295,13 +252,13 @@ def _check_training(
 ) -> None:
     if data.count < global_batch_size:
         raise ValueError(
-            f"{data.name} has {data.count} examples, less than one global batch of "
+            f"{data.name} has {data.count} examples, fewer than one global batch of "
             f"{global_batch_size}. Choose a smaller batch."
         )
     if augmentation.mixes and chunk % 2:
         raise ValueError(
-            "mixup and CutMix take images in pairs, so each replica's batch must be even. It is "
-            f"{chunk}. Choose another batch or number of replicas, or leave out the mixing."
+            "mixup and CutMix mix images in pairs, so each replica's batch size must be even. "
+            f"Received: {chunk}. Choose another batch size or number of replicas, or no mixing."
         )
     if not 0 <= label_smoothing < 1:
         raise ValueError(
@@ -312,20 +269,20 @@ def _check_training(
 
 
 def _check_can_share(data: ImageDataset, shard: Shard) -> None:
-    """Refuses to read a part of a data set whose `examples` takes no `Shard`."""
+    """Raises ValueError if only a part is needed and `data.examples` takes no `Shard`."""
     if shard.is_everything:
         return
     try:
         inspect.signature(data.examples).bind(0, 0, shard)
     except TypeError as error:
         raise ValueError(
-            f"Only a part of {data.name} is wanted here, and its `examples` does not take the "
-            "`Shard` that says which. Expected a third argument, as `ImageDataset` describes."
+            f"Several processes share {data.name}, but its `examples` does not take a `Shard`. "
+            "Expected a function of (seed, start, shard), see `ImageDataset`."
         ) from error
 
 
 def _derived_seed(seed: int, purpose: str) -> int:
-    """A seed for one purpose, 0 to 2^31 - 1, unrelated to that of the next seed or purpose."""
+    """Returns a seed for one purpose, 0 to 2^31 - 1; other seeds or purposes give other ones."""
     digest = hashlib.blake2b(f"{seed} {purpose}".encode(), digest_size=4).digest()
     return int.from_bytes(digest, "big") >> 1
 
@@ -333,8 +290,10 @@ def _derived_seed(seed: int, purpose: str) -> int:
 # --- Examples --------------------------------------------------------------------------------
 
 
-def _shard_of(data: ImageDataset, seed: int | None, start: int, shard: Shard) -> tf.data.Dataset:
-    """The examples of one epoch that this process needs, from position `start` on."""
+def _examples_of_shard(
+    data: ImageDataset, seed: int | None, start: int, shard: Shard
+) -> tf.data.Dataset:
+    """Returns the examples of one epoch that this process needs, from position `start` on."""
     if shard.is_everything:
         return data.examples(seed, start)
     return data.examples(seed, start, shard)
@@ -343,10 +302,10 @@ def _shard_of(data: ImageDataset, seed: int | None, start: int, shard: Shard) ->
 def _all_epochs(
     data: ImageDataset, global_batch_size: int, seed: int, start_step: int, shard: Shard
 ) -> tf.data.Dataset:
-    """Endless (position in the run, example) pairs of the examples that this process needs.
+    """Returns endless (position in the run, example) pairs, of the examples of this process.
 
-    `data.examples` is a Python function, called when an epoch begins. Its `tf.data.Dataset` is
-    passed on as a variant tensor, so that no example passes through Python.
+    `data.examples` is a Python function, called when an epoch begins. The `tf.data.Dataset` that it
+    returns is passed on as a variant tensor, so that no example passes through Python.
     """
     steps = data.count // global_batch_size
     first_epoch = start_step // steps
@@ -355,35 +314,81 @@ def _all_epochs(
     def make(number: tf.Tensor) -> tf.Tensor:
         epoch = int(number)
         start = (start_step % steps) * global_batch_size if epoch == first_epoch else 0
-        examples = _shard_of(data, _derived_seed(seed, f"epoch {epoch}"), start, shard)
+        examples = _examples_of_shard(data, _derived_seed(seed, f"epoch {epoch}"), start, shard)
         if examples.element_spec != _ELEMENT:
             raise ValueError(
-                f"{data.name} must give elements of {_ELEMENT}. It gives: {examples.element_spec}"
+                f"{data.name} must have elements of {_ELEMENT}. Received: {examples.element_spec}"
             )
         own = shard.size(start, steps * global_batch_size)
         return tf.data.experimental.to_variant(examples.take(own))
 
-    @_as_written
+    @_without_autograph
     def open_epoch(epoch: tf.Tensor) -> tf.data.Dataset:
         variant = tf.ensure_shape(tf.py_function(make, [epoch], tf.variant), [])
         return tf.data.experimental.from_variant(variant, _ELEMENT)
 
-    @_as_written
-    def place(
+    @_without_autograph
+    def add_position(
         index: tf.Tensor, example: dict[str, tf.Tensor]
     ) -> tuple[tf.Tensor, dict[str, tf.Tensor]]:
-        return first_position + shard.place(index), example
+        return first_position + shard.position(index), example
 
-    epochs = tf.data.Dataset.range(first_epoch, _NO_END)
-    return epochs.flat_map(open_epoch).enumerate().map(place)
+    epochs = tf.data.Dataset.range(first_epoch, tf.int64.max)
+    return epochs.flat_map(open_epoch).enumerate().map(add_position)
 
 
-def _decoded_for_evaluation(
+def _decode_and_crop(
+    dataset: tf.data.Dataset,
+    height_and_width: tuple[int, int],
+    augmentation: Augmentation,
+    seed: int,
+    unreadable: UnreadableImages,
+) -> tf.data.Dataset:
+    """Decodes (position, example) to (position, image, label, whether the image is valid)."""
+    key = tf.constant(_derived_seed(seed, "crop"), tf.int64)
+
+    @_without_autograph
+    def decode(position: tf.Tensor, example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
+        seeds = tf.stack([tf.fill(tf.shape(position), key), position], axis=1)
+        images, are_valid = decode_for_training(
+            example["image"], example["name"], seeds, height_and_width, augmentation, unreadable
+        )
+        return position, images, example["label"], are_valid
+
+    groups = dataset.batch(_GROUP_SIZE)
+    return groups.map(decode, num_parallel_calls=tf.data.AUTOTUNE).unbatch()
+
+
+def _flip_and_randaugment(
+    dataset: tf.data.Dataset,
+    height_and_width: tuple[int, int],
+    augmentation: Augmentation,
+    seed: int,
+) -> tf.data.Dataset:
+    """Flips each image at random, and applies RandAugment to it."""
+    key = tf.constant(_derived_seed(seed, "augment"), tf.int64)
+    num_ops = augmentation.randaugment_num_ops
+
+    @_without_autograph
+    def augment(position: tf.Tensor, image: tf.Tensor, *rest: tf.Tensor) -> tuple[tf.Tensor, ...]:
+        draws = tf.random.stateless_uniform([1 + num_ops * DRAWS], tf.stack([key, position]))
+        image = tf.ensure_shape(image, [*height_and_width, 3])
+        if augmentation.flip:
+            image = flip(image, draws[0])
+        if num_ops:
+            draws_by_op = tf.reshape(draws[1:], [num_ops, DRAWS])
+            image = randaugment(image, draws_by_op, augmentation.randaugment_magnitude)
+        return position, image, *rest
+
+    return dataset.map(augment, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _decode_for_evaluation(
     examples: tf.data.Dataset, settings: ImageSettings, unreadable: UnreadableImages
 ) -> tf.data.Dataset:
-    """(image, label, whether it can be read) of each example."""
+    """Decodes each example to (image, label, whether the image is valid)."""
 
-    @_as_written
+    @_without_autograph
     def decode(example: dict[str, tf.Tensor]) -> tuple[tf.Tensor, ...]:
         image, is_valid = decode_for_evaluation(
             example["image"], example["name"], settings, unreadable
@@ -393,22 +398,47 @@ def _decoded_for_evaluation(
     return examples.map(decode, num_parallel_calls=tf.data.AUTOTUNE)
 
 
-def _options() -> tf.data.Options:
-    options = tf.data.Options()
-    options.deterministic = True
-    # Each worker asks for its own part. tf.distribute would shard that part again.
-    policy = tf.data.experimental.AutoShardPolicy.OFF
-    options.experimental_distribute.auto_shard_policy = policy
-    return options
-
-
 # --- Batches ---------------------------------------------------------------------------------
 
 
-def _with_stand_ins(
+def _encode_labels_and_mix(
+    dataset: tf.data.Dataset,
+    data: ImageDataset,
+    augmentation: Augmentation,
+    label_smoothing: float,
+    global_batch_size: int,
+    seed: int,
+    unreadable: UnreadableImages,
+) -> tf.data.Dataset:
+    """Makes (images, smoothed one-hot labels) of batches, without the unreadable images."""
+    key = tf.constant(_derived_seed(seed, "mix"), tf.int64)
+
+    @_without_autograph
+    def encode_and_mix(
+        position: tf.Tensor, images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor
+    ) -> tuple[tf.Tensor, tf.Tensor]:
+        images, labels = tf.cond(
+            tf.reduce_all(are_valid),
+            lambda: (images, labels),
+            lambda: _replace_unreadable(images, labels, are_valid, unreadable),
+        )
+        labels = _one_hot(labels, data, label_smoothing)
+        if not augmentation.mixes:
+            return tf.cast(images, tf.float32), labels
+        step, first = position[0] // global_batch_size, position[0] % global_batch_size
+        step_seed = tf.stack([key, step])
+        return mix(images, labels, augmentation, step_seed, first, global_batch_size)
+
+    return dataset.map(encode_and_mix, num_parallel_calls=tf.data.AUTOTUNE)
+
+
+def _replace_unreadable(
     images: tf.Tensor, labels: tf.Tensor, are_valid: tf.Tensor, unreadable: UnreadableImages
 ) -> tuple[tf.Tensor, tf.Tensor]:
-    """Replaces each unreadable image by the nearest valid one; of two, by the one it mixes with."""
+    """Replaces each unreadable image by the nearest valid one of its batch, with its label.
+
+    Of two that are equally near, the one that the image would be mixed with is taken.
+    """
     count = are_valid.shape[0]
     assert count is not None  # batches drop their remainder, so their size is known
 
@@ -419,18 +449,29 @@ def _with_stand_ins(
 
     any_valid = tf.py_function(check, [tf.reduce_any(are_valid)], tf.bool)
     with tf.control_dependencies([any_valid]):
-        places = tf.range(count)
-        distances = 2 * tf.abs(places[:, None] - places[None])
-        distances -= tf.cast(places[:, None] // 2 == places[None] // 2, tf.int32)
+        indices = tf.range(count)
+        distances = 2 * tf.abs(indices[:, None] - indices[None])
+        distances -= tf.cast(indices[:, None] // 2 == indices[None] // 2, tf.int32)
         distances = tf.where(are_valid[None], distances, 2 * count)
-        nearest = tf.where(are_valid, places, tf.argmin(distances, axis=1, output_type=tf.int32))
+        nearest = tf.where(are_valid, indices, tf.argmin(distances, axis=1, output_type=tf.int32))
     return tf.gather(images, nearest), tf.gather(labels, nearest)
 
 
-def _smoothed_one_hot(labels: tf.Tensor, classes: int, smoothing: float, data: str) -> tf.Tensor:
-    message = f"A label of {data} is not among its {classes} classes, 0 to {classes - 1}."
+def _one_hot(labels: tf.Tensor, data: ImageDataset, smoothing: float = 0.0) -> tf.Tensor:
+    classes = len(data.classes)
+    message = f"A label of {data.name} is not among its {classes} classes, 0 to {classes - 1}."
     check = tf.debugging.Assert(
         tf.reduce_all((labels >= 0) & (labels < classes)), [message, labels]
     )
     with tf.control_dependencies([check]):
         return tf.one_hot(labels, classes) * (1 - smoothing) + smoothing / classes
+
+
+def _finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
+    """Makes the order deterministic, and prefetches batches."""
+    options = tf.data.Options()
+    options.deterministic = True
+    # Each worker reads its own part already, which tf.distribute would shard again.
+    policy = tf.data.experimental.AutoShardPolicy.OFF
+    options.experimental_distribute.auto_shard_policy = policy
+    return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

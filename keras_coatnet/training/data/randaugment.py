@@ -1,30 +1,33 @@
-"""RandAugment on 8-bit images, in TensorFlow, one image at a time.
+"""RandAugment on 8-bit images in TensorFlow, one image at a time.
 
-The sixteen operations, their even odds and what a magnitude means for each are those of the TPU
+The sixteen operations, their equal probabilities and their strengths are those of the TPU
 EfficientNet reference code (`models/official/efficientnet/autoaugment.py` of tensorflow/tpu;
-RandAugment: Cubuk et al., arXiv 1909.13719). A level is `magnitude / 10`; magnitudes above 10 go
-beyond AutoAugment's ranges:
+RandAugment: Cubuk et al., arXiv 1909.13719). The level l is `magnitude / 10`; magnitudes above 10
+go beyond AutoAugment's ranges:
 
 | operation | at level l | magnitude 15, at 224 |
 |---|---|---|
-| AutoContrast, Equalize, Invert | always the same | |
-| Rotate | 30 l degrees, either way | 45 |
-| Posterize | keeps 4 l bits: a higher level does less, and from 2 on nothing | 6 |
-| Solarize | inverts values of 256 l and above: from 1 on nothing | nothing |
+| AutoContrast, Equalize, Invert | independent of the level | |
+| Rotate | 30 l degrees, in a random direction | 45 |
+| Posterize | keeps 4 l bits: higher levels do less, levels from 2 on nothing | 6 |
+| Solarize | inverts values of 256 l and above: levels from 1 on do nothing | nothing |
 | SolarizeAdd | adds 110 l to values below 128 | 165 |
 | Color, Contrast, Brightness, Sharpness | Pillow's factor 0.1 + 1.8 l; 1 changes nothing | 2.8 |
-| ShearX, ShearY | 0.3 l, either way | 0.45 |
-| TranslateX, TranslateY | 100 l pixels, either way | 150 |
-| Cutout | a gray square of 80 l pixels a side around any point | 120 |
+| ShearX, ShearY | 0.3 l, in a random direction | 0.45 |
+| TranslateX, TranslateY | 100 l pixels, in a random direction | 150 |
+| Cutout | a gray square with sides of 80 l pixels around a random point | 120 |
 
-Two differences. The pixels of the last two rows are for a side of 224, and grow and shrink with it:
-there they are fixed, which moves an image of 64 x 64 out of sight. And the operations that Pillow
-has are exactly Pillow's (AutoContrast to 1 of 255: it rounds down without Pillow's rounding errors)
-where that code is nearly so: its Contrast takes the number of pixels over 256 for their mean.
+There are two differences from that code:
 
-What makes it fast: only the chosen operation runs (`tf.switch_case`), on one image, and each is a
-few plain operations, or a table of 256 entries for each channel (Equalize), or one projective
-transform to the nearest pixels, as in the reference code (Rotate and the shears).
+- The pixels of the last two rows are for images of 224 pixels and scale with the image's size. In
+  the reference code they are fixed, which moves an image of 64 x 64 out of view.
+- The operations that Pillow has match Pillow exactly (AutoContrast to 1 of 255, as Pillow has
+  rounding errors). Those of the reference code differ: its Contrast takes the number of pixels
+  divided by 256 for their mean.
+
+For speed, only the chosen operation runs (`tf.switch_case`), and none is more than a few simple
+tensor operations, a lookup in a table of 256 entries for each channel (Equalize), or a projective
+transform to the nearest pixels, as in the reference code (Rotate, ShearX and ShearY).
 """
 
 from __future__ import annotations
@@ -34,8 +37,8 @@ import math
 
 import tensorflow as tf
 
-GRAY = 128  # of what comes in from outside, and of Cutout's square
-DRAWS = 4  # random numbers for one layer: the operation, its direction, a point's y and x
+GRAY = 128  # for pixels from outside the image, and for Cutout's square
+DRAWS = 4  # random numbers for an operation: which one, its direction, a point's y and x
 
 _REFERENCE_SIDE = 224.0
 
@@ -45,8 +48,8 @@ def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tens
 
     Args:
         image: (height, width, 3), uint8, of known shape.
-        draws: (layers, 4), float32, uniform in [0, 1): all that is random about the result.
-        magnitude: how strongly, 0 to 30; the paper uses 5, 15 and 20.
+        draws: (num_ops, 4), float32, uniform in [0, 1): everything random about the result.
+        magnitude: strength of the operations, 0 to 30; the CoAtNet paper uses 5, 15 and 20.
 
     Returns:
         (height, width, 3), uint8.
@@ -67,20 +70,21 @@ def randaugment(image: tf.Tensor, draws: tf.Tensor, magnitude: float) -> tf.Tens
     return image
 
 
-# --- Operations on values --------------------------------------------------------------------
-# Each takes the image, the level, a direction of -1 or 1, and a point in [0, 1) x [0, 1), and
-# leaves alone what it has no use for.
+# --- Color operations ------------------------------------------------------------------------
+# Every operation takes the image, the level, a direction (-1 or 1) and a point in the unit square,
+# whether it uses them or not.
 
 
 def _autocontrast(image, level, direction, point):
-    floats = tf.cast(image, tf.float32)  # which TensorFlow reduces faster than bytes
+    floats = tf.cast(image, tf.float32)  # TensorFlow reduces float32 faster than uint8
     low, high = (reduce(reduce(floats, 0), 0) for reduce in (tf.reduce_min, tf.reduce_max))
     scale = 255.0 / tf.maximum(high - low, 1.0)
     low, scale = (tf.where(high > low, low, 0.0), tf.where(high > low, scale, 1.0))
     height, width, channels = image.shape
-    flat = tf.reshape(floats, [height, width * channels])  # two axes: broadcast fast
+    flat = tf.reshape(floats, [height, width * channels])  # two axes broadcast faster than three
     low, scale = tf.tile(low, [width]), tf.tile(scale, [width])
-    # No fraction comes nearer than 1 / 255 to the whole number above it.
+    # 1e-3 makes up for rounding errors. An exact result that is not an integer is at least 1 / 255
+    # below the next one.
     return tf.reshape(tf.cast((flat - low) * scale + 1e-3, tf.uint8), image.shape)
 
 
@@ -97,13 +101,13 @@ def _equalize(image, level, direction, point):
 
 
 def _by_tables(image, tables):
-    """Replaces each value by the entry in its channel's column of `tables`, (256, 3)."""
+    """Looks up each value in its channel's column of `tables`, (256, 3)."""
     entries = tf.reshape(tf.transpose(tf.cast(tables, tf.uint8)), [-1])
     return tf.reshape(tf.gather(entries, _by_channel(image)), image.shape)
 
 
 def _by_channel(image):
-    """(height, width * 3), int32: 0 to 255 for red, 256 to 511 for green, 512 to 767 for blue."""
+    """Returns (height, width * 3), int32: the values, plus 256 for green and 512 for blue."""
     height, width, channels = image.shape
     flat = tf.reshape(tf.cast(image, tf.int32), [height, width * channels])
     return flat + tf.tile(tf.constant([0, 256, 512]), [width])
@@ -137,7 +141,7 @@ def _color(image, level, direction, point):
 
 
 def _contrast(image, level, direction, point):
-    # The sum is of integers: floats would lose some, and in another order others.
+    # Integers, as a sum of floats is rounded and depends on the order.
     total = tf.reduce_sum(tf.cast(_luminance(image), tf.int32))
     mean = tf.cast(total, tf.float64) / tf.cast(tf.reduce_prod(tf.shape(image)[:2]), tf.float64)
     return _blend(tf.cast(tf.floor(mean + 0.5), tf.float32), image, level)
@@ -158,20 +162,21 @@ def _sharpness(image, level, direction, point):
 
 
 def _luminance(image):
-    """Pillow's gray values, (height, width), as floats: its whole weights, in exact sums."""
+    """Returns Pillow's gray values, (height, width), float32; the integer weights sum exactly."""
     red, green, blue = tf.unstack(tf.cast(image, tf.float32), axis=-1)
     return tf.floor((19595.0 * red + 38470.0 * green + 7471.0 * blue + 32768.0) / 65536.0)
 
 
 def _blend(degenerate, image, level):
-    """Goes from an image without the property (0) over the image (1) and beyond."""
+    """Interpolates from a degenerate image (factor 0) to the image (factor 1) and beyond."""
     factor = level * 1.8 + 0.1
     values = degenerate + factor * (tf.cast(image, tf.float32) - degenerate)
     return tf.cast(tf.clip_by_value(values, 0.0, 255.0), tf.uint8)
 
 
-# --- Operations on places --------------------------------------------------------------------
-# Six numbers say where the pixel at (x, y) comes from: (a x + b y + c, d x + e y + f).
+# --- Geometric operations --------------------------------------------------------------------
+# `_transform` takes six numbers (a, b, c, d, e, f): the pixel at (x, y) comes from
+# (a x + b y + c, d x + e y + f).
 
 
 def _rotate(image, level, direction, point):
@@ -199,8 +204,8 @@ def _translate_y(image, level, direction, point):
 
 def _translate(image, pixels, direction, axis):
     pixels = math.floor(pixels + 0.5)
-    around = [[pixels, pixels] if axis == one else [0, 0] for one in range(3)]
-    padded = tf.pad(image, around, constant_values=GRAY)
+    paddings = [[pixels, pixels] if axis == one else [0, 0] for one in range(3)]
+    padded = tf.pad(image, paddings, constant_values=GRAY)
     first = pixels * (1 + tf.cast(direction, tf.int32))
     begin = [first if axis == one else 0 for one in range(3)]
     return tf.ensure_shape(tf.slice(padded, begin, image.shape), image.shape)
@@ -220,17 +225,17 @@ def _transform(image, numbers):
 def _cutout(image, level, direction, point):
     height, width = image.shape[:2]
     center_y, center_x = tf.floor(point[0] * height), tf.floor(point[1] * width)
-    near_y = _within(height, center_y, int(level * 40 * height / _REFERENCE_SIDE))
-    near_x = _within(width, center_x, int(level * 40 * width / _REFERENCE_SIDE))
-    hidden = near_y[:, None] * tf.repeat(near_x, 3)[None, :]
+    rows = _within(height, center_y, int(level * 40 * height / _REFERENCE_SIDE))
+    columns = _within(width, center_x, int(level * 40 * width / _REFERENCE_SIDE))
+    hidden = rows[:, None] * tf.repeat(columns, 3)[None, :]
     flat = tf.reshape(image, [height, width * 3])
     return tf.reshape(flat * (1 - hidden) + GRAY * hidden, image.shape)
 
 
-def _within(side, center, reach):
-    """(side,), uint8: 1 at the 2 * reach pixels around a center, 0 elsewhere."""
-    places = tf.range(side, dtype=tf.float32) - center
-    return tf.cast((places >= -reach) & (places < reach), tf.uint8)
+def _within(side, center, half):
+    """Returns (side,), uint8: 1 at the 2 * half pixels around the center, 0 elsewhere."""
+    offsets = tf.range(side, dtype=tf.float32) - center
+    return tf.cast((offsets >= -half) & (offsets < half), tf.uint8)
 
 
 OPERATIONS = {

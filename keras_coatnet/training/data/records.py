@@ -1,4 +1,4 @@
-"""Records of a prepared tensorflow-datasets data set: which features count, and in which order."""
+"""Reads the records of a prepared tensorflow-datasets data set."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ import tensorflow as tf
 from keras_coatnet.training.data.prepared import import_tfds
 from keras_coatnet.training.data.shard import Shard
 
-# Marks the message about a wrong label. Labels are checked inside TensorFlow's graph, where errors
-# have no class of their own: it arrives as an InvalidArgumentError, with more text around it.
+# Marks the message about a wrong label. Labels are checked in TensorFlow's graph, which can only
+# raise TensorFlow's errors: the message arrives inside the text of an InvalidArgumentError.
 LABEL_ERROR = "LabelError: "
 
-_MOST_SCANNED = 1_000_000  # labels that are read to learn how many classes there are
+_MAX_SCANNED = 1_000_000  # labels that are read to learn how many classes there are
 
-# A shuffle holds at most so many records, and about so many bytes of them.
-_WINDOW, _WINDOW_BYTES = 16_384, 2**30
+# Most records, and about the most bytes of them, in the buffer of a shuffle.
+_BUFFER_SIZE, _BUFFER_BYTES = 16_384, 2**30
 
 
 @dataclasses.dataclass(frozen=True)
 class Columns:
-    """Which features of a data set are what.
+    """The features of a data set that are used.
 
     Attributes:
-        image: name of the feature with the image.
-        label: name of the one with the label, or with a list of one label.
-        name: name of the one with the image's file name; None if there is none.
+        image: key of the feature with the image.
+        label: key of the feature with the label, or with a list of one label.
+        name: key of the feature with the image's file name; None if there is none.
         classes: names of the classes in the order of their labels.
     """
 
@@ -41,10 +41,10 @@ class Columns:
 
 
 def find_columns(builder: Any) -> Columns:
-    """Finds image and label among the features of a prepared data set.
+    """Finds the image and the label among the features of a prepared data set.
 
-    Of several, those that the builder declares for supervised learning come first, then those
-    called "image" and "label" or "labels", then the first of their kind.
+    If several fit, the `supervised_keys` of the builder are preferred, then features called
+    "image", "label" or "labels", then the first one.
 
     Args:
         builder: a `tfds.core.DatasetBuilder`, prepared.
@@ -53,8 +53,8 @@ def find_columns(builder: Any) -> Columns:
         Its `Columns`.
 
     Raises:
-        ValueError: there is no image of 8 bits or no whole number for a label (the message lists
-            the features), or fewer than two classes.
+        ValueError: there is no uint8 image or no integer label (the message lists the features),
+            or there are fewer than two classes.
     """
     tfds = import_tfds()
     features = builder.info.features
@@ -66,7 +66,7 @@ def find_columns(builder: Any) -> Columns:
         return next((key for key in order if fits(items[key])), None)
 
     def is_image(feature: Any) -> bool:
-        # A mask is a `LabeledImage`, which is an `Image` too.
+        # Not `isinstance`: a mask is a `LabeledImage`, which is derived from `Image`.
         return type(feature) is tfds.features.Image and feature.np_dtype == np.uint8
 
     def is_class(feature: Any) -> bool:
@@ -84,41 +84,42 @@ def find_columns(builder: Any) -> Columns:
 
     image, label = first(is_image), first(is_class) or first(is_list) or first(is_number)
     if image is None or label is None:
-        lacking = "no image of 8 bits" if image is None else "no label that is a whole number"
+        missing = "uint8 image" if image is None else "integer label"
         listed = ", ".join(
             f"{key} ({type(value).__name__})" for key, value in sorted(items.items())
         )
         raise ValueError(
-            f"The data set {builder.info.full_name!r} has {lacking} among its features: {listed}."
+            f"The data set {builder.info.full_name!r} has no {missing} among its features. It has: "
+            f"{listed}."
         )
     texts = [key for key, value in items.items() if isinstance(value, tfds.features.Text)]
     name = next((key for key in texts if "file" in key and "name" in key), None)
     classes = _class_names(builder, label, items[label])
     if len(classes) < 2:
         raise ValueError(
-            f"The data set {builder.info.full_name!r} has one class only ({label!r} is its label). "
-            "Expected at least two."
+            f"The data set {builder.info.full_name!r} has fewer than two classes (its label is "
+            f"{label!r}). Expected at least two."
         )
     return Columns(image, label, name, classes)
 
 
 def _class_names(builder: Any, key: str, feature: Any) -> tuple[str, ...]:
-    feature = getattr(feature, "feature", feature)  # that of a list
+    feature = getattr(feature, "feature", feature)  # of a `Sequence`
     if getattr(feature, "num_classes", None) is not None:
         return tuple(feature.names)
-    # A plain number says nothing of its range, so the labels of all splits are read.
+    # A plain integer has no range, so the labels of all splits are read.
     tfds = import_tfds()
     splits = builder.info.splits.values()
-    if sum(split.num_examples for split in splits) > _MOST_SCANNED:
+    if sum(split.num_examples for split in splits) > _MAX_SCANNED:
         raise ValueError(
             f"The data set {builder.info.full_name!r} does not say how many classes its label "
-            f"{key!r} has, and is too large to look. Prepare it with "
-            "tfds.features.ClassLabel(num_classes=...) for its label."
+            f"{key!r} has, and is too large to read all labels. Prepare it with the label as "
+            "tfds.features.ClassLabel(num_classes=...)."
         )
     largest = -1
     for split in builder.info.splits:
         labels = builder.as_dataset(split, decoders=tfds.decode.PartialDecoding({key: True}))
-        for batch in labels.batch(_WINDOW).as_numpy_iterator():
+        for batch in labels.batch(_BUFFER_SIZE).as_numpy_iterator():
             largest = max(largest, int(batch[key].max()))
     return tuple(map(str, range(largest + 1)))
 
@@ -133,22 +134,21 @@ def read_records(
 ) -> tf.data.Dataset:
     """Reads a split of a prepared data set once, without decoding its images.
 
-    With a seed, the files are read in a random order, sixteen at a time, and the records go through
-    a buffer of up to 16,384, or 1 GiB, that gives out a random one whenever one comes in.
+    With a seed, the files are read in a random order, sixteen at a time, and the records are
+    shuffled with a buffer of at most 16,384 records or 1 GiB.
 
     Args:
         builder: a `tfds.core.DatasetBuilder`, prepared.
         columns: its `Columns`.
-        split: what to read, in the words of tensorflow-datasets: `"train[:80%]"`.
+        split: what to read, as tensorflow-datasets writes it: `"train[:80%]"`.
         seed: decides the order, at least 0; None: the order of the files.
-        start: how many records to leave out at the beginning. They are read, but not decoded.
-        shard: which of the records after those to give; None: all. The others are read and
-            parsed, too, as only the order of all of them tells which ones they are; their labels
-            are not checked and their images not decoded.
+        start: how many records to skip. They are read, but not returned.
+        shard: which of the records after `start` to return; None: all. The others are read and
+            parsed, as their order is known only then, but their labels are not checked.
 
     Returns:
-        A data set of `{"image": bytes, "label": int64, "name": string}`. Reading a label out of
-        range raises `tf.errors.InvalidArgumentError`, see `find_label_error`.
+        A `tf.data.Dataset` of `{"image": bytes, "label": int64, "name": string}`. Reading a label
+        out of range raises `tf.errors.InvalidArgumentError`, see `find_label_error`.
     """
     tfds = import_tfds()
     options = tf.data.Options()
@@ -169,25 +169,25 @@ def read_records(
     )
     info = builder.info.splits[split]
     if seed is not None:
-        records = _shuffle(records, _window_of(info), seed)
+        records = _shuffle(records, _buffer_size(info), seed)
     records = records.skip(start)
-    left = max(0, info.num_examples - start)
+    count = max(0, info.num_examples - start)
     if shard is not None:
         records = shard.filter(records, start)
-        left = shard.size(start, start + left)
+        count = shard.size(start, start + count)
     records = records.map(_reader(columns), num_parallel_calls=tf.data.AUTOTUNE, deterministic=True)
-    return records.apply(tf.data.experimental.assert_cardinality(left))
+    return records.apply(tf.data.experimental.assert_cardinality(count))
 
 
 def find_label_error(error: tf.errors.OpError) -> str | None:
-    """Finds the message about a wrong label in an error of TensorFlow's.
+    """Finds the message about a wrong label in an error that TensorFlow raised.
 
     Args:
         error: raised while the records of `read_records` are read.
 
     Returns:
-        What was expected for which record, and what was received; `None` if the error has another
-        cause.
+        The message: what was expected, for which record, and what was received. None if the error
+        has another cause.
     """
     found = re.search(rf"{LABEL_ERROR}(.*)\]", error.message)
     return found[1] if found else None
@@ -200,21 +200,21 @@ def _file_order(seed: int) -> Callable[[list], list]:
     return reorder
 
 
-def _window_of(info: Any) -> int:
-    record = max(1, (info.num_bytes or 0) // max(1, info.num_examples))
-    return max(1, min(_WINDOW, _WINDOW_BYTES // record, info.num_examples))
+def _buffer_size(info: Any) -> int:
+    record_bytes = max(1, (info.num_bytes or 0) // max(1, info.num_examples))
+    return max(1, min(_BUFFER_SIZE, _BUFFER_BYTES // record_bytes, info.num_examples))
 
 
-def _shuffle(records: tf.data.Dataset, window: int, seed: int) -> tf.data.Dataset:
-    """Shuffles by `seed` alone.
+def _shuffle(records: tf.data.Dataset, buffer_size: int, seed: int) -> tf.data.Dataset:
+    """Shuffles in an order that depends on `seed` only.
 
-    `Dataset.shuffle` mixes the seed of `tf.random.set_seed` into its own. Inside a function that is
-    the function's, which can be set without touching the program's.
+    `Dataset.shuffle` also uses the global seed of `tf.random.set_seed`. A function's graph has a
+    global seed of its own, which can be set without changing the program's.
     """
 
     def shuffled(_: tf.Tensor) -> tf.data.Dataset:
         tf.compat.v1.set_random_seed(0)
-        return records.shuffle(window, seed=seed, reshuffle_each_iteration=False)
+        return records.shuffle(buffer_size, seed=seed, reshuffle_each_iteration=False)
 
     return tf.data.Dataset.from_tensors(0).flat_map(shuffled)
 
@@ -225,11 +225,11 @@ def _reader(columns: Columns) -> Callable[[dict[str, tf.Tensor]], dict[str, tf.T
     def read(record: dict[str, tf.Tensor]) -> dict[str, tf.Tensor]:
         name = record[columns.name or "tfds_id"]
         labels = tf.reshape(tf.cast(record[columns.label], "int64"), [-1])
-        fits = (tf.size(labels) == 1) & tf.reduce_all((labels >= 0) & (labels <= highest))
+        is_valid = (tf.size(labels) == 1) & tf.reduce_all((labels >= 0) & (labels <= highest))
         received = tf.strings.reduce_join(tf.strings.as_string(labels), separator=", ")
         expected = f"{LABEL_ERROR}Expected one label from 0 to {highest} for "
-        wrong = [expected, name, ". Received: ", received]
-        with tf.control_dependencies([tf.debugging.Assert(fits, [tf.strings.join(wrong)])]):
+        message = tf.strings.join([expected, name, ". Received: ", received])
+        with tf.control_dependencies([tf.debugging.Assert(is_valid, [message])]):
             return {"image": record[columns.image], "label": labels[0], "name": tf.identity(name)}
 
     return read

@@ -16,18 +16,18 @@ class Shard:
     global batch holds the same examples in the same order for any number of processes, and a
     process may have more devices than another.
 
-    A place is the position of an example in an epoch, from 0.
+    A position is the index of an example in its epoch.
 
     Attributes:
-        batch_size: examples in a batch, of all processes together.
-        first: the first of them that is wanted, counted in the batch.
-        count: how many are wanted; they follow one another.
+        batch_size: examples in a batch of all processes together.
+        first: index in the batch of the first example of the slice.
+        count: examples in the slice.
 
     Example:
         >>> shard = Shard(batch_size=8, first=4, count=2)
-        >>> [place for place in range(16) if shard.holds(place)]
+        >>> [position for position in range(16) if shard.holds(position)]
         [4, 5, 12, 13]
-        >>> shard.size(0, 14), shard.place(3)
+        >>> shard.size(0, 14), shard.position(3)
         (4, 13)
     """
 
@@ -37,37 +37,37 @@ class Shard:
 
     @property
     def is_everything(self) -> bool:
-        """Whether nothing is left out."""
+        """Whether the slice is the whole batch."""
         return self.count == self.batch_size
 
-    def holds(self, place: Any) -> Any:
-        """Whether the example at a place is wanted; of a number, an array or a tensor."""
-        place = place % self.batch_size
-        return (place >= self.first) & (place < self.first + self.count)
+    def holds(self, position: Any) -> Any:
+        """Whether the shard holds the example at a position: a number, an array or a tensor."""
+        index = position % self.batch_size
+        return (index >= self.first) & (index < self.first + self.count)
 
-    def place(self, index: Any) -> Any:
-        """The place of a wanted example by its number among them; of a number or a tensor."""
+    def position(self, index: Any) -> Any:
+        """The position of the shard's example number `index`: a number or a tensor."""
         return index // self.count * self.batch_size + self.first + index % self.count
 
     def size(self, start: int, stop: int) -> int:
-        """How many examples are wanted of those from the place `start` on and before `stop`."""
+        """How many of the examples at positions from `start` to `stop - 1` the shard holds."""
 
-        def before(place: int) -> int:
-            rest = place % self.batch_size - self.first
-            return place // self.batch_size * self.count + min(max(rest, 0), self.count)
+        def before(position: int) -> int:
+            rest = position % self.batch_size - self.first
+            return position // self.batch_size * self.count + min(max(rest, 0), self.count)
 
         return before(stop) - before(start)
 
     def filter(self, dataset: tf.data.Dataset, start: int) -> tf.data.Dataset:
-        """Leaves the other examples out of a dataset that has all of them.
+        """Keeps only the shard's examples of a dataset.
 
         Args:
-            dataset: one epoch, from the place `start` on.
-            start: that place.
+            dataset: one epoch, from the position `start` on.
+            start: position of its first example.
 
         Returns:
             A `tf.data.Dataset` of the same elements, fewer of them.
         """
         # TensorFlow's annotation has one argument, but the parts of an element come as several.
-        numbered = dataset.enumerate(start).filter(lambda place, _: self.holds(place))  # pyright: ignore[reportArgumentType]
+        numbered = dataset.enumerate(start).filter(lambda position, _: self.holds(position))  # pyright: ignore[reportArgumentType]
         return numbered.map(lambda _, example: example)

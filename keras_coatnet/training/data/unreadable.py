@@ -10,15 +10,15 @@ _SHOWN = 10  # names in an error's message
 class UnreadableImages:
     """Collects the images that cannot be read, and ends the run if there are too many.
 
-    TensorFlow replaces an error raised inside a `tf.data` pipeline by one of its own, without the
-    cause. The cause is kept in `error`, so that the caller can raise it instead.
+    TensorFlow replaces an error raised inside a `tf.data` pipeline by an error of its own that does
+    not name the cause. `error` keeps the original, for the caller to raise instead.
 
     Args:
         limit: how many different images may be unreadable, at least 0.
 
     Attributes:
         limit: as given.
-        error: the ValueError that ended the run, with the images' names; None if there is none.
+        error: the ValueError that ended the run, with the images' names; None before.
 
     Raises:
         ValueError: `limit` is not a whole number of at least 0.
@@ -65,11 +65,14 @@ class UnreadableImages:
             if len(self._reasons) > self.limit:
                 self._stop(
                     f"{len(self._reasons)} images cannot be read, more than the limit of "
-                    f"{self.limit}"
+                    f"{self.limit}",
+                    ", or raise the limit: `--unreadable-limit` on the command line, "
+                    "`unreadable_limit` of a `Recipe` or of `evaluate`, `limit` of "
+                    "`UnreadableImages`",
                 )
 
     def refuse_batch(self, size: int) -> None:
-        """Ends the run because no image of a batch can be read, so that none can replace another.
+        """Ends the run because no image of a batch can be read, so none can replace the others.
 
         Args:
             size: how many images the batch should hold.
@@ -78,13 +81,12 @@ class UnreadableImages:
             ValueError: always.
         """
         with self._lock:
-            self._stop(f"Not one image of a batch of {size} can be read")
+            self._stop(f"No image of a batch of {size} can be read")
 
-    def _stop(self, problem: str) -> None:
+    def _stop(self, problem: str, advice: str = "") -> None:
         shown = [f"{name} ({reason})" for name, reason in self._reasons.items()][-_SHOWN:]
         more = f" and {len(self._reasons) - len(shown)} more" if len(self._reasons) > _SHOWN else ""
         self.error = ValueError(
-            f"{problem}: {', '.join(shown)}{more}. Repair or remove them, or raise "
-            "`unreadable_limit` (--unreadable-limit)."
+            f"{problem}: {', '.join(shown)}{more}. Repair or remove them{advice}."
         )
         raise self.error

@@ -1,4 +1,4 @@
-"""RandAugment against Pillow and NumPy, its published ranges, and mixing against its formulas."""
+"""RandAugment compared with Pillow, NumPy and published ranges; mixing compared with formulas."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _photograph(height: int = 56, width: int = 84) -> np.ndarray:
 def _images() -> dict[str, np.ndarray]:
     rng = np.random.default_rng(0)
     dull = (_photograph() // 3 + 40).astype("uint8")
-    dull[..., 2] = 77  # a channel of one value, which can be neither stretched nor spread
+    dull[..., 2] = 77  # a constant channel, which AutoContrast and Equalize leave as it is
     return {
         "photograph": _photograph(),
         "noise": rng.integers(0, 256, (40, 30, 3)).astype("uint8"),
@@ -69,12 +69,12 @@ PILLOW = {
 
 
 @pytest.mark.parametrize("name", PILLOW)
-def test_operations_on_values_are_pillows(name):
+def test_color_operations_match_pillow(name):
     for kind, image in IMAGES.items():
         for level in LEVELS:
             expected = np.array(PILLOW[name](Image.fromarray(image), level))
             found = _apply(name, image, level)
-            if name == "AutoContrast":  # Pillow's multiplication may end just below a whole number
+            if name == "AutoContrast":  # Pillow's rounding errors may end just below an integer
                 assert ((found == expected) | (found == expected + 1)).all(), kind
                 assert (found == expected).mean() > 0.9
             else:
@@ -82,7 +82,7 @@ def test_operations_on_values_are_pillows(name):
 
 
 def _moved(image: np.ndarray, matrix: list[list[float]]) -> np.ndarray:
-    """Each pixel from the nearest to where `matrix` @ (x, y, 1) points; gray from outside."""
+    """Takes each pixel from the one nearest to `matrix` @ (x, y, 1); gray outside the image."""
     height, width = image.shape[:2]
     result = np.full_like(image, 128)
     for y in range(height):
@@ -108,32 +108,30 @@ def _matrices(height: int, width: int, level: float, direction: float) -> dict[s
 
 
 @pytest.mark.parametrize("name", ["Rotate", "ShearX", "ShearY", "TranslateX", "TranslateY"])
-def test_operations_on_places_move_pixels_as_their_matrices_say(name):
+def test_geometric_operations_match_their_matrices(name):
     image = _photograph()
     for level, direction in [(0.0, 1.0), (0.5, 1.0), (1.5, -1.0), (2.0, 1.0)]:
         expected = _moved(image, _matrices(*image.shape[:2], level, direction)[name])
         differs = (_apply(name, image, level, direction) != expected).any(axis=-1)
-        # Where a place is half-way between two pixels, float32 may take the other.
+        # Halfway between two pixels, float32 may round to the other one.
         assert differs.mean() < (0.02 if level else 1e-9), (name, level)
 
 
-def test_rotation_turns_about_the_middle_both_ways():
+def test_rotation_is_about_the_center_in_both_directions():
     image = _photograph(32, 32)
     turned = {direction: _apply("Rotate", image, 3.0, direction) for direction in (-1.0, 1.0)}
     np.testing.assert_array_equal(turned[1.0], np.rot90(image, 1))
     np.testing.assert_array_equal(turned[-1.0], np.rot90(image, -1))
 
 
-def test_cutout_is_a_gray_square_around_any_point():
+def test_cutout_is_a_gray_square_around_its_point():
     image = IMAGES["noise"].repeat(6, 0).repeat(6, 1)[:224, :112]
     image[image == 128] = 127
     for y, x in [(0.5, 0.5), (0.0, 0.0), (0.999, 0.3)]:
         found = _apply("Cutout", image, 1.5, point=tf.constant([y, x]))
-        reach_y, reach_x, row, column = 60, 30, math.floor(y * 224), math.floor(x * 112)
+        row, column = math.floor(y * 224), math.floor(x * 112)
         expected = image.copy()
-        expected[
-            max(row - reach_y, 0) : row + reach_y, max(column - reach_x, 0) : column + reach_x
-        ] = 128
+        expected[max(row - 60, 0) : row + 60, max(column - 30, 0) : column + 30] = 128
         np.testing.assert_array_equal(found, expected)
 
 
@@ -148,7 +146,7 @@ def test_published_ranges_at_224():
     assert set(np.unique(_apply("Posterize", ramp, 0.5))) == {0, 64, 128, 192}  # two bits
 
 
-def test_layers_follow_one_another_in_a_graph():
+def test_ops_are_applied_in_order_in_a_graph():
     image = _photograph()
     names = list(OPERATIONS)
     for first, second in [("Rotate", "Equalize"), ("SolarizeAdd", "Sharpness"), ("Cutout",) * 2]:
@@ -162,7 +160,7 @@ def test_layers_follow_one_another_in_a_graph():
         np.testing.assert_array_equal(found, expected)
 
 
-def test_operations_are_those_of_the_reference_code_with_even_odds():
+def test_operations_are_those_of_the_reference_code_with_equal_probabilities():
     assert sorted(OPERATIONS) == sorted(
         "AutoContrast Equalize Invert Rotate Posterize Solarize SolarizeAdd Color Contrast "
         "Brightness Sharpness ShearX ShearY TranslateX TranslateY Cutout".split()
@@ -174,14 +172,14 @@ def test_operations_are_those_of_the_reference_code_with_even_odds():
         np.testing.assert_array_equal(found, _apply(name, image, 1.5, -1.0))
 
 
-def test_no_layers_change_nothing_and_a_draw_decides_everything():
+def test_zero_ops_change_nothing_and_the_result_depends_only_on_the_draws():
     image = tf.constant(IMAGES["noise"])
     np.testing.assert_array_equal(randaugment(image, tf.zeros([0, DRAWS]), 15), image)
     draws = tf.random.stateless_uniform([2, DRAWS], seed=[3, 4])
     np.testing.assert_array_equal(randaugment(image, draws, 15), randaugment(image, draws, 15))
 
 
-def test_flip_mirrors_below_one_half():
+def test_flip_mirrors_for_draws_below_one_half():
     image = IMAGES["noise"]
     np.testing.assert_array_equal(flip(tf.constant(image), tf.constant(0.49)), image[:, ::-1])
     np.testing.assert_array_equal(flip(tf.constant(image), tf.constant(0.5)), image)
@@ -193,7 +191,7 @@ SEED = tf.constant([5, 6], tf.int64)
 
 
 def _batch(count: int = 64, classes: int = 64, side: tuple[int, int] = (12, 16)):
-    """Noise, and a class for each image: the mixed labels then tell the shares."""
+    """Noise, and a class of its own for each image, so that mixed labels show the shares."""
     rng = np.random.default_rng(1)
     images = rng.integers(0, 256, (count, *side, 3)).astype("uint8")
     return tf.constant(images), tf.eye(count, classes)
@@ -205,7 +203,7 @@ def _pairs(values) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _shares(labels) -> np.ndarray:
-    """What each first one of a pair kept of itself; checks the labels' form on the way."""
+    """The share that the first image of each pair keeps; also checks the labels' form."""
     labels = np.asarray(labels, "float64")
     np.testing.assert_allclose(labels.sum(axis=1), 1, atol=1e-6)
     own = np.diag(labels)
@@ -215,7 +213,7 @@ def _shares(labels) -> np.ndarray:
     return own[0::2]
 
 
-def test_mixup_blends_images_and_labels_in_the_same_shares():
+def test_mixup_blends_images_and_labels_with_the_same_shares():
     images, labels = _batch()
     mixed, mixed_labels = mix(images, labels, Augmentation(mixup=0.8), SEED, tf.constant(0), 64)
     share = _shares(mixed_labels)[:, None, None, None]
@@ -226,7 +224,7 @@ def test_mixup_blends_images_and_labels_in_the_same_shares():
     assert mixed.dtype == tf.float32
 
 
-def test_cutmix_exchanges_a_box_and_labels_tell_its_area():
+def test_cutmix_exchanges_a_box_and_mixes_labels_by_its_area():
     images, labels = _batch()
     mixed, mixed_labels = mix(images, labels, Augmentation(cutmix=1.0), SEED, tf.constant(0), 64)
     share = _shares(mixed_labels)
@@ -246,7 +244,7 @@ def test_cutmix_exchanges_a_box_and_labels_tell_its_area():
     assert 0.1 < np.mean(is_box) < 0.6
 
 
-def test_with_both_each_pair_gets_one_of_them_with_even_odds():
+def test_with_mixup_and_cutmix_each_pair_gets_either_with_equal_probability():
     images, labels = _batch(512, 512, (8, 8))
     both = Augmentation(mixup=0.8, cutmix=1.0)
     mixed, mixed_labels = mix(images, labels, both, SEED, tf.constant(0), 512)
@@ -260,7 +258,7 @@ def test_with_both_each_pair_gets_one_of_them_with_even_odds():
 
 
 @pytest.mark.parametrize("alpha", [0.2, 0.8, 5.0])
-def test_shares_are_of_the_beta_distribution(alpha):
+def test_shares_have_the_beta_distribution(alpha):
     labels = tf.one_hot(tf.range(4000) % 2, 2)
     images = tf.zeros([4000, 1, 1, 3], tf.uint8)
     _, mixed = mix(images, labels, Augmentation(mixup=alpha), SEED, tf.constant(0), 4000)
@@ -273,7 +271,7 @@ def test_shares_are_of_the_beta_distribution(alpha):
 @pytest.mark.parametrize(
     "options", [{"mixup": 0.8}, {"cutmix": 1.0}, {"mixup": 1.0, "cutmix": 1.0}]
 )
-def test_chunks_are_mixed_as_the_whole_batch_is(options):
+def test_chunks_are_mixed_like_the_whole_batch(options):
     images, labels = _batch()
     whole = mix(images, labels, Augmentation(**options), SEED, tf.constant(0), 64)
     for first in range(0, 64, 16):
@@ -285,7 +283,7 @@ def test_chunks_are_mixed_as_the_whole_batch_is(options):
             np.testing.assert_array_equal(found, expected[part])
 
 
-def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
+def test_the_smallest_alpha_gives_finite_shares_close_to_0_or_1():
     images, labels = _batch()
     mixed, mixed_labels = mix(images, labels, Augmentation(mixup=0.01), SEED, tf.constant(0), 64)
     assert np.isfinite(mixed).all()
@@ -329,12 +327,12 @@ def test_the_smallest_alpha_takes_nearly_all_of_one_and_leaves_no_gaps():
         ({"mixup": True}, "`mixup`"),
     ],
 )
-def test_wrong_settings_are_refused(wrong, message):
+def test_wrong_settings_raise_an_error(wrong, message):
     with pytest.raises(ValueError, match=message):
         Augmentation(**wrong)
 
 
-def test_numpy_numbers_become_pythons():
+def test_numpy_numbers_are_converted_to_python_numbers():
     numpys = Augmentation(
         area=tuple(np.array([0.25, 1.0], "float32")),
         aspect=[np.float64(0.5), np.int64(2)],
@@ -348,6 +346,6 @@ def test_numpy_numbers_become_pythons():
     assert repr(numpys) == repr(plain)
 
 
-def test_settings_of_a_saved_recipe_are_equal():
+def test_lists_of_a_saved_recipe_become_tuples():
     assert Augmentation(area=[0.2, 1.0]) == Augmentation(area=(0.2, 1.0))
     assert not Augmentation().mixes and Augmentation(cutmix=1.0).mixes

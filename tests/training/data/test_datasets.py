@@ -1,4 +1,4 @@
-"""Where examples come from: folders, tensorflow-datasets by name and by path, ImageNet's tars."""
+"""Data sets from folders, tensorflow-datasets (by name and by path) and ImageNet's tars."""
 
 from __future__ import annotations
 
@@ -23,6 +23,7 @@ from keras_coatnet.training.data import prepared, records
 from keras_coatnet.training.data.datasets import ImageDataset, open_dataset, open_datasets
 from keras_coatnet.training.data.shard import Shard
 from tests.training import tars
+from tests.training.data.messages import error_message
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.usefixtures("no_network")]
 
@@ -33,15 +34,6 @@ def elements(source: ImageDataset, seed: int | None = None, start: int = 0) -> l
 
 def names(source: ImageDataset, seed: int | None = None, start: int = 0) -> list[str]:
     return [os.fsdecode(element["name"]) for element in elements(source, seed, start)]
-
-
-def refusal(call, *args, **kwargs) -> str:
-    """The message with which a call is refused: one line."""
-    with pytest.raises(ValueError) as caught:
-        call(*args, **kwargs)
-    message = str(caught.value)
-    assert "\n" not in message
-    return message
 
 
 # --- Folders ----------------------------------------------------------------------------------
@@ -59,7 +51,7 @@ def flat(tmp_path_factory) -> pathlib.Path:
     return tars.write_classes(root, {"ant": 20, "bee": 10, "cat": 2}, suffix=".png")
 
 
-def test_a_folder_with_both_parts(pair):
+def test_a_folder_with_training_and_validation_parts(pair):
     train, validation = open_datasets(pair)
     assert (train.name, validation.name) == (str(pair / "train"), str(pair / "val"))
     assert (train.count, validation.count) == (9, 4)
@@ -73,7 +65,7 @@ def test_a_folder_with_both_parts(pair):
             assert source.classes[element["label"]] == path.parent.name
 
 
-def test_elements_are_scalars_of_the_promised_types(pair):
+def test_elements_are_scalars_of_the_documented_types(pair):
     dataset = open_datasets(pair)[0].examples(0, 0)
     assert dataset.element_spec == {
         "image": tf.TensorSpec((), tf.string),
@@ -85,7 +77,7 @@ def test_elements_are_scalars_of_the_promised_types(pair):
 
 
 @pytest.mark.parametrize("name", ["validation", "test"])
-def test_other_names_of_the_second_part(tmp_path, name):
+def test_other_names_of_the_validation_part(tmp_path, name):
     tars.write_pair(tmp_path, {"a": 1, "b": 1}, {"a": 1, "b": 1}, name=name)
     assert open_datasets(tmp_path)[1].name == str(tmp_path / name)
     assert open_dataset(tmp_path).name == str(tmp_path / name)
@@ -108,7 +100,7 @@ def test_a_share_is_held_out_of_each_class(flat):
     assert "20% held out" in validation.name
 
 
-def test_the_seed_decides_what_is_held_out(flat):
+def test_held_out_images_depend_on_the_seed(flat):
     first, again, other = (names(open_datasets(flat, seed=seed)[1]) for seed in (1, 1, 2))
     assert first == again
     assert set(first) != set(other)
@@ -118,7 +110,7 @@ def test_a_folder_of_classes_can_be_evaluated_as_a_whole(flat):
     assert open_dataset(flat).count == 32
 
 
-def test_an_order_for_each_seed(flat):
+def test_each_seed_has_another_order(flat):
     source = open_dataset(flat)
     natural = names(source)
     assert natural == sorted(natural)
@@ -128,7 +120,7 @@ def test_an_order_for_each_seed(flat):
     assert set(first) == set(second) == set(natural)
 
 
-def test_start_leaves_out_the_beginning(flat):
+def test_start_skips_the_first_images(flat):
     source = open_dataset(flat)
     for seed in (None, 3):
         whole = names(source, seed)
@@ -137,7 +129,7 @@ def test_start_leaves_out_the_beginning(flat):
     assert names(source, 3, 32) == []
 
 
-def test_start_reads_nothing(flat, tmp_path):
+def test_skipped_images_are_not_read(flat, tmp_path):
     shutil.copytree(flat, tmp_path / "copy")
     source = open_dataset(tmp_path / "copy")
     whole = names(source, 4)
@@ -146,7 +138,7 @@ def test_start_reads_nothing(flat, tmp_path):
     assert names(source, 4, 30) == whole[30:]
 
 
-def test_all_suffixes_in_either_case_nested_and_hidden(tmp_path):
+def test_images_are_found_by_suffix_in_nested_folders_except_hidden_ones(tmp_path):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     for suffix in (".JPG", ".jpeg", ".PNG", ".bmp", ".gif"):
         tars.write_classes(tmp_path / "a" / "deeper" / "still", {"x": 1}, suffix=suffix)
@@ -160,25 +152,25 @@ def test_all_suffixes_in_either_case_nested_and_hidden(tmp_path):
     assert source.count == 7
 
 
-def test_file_names_of_any_alphabet(tmp_path):
+def test_file_names_of_any_encoding(tmp_path):
     tars.write_classes(tmp_path, {"Äpfel": 2, "梨": 2})
     os.rename(tmp_path / "梨" / "000.jpg", os.fsencode(tmp_path / "梨") + b"/\xff.jpg")
     assert len(elements(open_dataset(tmp_path))) == 4
 
 
-def test_other_files_are_mentioned(tmp_path):
+def test_other_files_give_a_warning(tmp_path):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "a" / "notes.txt").write_text("")
     (tmp_path / "b" / "Makefile").write_text("")
-    with pytest.warns(UserWarning, match=r"^2 files below .* no images .* \S+notes.txt\.$"):
+    with pytest.warns(UserWarning, match=r"^2 files below .* not images .* \S+notes.txt\.$"):
         open_dataset(tmp_path)
 
 
 @pytest.mark.parametrize("ending", [".webp", ".TIF", ".tiff"])
-def test_formats_to_convert(tmp_path, ending):
+def test_formats_that_are_not_read_raise_an_error(tmp_path, ending):
     tars.write_classes(tmp_path, {"a": 1, "b": 1})
     (tmp_path / "b" / f"one{ending}").write_bytes(b"")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert ending.lower() in message
     assert "one" + ending in message
     assert "Convert" in message
@@ -196,7 +188,7 @@ def test_a_few_classes_of_imagenet_keep_its_labels(tmp_path):
     assert [source.classes[label] for label in (7, 300, 999)] == list(some)
 
 
-def test_imagenet_12k_where_imagenet_1k_does_not_do(tmp_path):
+def test_classes_outside_imagenet_1k_are_of_imagenet_12k(tmp_path):
     common = class_names(1000)[0][0]
     rare = next(name for name, _ in class_names(11821) if name not in dict(class_names(1000)))
     tars.write_classes(tmp_path, {common: 1, rare: 1})
@@ -206,64 +198,64 @@ def test_imagenet_12k_where_imagenet_1k_does_not_do(tmp_path):
     assert found == {common, rare}
 
 
-def test_one_other_name_makes_them_ordinary_classes(tmp_path):
+def test_one_name_outside_imagenet_makes_the_folders_the_classes(tmp_path):
     tars.write_classes(tmp_path, {"n01440764": 1, "zebra": 1})
     assert open_dataset(tmp_path).classes == ("n01440764", "zebra")
 
 
-# --- Mistakes with folders --------------------------------------------------------------------
+# --- Errors of folders ------------------------------------------------------------------------
 
 
-def test_a_missing_folder(tmp_path):
+def test_a_missing_folder_raises_an_error(tmp_path):
     for path in (tmp_path / "none", "./none", "none/"):
-        assert "does not exist" in refusal(open_datasets, path)
+        assert "does not exist" in error_message(open_datasets, path)
     (tmp_path / "file").write_text("")
-    assert "is a file" in refusal(open_datasets, tmp_path / "file")
+    assert "is a file" in error_message(open_datasets, tmp_path / "file")
 
 
-def test_an_empty_folder(tmp_path):
-    assert f"{tmp_path} is empty" in refusal(open_datasets, tmp_path)
+def test_an_empty_folder_raises_an_error(tmp_path):
+    assert f"{tmp_path} is empty" in error_message(open_datasets, tmp_path)
 
 
-def test_images_without_classes(tmp_path):
+def test_images_without_class_folders_raise_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "holds 3 images but no folders" in refusal(open_dataset, tmp_path / "a")
+    assert "holds 3 images but no folders" in error_message(open_dataset, tmp_path / "a")
 
 
-def test_one_class_only(tmp_path):
+def test_a_single_class_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3})
-    assert "one class only: 'a'" in refusal(open_datasets, tmp_path)
+    assert "one class only: 'a'" in error_message(open_datasets, tmp_path)
 
 
-def test_a_class_without_images(tmp_path):
+def test_a_class_without_images_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 3, "c": 0})
-    assert "without images: 'c'" in refusal(open_datasets, tmp_path)
+    assert "without images: 'c'" in error_message(open_datasets, tmp_path)
 
 
-def test_a_class_with_a_single_image(tmp_path):
+def test_a_class_with_a_single_image_raises_an_error(tmp_path):
     tars.write_classes(tmp_path, {"a": 3, "b": 1})
-    assert "single image for: 'b'" in refusal(open_datasets, tmp_path)
+    assert "single image of 'b'" in error_message(open_datasets, tmp_path)
 
 
 @pytest.mark.parametrize("held_out", [0, 1, -0.1, 20])
-def test_a_share_out_of_range(flat, held_out):
-    assert f"held_out={held_out}" in refusal(open_datasets, flat, held_out=held_out)
+def test_a_held_out_share_out_of_range_raises_an_error(flat, held_out):
+    assert f"held_out={held_out}" in error_message(open_datasets, flat, held_out=held_out)
 
 
-def test_parts_with_different_classes(tmp_path):
+def test_parts_with_different_classes_raise_an_error(tmp_path):
     tars.write_pair(tmp_path, {"a": 1, "b": 1, "c": 1}, {"a": 1, "b": 1, "d": 1})
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"nly in {tmp_path / 'train'}: 'c'; only in {tmp_path / 'val'}: 'd'" in message
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_one_part_without_the_other(tmp_path, part):
+def test_one_part_without_the_other_raises_an_error(tmp_path, part):
     tars.write_classes(tmp_path / part, {"a": 2, "b": 2})
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{part}/ but no second part" in message
     assert str(tmp_path / part) in message
     if part == "train":
-        assert "no part for validation" in refusal(open_dataset, tmp_path)
+        assert "no part for validation" in error_message(open_dataset, tmp_path)
     else:
         assert open_dataset(tmp_path).count == 4
 
@@ -273,9 +265,9 @@ def test_a_class_may_be_called_train(tmp_path):
     assert open_datasets(tmp_path)[0].classes == ("bus", "train")
 
 
-def test_a_part_that_is_not_there(pair):
+def test_a_missing_part_raises_an_error(pair):
     for call, options in ((open_datasets, {"validation_split": "dev"}), (open_dataset, {})):
-        message = refusal(call, pair, **options, **({} if options else {"split": "dev"}))
+        message = error_message(call, pair, **options, **({} if options else {"split": "dev"}))
         assert "no sub-folder 'dev'. It has: 'train', 'val'" in message
 
 
@@ -296,7 +288,7 @@ IMAGE = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
 
 @pytest.fixture(scope="module")
 def data_dir(tmp_path_factory) -> pathlib.Path:
-    """Data sets as others prepared them, for which no builder is at hand."""
+    """Prepared data sets without a builder in tensorflow-datasets."""
     root = tmp_path_factory.mktemp("prepared")
     label = tfds.features.ClassLabel(names=["ant", "bee", "cat"])
     features = {"image": IMAGE, "label": label}
@@ -346,14 +338,14 @@ def test_a_data_set_by_name(data_dir):
     assert found == published
 
 
-def test_a_data_set_by_path_by_version_and_by_the_environment(data_dir, monkeypatch):
+def test_a_data_set_by_path_by_version_and_by_environment_variable(data_dir, monkeypatch):
     by_path = open_datasets(data_dir / "three_splits" / "1.0.0")
     assert [source.count for source in by_path] == [40, 40]
     monkeypatch.setenv("TFDS_DATA_DIR", str(data_dir))
     assert open_dataset("three_splits:1.0.0").name == "three_splits:1.0.0, test"
 
 
-def test_records_have_the_promised_form(data_dir):
+def test_records_have_the_documented_types(data_dir):
     for seed in (None, 0):
         dataset = open_dataset("three_splits", data_dir=data_dir).examples(seed, 10)
         assert dataset.element_spec == {
@@ -364,7 +356,7 @@ def test_records_have_the_promised_form(data_dir):
         assert dataset.cardinality() == 30
 
 
-def test_records_in_an_order_for_each_seed(data_dir):
+def test_each_seed_has_another_order_of_records(data_dir):
     source = open_dataset("three_splits", "train", data_dir=data_dir)
     natural, first, second = (names(source, seed) for seed in (None, 1, 2))
     assert len({tuple(natural), tuple(first), tuple(second)}) == 3
@@ -377,38 +369,37 @@ def test_records_in_an_order_for_each_seed(data_dir):
 
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize("start", [0, 8, 13])
-def test_a_shard_of_records_and_of_files(data_dir, flat, seed, start):
-    """In the order of the whole, whatever is left out."""
+def test_a_shard_of_records_or_files_has_the_order_of_the_whole(data_dir, flat, seed, start):
     for source in (open_dataset("three_splits", "train", data_dir=data_dir), open_dataset(flat)):
         whole = names(source, seed)
         for first in (0, 3):
             shard = Shard(8, first, 3)
             dataset = source.examples(seed, start, shard)
             expected = [
-                name for place, name in enumerate(whole) if place >= start and shard.holds(place)
+                name for index, name in enumerate(whole) if index >= start and shard.holds(index)
             ]
             found = [os.fsdecode(element["name"]) for element in dataset.as_numpy_iterator()]
             assert found == expected and dataset.cardinality() == len(expected) > 0
 
 
-def test_the_buffer_of_records_is_bounded(data_dir, monkeypatch):
-    monkeypatch.setattr(records, "_WINDOW", 8)
+def test_the_shuffle_buffer_is_bounded(data_dir, monkeypatch):
+    monkeypatch.setattr(records, "_BUFFER_SIZE", 8)
     source = open_dataset("three_splits", "train", data_dir=data_dir)
     natural, shuffled = names(source), names(source, 1)
-    ahead = [natural.index(name) - place for place, name in enumerate(shuffled)]
+    ahead = [natural.index(name) - index for index, name in enumerate(shuffled)]
     assert max(ahead) == 7
     assert sorted(shuffled) == sorted(natural)
 
 
-def test_the_buffer_is_bounded_in_bytes_too(data_dir, monkeypatch):
+def test_the_shuffle_buffer_is_bounded_in_bytes_too(data_dir, monkeypatch):
     info = tfds.builder_from_directory(data_dir / "three_splits" / "1.0.0").info.splits["train"]
-    assert records._window_of(info) == 40
-    monkeypatch.setattr(records, "_WINDOW_BYTES", info.num_bytes // 4)
-    assert records._window_of(info) == 10
+    assert records._buffer_size(info) == 40
+    monkeypatch.setattr(records, "_BUFFER_BYTES", info.num_bytes // 4)
+    assert records._buffer_size(info) == 10
 
 
-def test_files_are_read_in_an_order_for_each_seed(data_dir, monkeypatch):
-    monkeypatch.setattr(records, "_WINDOW", 1)  # no shuffle after it
+def test_each_seed_has_another_order_of_files(data_dir, monkeypatch):
+    monkeypatch.setattr(records, "_BUFFER_SIZE", 1)  # records are not shuffled
     source = open_dataset("four_files", "train", data_dir=data_dir)
     orders = [tuple(names(source, seed)) for seed in (None, 2, 3, 2)]
     assert orders[1] == orders[3]
@@ -417,8 +408,8 @@ def test_files_are_read_in_an_order_for_each_seed(data_dir, monkeypatch):
 
 
 @pytest.mark.slow
-def test_the_order_is_the_seed_s_alone(data_dir, flat):
-    """Not the process's, nor that of the random numbers drawn before."""
+def test_the_order_depends_only_on_the_seed(data_dir, flat):
+    """It does not depend on the process, nor on the random numbers drawn before."""
     program = """
 import json, os, sys
 import tensorflow as tf
@@ -436,7 +427,7 @@ print(json.dumps(orders))
     assert json.loads(run.stdout) == [names(source, 7, 2) for source in sources]
 
 
-def test_splits_in_the_words_of_tensorflow_datasets(data_dir):
+def test_splits_in_the_notation_of_tensorflow_datasets(data_dir):
     train, validation = open_datasets(
         "three_splits",
         data_dir=data_dir,
@@ -452,26 +443,26 @@ def test_a_share_of_the_only_split_is_held_out(data_dir):
     assert (train.name, validation.name) == ("one_split, full[:18]", "one_split, full[18:]")
     assert (train.count, validation.count) == (18, 2)
     assert set(names(train)).isdisjoint(names(validation))
-    assert "held_out=1" in refusal(open_datasets, "one_split", data_dir=data_dir, held_out=1)
+    assert "held_out=1" in error_message(open_datasets, "one_split", data_dir=data_dir, held_out=1)
 
 
-def test_plain_numbers_are_counted_over_all_splits(data_dir, monkeypatch):
+def test_classes_of_plain_integers_are_counted_over_all_splits(data_dir, monkeypatch):
     train, _ = open_datasets("numbers", data_dir=data_dir)
     assert train.classes == ("0", "1", "2", "3", "4")
     assert {int(element["label"]) for element in elements(train)} == {0, 1}
-    monkeypatch.setattr(records, "_MOST_SCANNED", 10)
-    message = refusal(open_datasets, "numbers", data_dir=data_dir)
+    monkeypatch.setattr(records, "_MAX_SCANNED", 10)
+    message = error_message(open_datasets, "numbers", data_dir=data_dir)
     assert "does not say how many classes its label 'label' has" in message
 
 
-def test_lists_of_one_label(data_dir):
+def test_lists_of_one_label_are_read(data_dir):
     source = open_dataset("lists", "full", data_dir=data_dir)
     assert sorted(int(element["label"]) for element in elements(source)) == [0, 1, 2]
-    message = refusal(open_dataset, "lists", "several", data_dir=data_dir)
+    message = error_message(open_dataset, "lists", "several", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for lists-several\S+\. Received: 0, 1$", message)
 
 
-def test_the_right_features_of_many(data_dir):
+def test_the_image_and_label_are_found_among_many_features(data_dir):
     source = open_dataset("rich", data_dir=data_dir)
     assert source.classes == ("ant", "bee", "cat")
     assert sorted(names(source)) == [f"{number}.png" for number in range(6)]
@@ -480,65 +471,67 @@ def test_the_right_features_of_many(data_dir):
     assert {element["image"] for element in elements(source)} == images
 
 
-# --- Mistakes with tensorflow-datasets ---------------------------------------------------------
+# --- Errors of tensorflow-datasets -------------------------------------------------------------
 
 
-def test_an_unknown_name(data_dir):
-    message = refusal(open_datasets, "three_split", data_dir=data_dir)
+def test_an_unknown_name_raises_an_error(data_dir):
+    message = error_message(open_datasets, "three_split", data_dir=data_dir)
     assert "neither a folder nor a data set" in message
     assert "three_splits" in message
-    assert "imagenette" in refusal(open_datasets, "imagenet", data_dir=data_dir)
+    assert "imagenette" in error_message(open_datasets, "imagenet", data_dir=data_dir)
 
 
 @pytest.mark.parametrize("name", ["flowers/new ones", "hub:cifar10", "no such", "a/b/c/d"])
-def test_what_is_no_name_at_all(name, data_dir):
-    assert "neither a folder nor a data set" in refusal(open_datasets, name, data_dir=data_dir)
+def test_an_invalid_name_raises_an_error(name, data_dir):
+    assert "neither a folder nor a data set" in error_message(
+        open_datasets, name, data_dir=data_dir
+    )
 
 
 @pytest.mark.parametrize(
     ("name", "reason"),
     [("cifar10:9.9.9", "only: 3.0.2"), ("cifar10_corrupted/fog", "BuilderConfig fog not found")],
 )
-def test_an_unknown_version_or_configuration(name, reason, data_dir):
-    assert reason in refusal(open_datasets, name, data_dir=data_dir)
+def test_an_unknown_version_or_configuration_raises_an_error(name, reason, data_dir):
+    assert reason in error_message(open_datasets, name, data_dir=data_dir)
 
 
-def test_a_data_set_that_would_have_to_be_downloaded(tmp_path):
-    message = refusal(open_datasets, "cifar10", data_dir=tmp_path)
+def test_a_data_set_that_is_not_prepared_raises_an_error(tmp_path):
+    message = error_message(open_datasets, "cifar10", data_dir=tmp_path)
     assert f"`tfds build cifar10 --data_dir {tmp_path}`" in message
     assert "https://www.cs.toronto.edu" in message
     assert not os.listdir(tmp_path)
     (tmp_path / "cifar10" / "1.2.3").mkdir(parents=True)
-    assert "versions: 1.2.3." in refusal(open_datasets, "cifar10", data_dir=tmp_path)
+    assert "versions: 1.2.3." in error_message(open_datasets, "cifar10", data_dir=tmp_path)
 
 
-def test_an_unknown_split(data_dir):
+def test_an_unknown_split_raises_an_error(data_dir):
     for split in ("dev", "dev[:10%]", "train[oops]"):
-        message = refusal(open_dataset, "three_splits", split, data_dir=data_dir)
+        message = error_message(open_dataset, "three_splits", split, data_dir=data_dir)
         assert f"no split {split!r}. It has: train, test." in message
-    assert "no split 'validation'" in refusal(open_dataset, "one_split", data_dir=data_dir)
-    message = refusal(open_datasets, "one_split", data_dir=data_dir, train_split="full[:50%]")
+    assert "no split 'validation'" in error_message(open_dataset, "one_split", data_dir=data_dir)
+    message = error_message(open_datasets, "one_split", data_dir=data_dir, train_split="full[:50%]")
     assert "no split for validation. It has: full" in message
 
 
-def test_an_empty_split(data_dir):
-    message = refusal(open_dataset, "three_splits", "train[:0]", data_dir=data_dir)
+def test_an_empty_split_raises_an_error(data_dir):
+    message = error_message(open_dataset, "three_splits", "train[:0]", data_dir=data_dir)
     assert "'train[:0]' of the data set 'three_splits' is empty" in message
 
 
-def test_features_that_are_not_there(data_dir):
+def test_missing_features_raise_an_error(data_dir):
     for name, reason in (
-        ("texts", "no image of 8 bits among its features: a (Text), label (ClassLabel)"),
-        ("depth", "no image of 8 bits among its features: image (Image), label (ClassLabel)"),
-        ("single", "one class only ('label' is its label)"),
-        ("plain", "no label that is a whole number among its features: b (Text), image (Image)"),
+        ("texts", "no uint8 image among its features. It has: a (Text), label (ClassLabel)"),
+        ("depth", "no uint8 image among its features. It has: image (Image), label (ClassLabel)"),
+        ("single", "fewer than two classes (its label is 'label')"),
+        ("plain", "no integer label among its features. It has: b (Text), image (Image)"),
     ):
-        assert reason in refusal(open_datasets, name, data_dir=data_dir)
+        assert reason in error_message(open_datasets, name, data_dir=data_dir)
 
 
-def test_labels_out_of_range(data_dir):
-    """At once where all of them are, as in a split without labels; or else when one is read."""
-    message = refusal(open_dataset, "unlabeled", "test", data_dir=data_dir)
+def test_labels_out_of_range_raise_an_error(data_dir):
+    """When the split is opened if the first is, as in an unlabeled split, else when it is read."""
+    message = error_message(open_dataset, "unlabeled", "test", data_dir=data_dir)
     assert re.search(r"one label from 0 to 2 for unlabeled-test\S+__0\. Received: -1$", message)
     assert open_dataset("unlabeled", "train", data_dir=data_dir).count == 6
     builder = prepared.prepare("negative", data_dir)
@@ -549,25 +542,25 @@ def test_labels_out_of_range(data_dir):
 
 
 @pytest.mark.parametrize("missing", ["tensorflow_datasets", "importlib_resources"])
-def test_without_tensorflow_datasets(missing, pair, monkeypatch):
+def test_folders_do_not_need_tensorflow_datasets(missing, pair, monkeypatch):
     monkeypatch.setitem(sys.modules, missing, None)
     assert open_dataset(pair).count == 4
     with pytest.raises(ImportError, match=r'pip install "keras-coatnet\[training\]"'):
         open_datasets("cifar10")
 
 
-# --- ImageNet's real builder -------------------------------------------------------------------
+# --- ImageNet's builder ------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="module")
 def imagenet(tmp_path_factory) -> pathlib.Path:
-    """ImageNet's two tars, where they are looked for."""
+    """Small imitations of ImageNet's two tars, in the manual folder."""
     root = tmp_path_factory.mktemp("imagenet")
     tars.write_imagenet(root, train=3, validation=8)
     return root
 
 
-def test_imagenet_from_its_tars(imagenet, capsys):
+def test_imagenet_is_prepared_from_its_tars(imagenet, capsys):
     train, validation = open_datasets("imagenet2012", data_dir=imagenet)
     said = capsys.readouterr().err
     assert f"Preparing imagenet2012/5.1.0 in {imagenet}" in said
@@ -592,8 +585,8 @@ def test_imagenet_from_its_tars(imagenet, capsys):
     assert "Preparing" not in capsys.readouterr().err
 
 
-def test_imagenet_without_its_tars(tmp_path):
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+def test_imagenet_without_its_tars_raises_an_error(tmp_path):
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "ILSVRC2012_img_train.tar and ILSVRC2012_img_val.tar from https://image-net" in message
     assert str(tmp_path / "downloads" / "manual") in message
     assert f"tfds build imagenet2012 --data_dir {tmp_path}" in message
@@ -607,34 +600,34 @@ def manual_with(tmp_path: pathlib.Path, imagenet: pathlib.Path, *files: str) -> 
     return manual
 
 
-def test_imagenet_s_validation_part_alone(imagenet, tmp_path):
+def test_imagenet_s_validation_part_is_prepared_without_the_other(imagenet, tmp_path):
     manual_with(tmp_path, imagenet, "ILSVRC2012_img_val.tar")
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "Download ILSVRC2012_img_train.tar from" in message
     assert open_dataset("imagenet2012", data_dir=tmp_path).count == 8
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "no split 'train'. It has: validation." in message
     assert f"remove {tmp_path / 'imagenet2012' / '5.1.0'}" in message
 
 
 @pytest.mark.parametrize("part", ["train", "val"])
-def test_imagenet_s_tars_cut_short(imagenet, tmp_path, part):
+def test_imagenet_s_truncated_tars_raise_an_error(imagenet, tmp_path, part):
     files = ("ILSVRC2012_img_train.tar", "ILSVRC2012_img_val.tar")
     manual = manual_with(tmp_path, imagenet, *files)
     with open(manual / f"ILSVRC2012_img_{part}.tar", "r+b") as file:
         file.truncate(3000)
-    message = refusal(open_datasets, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_datasets, "imagenet2012", data_dir=tmp_path)
     assert "could not be prepared" in message or "is damaged" in message
     assert "unexpected end of data" in message
     assert not prepared.is_prepared_folder(tmp_path / "imagenet2012" / "5.1.0")
 
 
-def test_imagenet_s_validation_tar_with_an_image_missing(imagenet, tmp_path):
+def test_a_missing_image_of_imagenet_s_validation_tar_raises_an_error(imagenet, tmp_path):
     manual = manual_with(tmp_path, imagenet, "ILSVRC2012_img_val.tar")
     with tarfile.open(manual / "ILSVRC2012_img_val.tar", "w") as tar:
         for number in (1, 3):
             member = tarfile.TarInfo(f"ILSVRC2012_val_{number:08d}.JPEG")
             tar.addfile(member, io.BytesIO())
-    message = refusal(open_dataset, "imagenet2012", data_dir=tmp_path)
+    message = error_message(open_dataset, "imagenet2012", data_dir=tmp_path)
     assert "expected ILSVRC2012_val_00000002.JPEG" in message
     assert "found ILSVRC2012_val_00000003.JPEG" in message

@@ -1,4 +1,4 @@
-"""Files that a data set should not hold: each is read, or named with its reason."""
+"""Damaged and hostile files are read, or named with the reason why they cannot be read."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SIZE, BATCH = (64, 64), 32
 
 
 class Reader:
-    """Puts files through one of the decoders, in a pipeline that is made once."""
+    """Decodes files in a pipeline that is made once."""
 
     def __init__(self, decode) -> None:
         self.contents: tuple[bytes, ...] = ()
@@ -39,7 +39,7 @@ class Reader:
         self.unreadable.add(name, reason)
 
     def __call__(self, *contents: bytes) -> dict[str, str]:
-        """Why files cannot be read; the first is 0.jpg."""
+        """Returns why files cannot be read, by name; the first is 0.jpg."""
         self.contents, self.unreadable = contents, UnreadableImages(len(contents))
         ((images, are_valid),) = self.dataset.as_numpy_iterator()
         assert images.shape == (len(contents), *SIZE, 3) and images.dtype == "uint8"
@@ -77,15 +77,15 @@ def readers(train, evaluate) -> tuple[Reader, Reader]:
     return train, evaluate
 
 
-def test_postscript_starts_no_ghostscript(readers, tmp_path, monkeypatch):
+def test_postscript_does_not_start_ghostscript(readers, tmp_path, monkeypatch):
     mark = fake_ghostscript(tmp_path / "bin", monkeypatch)
     for read in readers:
-        assert read(EPS) == {"0.jpg": "it is no image"}
+        assert read(EPS) == {"0.jpg": "it is not an image"}
     assert not mark.exists()
 
 
 @pytest.mark.parametrize("side", [15000, 65000])
-def test_a_few_bytes_that_say_they_are_a_huge_jpeg(readers, side):
+def test_small_files_that_declare_a_huge_jpeg_are_unreadable(readers, side):
     for read in readers:
         reasons = read(huge_jpeg(side))
         assert list(reasons) == ["0.jpg"]
@@ -93,7 +93,7 @@ def test_a_few_bytes_that_say_they_are_a_huge_jpeg(readers, side):
 
 
 @pytest.mark.parametrize("limit", [None, 10**12])
-def test_the_guard_is_not_the_program_s_to_lift(readers, monkeypatch, limit):
+def test_the_limit_of_pixels_does_not_depend_on_pillow_s_setting(readers, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
     for read in readers:
         reasons = read(huge_jpeg(60000))
@@ -101,9 +101,9 @@ def test_the_guard_is_not_the_program_s_to_lift(readers, monkeypatch, limit):
 
 
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
-def test_images_of_one_pixel_by_thousands(train, evaluate, kind):
+def test_images_of_one_pixel_by_thousands_are_cropped_or_unreadable(train, evaluate, kind):
     high, wide = (encode(Image.new("RGB", size), kind) for size in ((1, 30000), (30000, 1)))
-    assert train(high, wide) == {}  # cut before they are resized
+    assert train(high, wide) == {}  # cropped before they are resized
     reasons = evaluate(high, wide)
     assert "1 x 30000 pixels would become 73 x 2190000" in reasons["0.jpg"]
     assert "30000 x 1 pixels would become 2190000 x 73" in reasons["1.jpg"]
@@ -113,11 +113,11 @@ def test_images_of_one_pixel_by_thousands(train, evaluate, kind):
 @given(contents=st.lists(hostile_images.damaged(), min_size=12, max_size=BATCH))
 def test_damaged_files_are_read_or_named(readers, contents):
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # Pillow's, of what it mended
+        warnings.simplefilter("ignore")  # Pillow's, about what it repaired
         for read in readers:
             assert all(reason and "\n" not in reason for reason in read(*contents).values())
 
 
-def test_the_files_are_whole_before_they_are_damaged(readers):
+def test_the_undamaged_files_are_readable(readers):
     for read in readers:
         assert read(*ORIGINALS) == {}

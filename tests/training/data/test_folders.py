@@ -1,4 +1,4 @@
-"""Folders of images as users have them: parts by any usual name, links, what cannot be read."""
+"""Folders of images: names of the parts, links, held-out images, and what cannot be read."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from keras_coatnet.labels import class_names
 from keras_coatnet.training.data import folders
 from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 from tests.training import tars
+from tests.training.data.messages import error_message
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -26,13 +27,6 @@ def write_parts(root: pathlib.Path, *parts: str, classes: dict[str, int] = TWO) 
     for number, part in enumerate(parts):
         tars.write_classes(root / part, classes, first=10 * number)
     return root
-
-
-def refusal(call, *args, **kwargs) -> str:
-    with pytest.raises(ValueError) as caught:
-        call(*args, **kwargs)
-    assert "\n" not in str(caught.value)
-    return str(caught.value)
 
 
 # --- Names of the parts -----------------------------------------------------------------------
@@ -51,7 +45,7 @@ def refusal(call, *args, **kwargs) -> str:
         (("train", "test", "validation"), ("train", "validation")),
     ],
 )
-def test_the_usual_names_of_the_parts(tmp_path, parts, expected):
+def test_common_names_of_the_parts_are_found(tmp_path, parts, expected):
     write_parts(tmp_path, *parts)
     found = open_datasets(tmp_path)
     assert tuple(source.name for source in found) == tuple(str(tmp_path / x) for x in expected)
@@ -59,32 +53,32 @@ def test_the_usual_names_of_the_parts(tmp_path, parts, expected):
     assert open_dataset(tmp_path).name == str(tmp_path / expected[1])
 
 
-def test_two_parts_that_may_both_be_meant_are_named(tmp_path):
+def test_two_possible_parts_raise_an_error(tmp_path):
     write_parts(tmp_path, "train", "Training", "val")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert "2 sub-folders that may be for training: 'Training', 'train'" in message
     train, _ = open_datasets(tmp_path, train_split="Training")
     assert train.name == str(tmp_path / "Training")
 
 
-def test_parts_of_any_other_names_are_not_taken_for_classes(tmp_path):
+def test_parts_with_other_names_are_not_taken_for_classes(tmp_path):
     write_parts(tmp_path, "2023", "2024")
     for call in (open_datasets, open_dataset):
-        message = refusal(call, tmp_path)
+        message = error_message(call, tmp_path)
         assert "('2023', '2024') hold the same folders, 'cat', 'dog'" in message
         assert "--train-split" in message
     train, validation = open_datasets(tmp_path, train_split="2024", validation_split="2023")
     assert (train.name, validation.name) == (str(tmp_path / "2024"), str(tmp_path / "2023"))
 
 
-def test_one_part_is_not_both(tmp_path):
+def test_one_part_cannot_be_for_both_training_and_validation(tmp_path):
     write_parts(tmp_path, "train", "val")
-    message = refusal(open_datasets, tmp_path, train_split="val", validation_split="val")
-    assert "both to train on and to validate on" in message
+    message = error_message(open_datasets, tmp_path, train_split="val", validation_split="val")
+    assert "both to train and to validate on" in message
 
 
-def test_folders_inside_the_classes_are_no_classes(tmp_path):
-    """As in Tiny ImageNet, or where images lie beside folders."""
+def test_folders_inside_the_classes_are_not_classes(tmp_path):
+    """As in Tiny ImageNet, or if there are images beside the folders."""
     for name in ("cat", "dog"):
         tars.write_classes(tmp_path / "one" / name, {"images": 3})
         tars.write_classes(tmp_path / "beside" / name, {"front": 1, "side": 1})
@@ -107,15 +101,15 @@ def test_a_number_of_images_is_held_out(tmp_path):
 
 
 @pytest.mark.parametrize("held_out", [26, 1, 2.5, float("nan"), float("inf")])
-def test_a_number_that_makes_no_sense(tmp_path, held_out):
+def test_a_wrong_number_of_held_out_images_raises_an_error(tmp_path, held_out):
     tars.write_classes(tmp_path, {"a": 25, "b": 25})
-    assert f"held_out={held_out}" in refusal(open_datasets, tmp_path, held_out=held_out)
+    assert f"held_out={held_out}" in error_message(open_datasets, tmp_path, held_out=held_out)
 
 
 # --- ImageNet's classes -----------------------------------------------------------------------
 
 
-def test_some_classes_of_imagenet_are_trained_as_they_are(tmp_path):
+def test_some_classes_of_imagenet_are_the_classes_unless_imagenet_is_asked_for(tmp_path):
     tars.write_classes(tmp_path, dict.fromkeys(WORDNET, 4))
     train, validation = open_datasets(tmp_path)
     assert train.classes == validation.classes == tuple(WORDNET)
@@ -124,7 +118,7 @@ def test_some_classes_of_imagenet_are_trained_as_they_are(tmp_path):
     assert len(all_of_them.classes) == len(open_dataset(tmp_path).classes) == 1000
     assert {int(element["label"]) for element in all_of_them.examples(None, 0)} == {7, 300, 999}
     assert open_dataset(tmp_path, classes="present").classes == tuple(WORDNET)
-    assert "Received: 'some'" in refusal(open_dataset, tmp_path, classes="some")
+    assert "Received: classes='some'" in error_message(open_dataset, tmp_path, classes="some")
 
 
 # --- Links, and what cannot be read -----------------------------------------------------------
@@ -141,34 +135,34 @@ def test_links_to_folders_are_followed(tmp_path):
     assert np.bincount(labels).tolist() == [8, 3, 2]
 
 
-def test_links_in_a_circle_end(tmp_path):
+def test_circular_links_are_followed_once(tmp_path):
     tars.write_classes(tmp_path, TWO)
     (tmp_path / "cat" / "up").symlink_to(tmp_path)
     (tmp_path / "cat" / "self").symlink_to(tmp_path / "cat")
     assert open_dataset(tmp_path).count == 3 + 3 + 3  # the dogs are below the cats, too
     (tmp_path / "cat" / "loop").symlink_to(tmp_path / "cat" / "loop")
-    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in refusal(open_dataset, tmp_path)
+    assert f"{tmp_path / 'cat' / 'loop'} cannot be read" in error_message(open_dataset, tmp_path)
 
 
 @pytest.mark.parametrize("where", ["emu", "cat/emu", "cat/9.jpg"])
-def test_a_link_to_nothing_is_named(tmp_path, where):
+def test_a_broken_link_raises_an_error(tmp_path, where):
     tars.write_classes(tmp_path, TWO)
     (tmp_path / where).symlink_to(tmp_path / "gone")
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: it is a link to nothing" in message
 
 
 @pytest.mark.parametrize("where", ["cat", "cat/deeper", ""])
-def test_a_folder_that_cannot_be_read_is_named(tmp_path, monkeypatch, where):
+def test_an_unreadable_folder_raises_an_error(tmp_path, monkeypatch, where):
     tars.write_classes(tmp_path, TWO)
     tars.write_classes(tmp_path / "cat", {"deeper": 2})
     deny(monkeypatch, tmp_path / where)
-    message = refusal(open_datasets, tmp_path)
+    message = error_message(open_datasets, tmp_path)
     assert f"{tmp_path / where} cannot be read: Permission denied" in message
 
 
 def deny(monkeypatch, folder: pathlib.Path) -> None:
-    """Makes a folder unreadable, for the superuser as well."""
+    """Makes a folder unreadable, even for the superuser."""
     scan = os.scandir
 
     def scandir(path="."):
@@ -215,8 +209,8 @@ def write_tree(folder: pathlib.Path, tree: dict | list, root: pathlib.Path) -> N
 
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(tree=TREES, held_out=st.sampled_from([0.2, 0.9, 2, 7]))
-@pytest.mark.filterwarnings("ignore:.*are no images:UserWarning")
-def test_any_folder_is_opened_or_refused_in_a_line(tree, held_out):
+@pytest.mark.filterwarnings("ignore:.*are not images:UserWarning")
+def test_any_folder_is_opened_or_raises_an_error_of_one_line(tree, held_out):
     with tempfile.TemporaryDirectory() as place:
         root = pathlib.Path(place, "root")
         write_tree(root, tree, root)
@@ -233,7 +227,7 @@ def test_any_folder_is_opened_or_refused_in_a_line(tree, held_out):
                 assert len(source.classes) > 1 and source.fingerprint
 
 
-def test_a_folder_has_one_fingerprint_however_it_is_called(tmp_path, monkeypatch):
+def test_the_fingerprint_does_not_depend_on_how_the_path_is_written(tmp_path, monkeypatch):
     for name in ("a/1.png", "b/2.png"):
         path = tmp_path / name
         path.parent.mkdir()
@@ -250,8 +244,8 @@ def test_a_folder_has_one_fingerprint_however_it_is_called(tmp_path, monkeypatch
 
 
 @pytest.mark.parametrize("linked", [False, True])
-def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
-    """To open a pipe that nobody writes to would never end."""
+def test_a_pipe_raises_an_error(tmp_path, linked):
+    """Opening a pipe that no process writes to would block forever."""
     root = tars.write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2})
     pipe = tmp_path / "pipe" if linked else root / "rose" / "pipe.png"
     os.mkfifo(pipe)
@@ -272,7 +266,7 @@ def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
         ("flowers", {"seed": 0.5}, "Received: seed=0.5"),
     ],
 )
-def test_arguments_that_make_no_sense(tmp_path, monkeypatch, data, options, message):
+def test_wrong_arguments_raise_an_error(tmp_path, monkeypatch, data, options, message):
     tars.write_classes(tmp_path / "flowers", {"rose": 2, "tulip": 2})
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match=message):

@@ -1,4 +1,4 @@
-"""The builder of GasHisSDB, over small imitations of what is published."""
+"""The builder of GasHisSDB, with small imitations of its files."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ def names(source) -> set[str]:
     return {element["name"].decode() for element in source.examples(None, 0).as_numpy_iterator()}
 
 
-def test_a_fifth_of_each_class_is_for_validation(data_dir):
+def test_a_fifth_of_each_class_is_held_out_for_validation(data_dir):
     train, validation = open_datasets("gashissdb/160", data_dir=data_dir)
     assert train.classes == ("Abnormal", "Normal")
     assert (train.count, validation.count) == (28, 7)
@@ -50,14 +50,14 @@ def test_a_fifth_of_each_class_is_for_validation(data_dir):
     assert names(train).isdisjoint(names(validation))
 
 
-def test_the_sizes_are_configurations(data_dir):
+def test_each_size_is_a_configuration(data_dir):
     assert open_dataset("gashissdb/80", "train", data_dir=data_dir).count == 8
     assert set(gashissdb.Gashissdb.builder_configs) == {"160", "120", "80"}
     assert sum(count for size in gashissdb.PUBLISHED.values() for count in size.values()) == 245_196
 
 
-def test_the_split_depends_on_the_names_alone(data_dir, tmp_path):
-    """The zip lists its members in another order than the folder, and has other dates."""
+def test_the_split_depends_only_on_the_file_names(data_dir, tmp_path):
+    """The zip file has another order and other dates than the folder."""
     tars.write_gashissdb(tmp_path, dict(reversed(COUNTS.items())), zipped=True)
     for split in ("train", "validation"):
         zipped = open_dataset("gashissdb", split, data_dir=tmp_path)
@@ -65,8 +65,8 @@ def test_the_split_depends_on_the_names_alone(data_dir, tmp_path):
         assert names(zipped) == names(unpacked)
 
 
-def test_the_split_stays(data_dir):
-    """Figures of different times are of the same images."""
+def test_the_split_never_changes(data_dir):
+    """Accuracies measured at different times have to be of the same images."""
     validation = open_dataset("gashissdb/160", data_dir=data_dir)
     assert names(validation) == {
         *(f"Abnormal/Abnormal-{number:05d}.png" for number in (8, 9)),
@@ -74,7 +74,7 @@ def test_the_split_stays(data_dir):
     }
 
 
-def test_counts_that_were_not_published_are_mentioned(tmp_path):
+def test_counts_other_than_published_give_a_warning(tmp_path):
     tars.write_gashissdb(tmp_path, {"Abnormal": 5, "Normal": 5}, size="120")
     with pytest.warns(UserWarning, match="5 images of the class Normal here; 40,460 were publi"):
         open_dataset("gashissdb/120", data_dir=tmp_path)
@@ -83,26 +83,26 @@ def test_counts_that_were_not_published_are_mentioned(tmp_path):
         assert open_dataset("gashissdb/120", data_dir=tmp_path).count == 2
 
 
-def test_what_it_says_of_itself(tmp_path):
+def test_the_data_set_has_a_description_citation_and_homepage(tmp_path):
     info = tfds.builder("gashissdb", data_dir=os.fspath(tmp_path)).info
     assert "245,196" in info.description
     assert "2106.02473" in info.citation
     assert info.homepage.startswith("https://")
 
 
-def test_without_its_files(tmp_path):
+def test_missing_files_raise_an_error(tmp_path):
     with pytest.raises(ValueError, match=r"GasHisSDB.zip or GasHisSDB from https://\S+ ") as caught:
         open_datasets("gashissdb/160", data_dir=tmp_path)
     assert str(tmp_path / "downloads" / "manual") in str(caught.value)
 
 
-def test_without_one_of_the_classes(tmp_path):
+def test_a_missing_class_raises_an_error(tmp_path):
     tars.write_gashissdb(tmp_path, {"Normal": 5})
     with pytest.raises(ValueError, match=r"has no images 160/Abnormal/\*\.png"):
         open_datasets("gashissdb/160", data_dir=tmp_path)
 
 
-def test_with_a_damaged_zip(tmp_path):
+def test_a_damaged_zip_file_raises_an_error(tmp_path):
     tars.write_gashissdb(tmp_path, COUNTS, zipped=True)
     with open(tmp_path / "downloads" / "manual" / "GasHisSDB.zip", "r+b") as file:
         file.truncate(5000)

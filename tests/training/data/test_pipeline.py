@@ -1,7 +1,8 @@
-"""The pipeline gives the same batches however it is cut or resumed, and names unreadable images."""
+"""The pipeline's batches are the same when shared or resumed; unreadable images are replaced."""
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import pathlib
 
@@ -26,7 +27,7 @@ pytestmark = pytest.mark.tensorflow_only
 
 SKIMAGE = pathlib.Path(skimage.data.data_dir)
 CLASSES = ("cat", "coffee", "rocket")
-COUNT, BATCH = 22, 8  # two steps an epoch, six examples left over
+COUNT, BATCH = 22, 8  # two steps in an epoch, six examples left over
 FULL = Augmentation(randaugment_num_ops=1, randaugment_magnitude=15, mixup=0.8, cutmix=1.0)
 PLAIN = Augmentation(crop="whole", flip=False)
 
@@ -43,7 +44,7 @@ def _photograph(name: str = "coffee.png", size: tuple[int, int] = (120, 90)) -> 
 
 
 def _contents(count: int = COUNT) -> list[bytes]:
-    """Small photographs, each turned another way and of its own shade; every fourth is a PNG."""
+    """Small photographs with different rotations and shades; every fourth is a PNG."""
     contents = []
     for index in range(count):
         image = _photograph(("chelsea.png", "coffee.png", "rocket.jpg")[index % 3])
@@ -90,6 +91,19 @@ def _training(source: ImageDataset | None = None, **changes) -> tf.data.Dataset:
     return training_dataset(_source() if source is None else source, **options)
 
 
+def _unshuffled(source: ImageDataset) -> ImageDataset:
+    """The same data set, in the order on disk for every seed."""
+    return dataclasses.replace(
+        source, examples=lambda seed, *others: source.examples(None, *others)
+    )
+
+
+def _unshuffled_training(
+    augmentation: Augmentation, contents: list[bytes] | None = None, **changes
+) -> tf.data.Dataset:
+    return _training(_unshuffled(_source(contents)), augmentation=augmentation, **changes)
+
+
 def _take(dataset: tf.data.Dataset, count: int) -> list[tuple[np.ndarray, ...]]:
     return [tuple(map(np.asarray, batch)) for batch in dataset.take(count)]
 
@@ -102,21 +116,21 @@ def _assert_equal(found, expected) -> None:
 
 
 def _joined(chunks: list[tuple], count: int) -> list[tuple]:
-    """Consecutive chunks put together, `count` to a batch."""
+    """Joins each `count` consecutive chunks to a batch."""
     groups = [chunks[first : first + count] for first in range(0, len(chunks), count)]
     return [tuple(np.concatenate(parts) for parts in zip(*group, strict=True)) for group in groups]
 
 
 @pytest.fixture(scope="module")
 def reference() -> list[tuple]:
-    """Five steps, over the ends of two epochs, of a run with all there is."""
+    """Five steps, in three epochs, of a run with all augmentation."""
     return _take(_training(), 5)
 
 
 # --- Training --------------------------------------------------------------------------------
 
 
-def test_batches_have_the_promised_form(reference):
+def test_batches_have_the_documented_shapes_and_types(reference):
     spec = _training().element_spec
     assert spec[0] == tf.TensorSpec((BATCH, 48, 40, 3), tf.float32)
     assert spec[1] == tf.TensorSpec((BATCH, len(CLASSES)), tf.float32)
@@ -127,14 +141,14 @@ def test_batches_have_the_promised_form(reference):
         assert labels.min() >= 0.1 / 3 - 1e-6
 
 
-def test_a_seed_decides_everything(reference):
+def test_batches_depend_only_on_the_seed(reference):
     _assert_equal(_take(_training(), 5), reference)
     other = _take(_training(seed=8), 1)
     assert (other[0][0] != reference[0][0]).mean() > 0.9
 
 
 @pytest.mark.parametrize("start", [1, 2, 3])
-def test_a_resumed_run_sees_the_same(reference, start):
+def test_a_resumed_run_gets_the_same_batches(reference, start):
     _assert_equal(_take(_training(start_step=start), 5 - start), reference[start:])
 
 
@@ -147,7 +161,7 @@ def test_replicas_share_the_same_global_batches(reference, replicas):
 
 @pytest.mark.parametrize("start", [0, 3])
 def test_workers_share_the_same_global_batches(reference, start):
-    """Four replicas on two workers, from the beginning and taken up again."""
+    """Four replicas on two workers, from the start and resumed."""
     workers = [
         _take(_training(replicas=4, first_replica=f, local_replicas=2, start_step=start), 4)
         for f in (0, 2)
@@ -156,21 +170,19 @@ def test_workers_share_the_same_global_batches(reference, start):
     _assert_equal(_joined(chunks, 4), reference[start : start + 2])
 
 
-def test_what_belongs_to_other_workers_is_not_decoded():
-    source = _source([b"broken"] * 4 + WHOLE[:4])  # in the natural order, so of worker 0
-    natural = ImageDataset(
-        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
-    )
+def test_images_of_other_workers_are_not_decoded():
+    source = _source([b"broken"] * 4 + WHOLE[:4])  # unshuffled, so the broken ones are of worker 0
+    unshuffled = _unshuffled(source)
     unreadable = UnreadableImages(0)
     options = {"augmentation": PLAIN, "replicas": 2, "unreadable": unreadable}
-    dataset = _training(natural, first_replica=1, **options)
+    dataset = _training(unshuffled, first_replica=1, **options)
     assert len(_take(dataset, 3)) == 3 and unreadable.names == []
     with pytest.raises(tf.errors.OpError):
-        _take(_training(natural, **options), 1)
+        _take(_training(unshuffled, **options), 1)
 
 
-def test_parts_that_are_accumulated_are_shared_in_order(reference):
-    """What all workers compute at once is one part of the global batch, whatever their number."""
+def test_gradient_accumulation_takes_the_parts_of_a_global_batch_in_order(reference):
+    """What all workers compute at the same time is one part, for any number of workers."""
     workers = [_take(_training(parts=2, replicas=2, first_replica=worker), 6) for worker in (0, 1)]
     chunks = [workers[worker][pass_] for pass_ in range(6) for worker in (0, 1)]
     assert chunks[0][0].shape[0] == BATCH // 4
@@ -189,7 +201,7 @@ def folder(tmp_path) -> ImageDataset:
 
 @pytest.fixture
 def opened(monkeypatch) -> list[str]:
-    """Names of the image files that are read, each time."""
+    """Names of the image files in the order in which they are read."""
     names, read = [], tf.io.read_file
 
     def note(path: tf.Tensor) -> tf.Tensor:
@@ -203,18 +215,16 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
-def test_a_worker_opens_the_files_of_its_own_images_alone(folder, opened):
-    # In one order in all epochs, as it reads ahead into the next ones.
-    natural = ImageDataset(
-        folder.name, COUNT, folder.classes, lambda seed, *part: folder.examples(None, *part)
-    )
+def test_a_worker_opens_only_the_files_of_its_own_images(folder, opened):
+    # Unshuffled, as the pipeline prefetches examples of the next epochs.
+    unshuffled = _unshuffled(folder)
     options = {"augmentation": PLAIN, "start_step": 1}
-    whole = _take(_training(natural, **options), 3)
+    whole = _take(_training(unshuffled, **options), 3)
     chunks, used = [], []
     for worker in (0, 1):
         opened.clear()
         own = {"replicas": 2, "first_replica": worker}
-        chunks.append(_take(_training(natural, **options, **own), 3))
+        chunks.append(_take(_training(unshuffled, **options, **own), 3))
         used.append(set(opened))
     _assert_equal(
         _joined([chunks[worker][step] for step in range(3) for worker in (0, 1)], 2), whole
@@ -222,7 +232,7 @@ def test_a_worker_opens_the_files_of_its_own_images_alone(folder, opened):
     assert min(map(len, used)) >= BATCH and not used[0] & used[1]
 
 
-def test_a_worker_evaluates_the_files_of_its_own_images_alone(folder, opened):
+def test_a_worker_evaluates_only_the_files_of_its_own_images(folder, opened):
     whole = _evaluation(folder)
     assert len(opened) == COUNT
     chunks, used = [], []
@@ -237,26 +247,28 @@ def test_a_worker_evaluates_the_files_of_its_own_images_alone(folder, opened):
     assert sorted(used[0] + used[1]) == sorted(f"{index:02}.jpg" for index in range(COUNT))
 
 
-def test_a_source_that_cannot_be_shared_is_refused():
+def test_a_data_set_without_shards_cannot_be_shared():
     source = _source()
     alone = ImageDataset(
         "own data", COUNT, CLASSES, lambda seed, start: source.examples(seed, start)
     )
     assert len(_take(_training(alone), 1)) == 1
     for make in (_training, _evaluation):
-        with pytest.raises(ValueError, match="own data .* does not take the `Shard`"):
+        with pytest.raises(
+            ValueError, match="own data, but its `examples` does not take a `Shard`"
+        ):
             make(alone, replicas=2)
 
 
-def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
-    """Without crops and mixing, each epoch is the source's images in another order, each once."""
+def test_each_epoch_has_each_image_at_most_once_in_another_order():
     calls = []
     dataset = _training(_source(calls=calls), augmentation=PLAIN, label_smoothing=0.0)
     batches = _take(dataset, 6)
     seeds = [seed for seed, start in calls]
     assert len(set(seeds)) == len(seeds) >= 3 and all(start == 0 for _, start in calls)
     originals = [
-        np.asarray(images[0]) for images, _ in _take(_natural(PLAIN, global_batch_size=1), COUNT)
+        np.asarray(images[0])
+        for images, _ in _take(_unshuffled_training(PLAIN, global_batch_size=1), COUNT)
     ]
     orders = []
     for epoch in range(3):
@@ -272,16 +284,7 @@ def test_examples_are_decided_one_by_one_and_epochs_have_orders_of_their_own():
     assert orders[0] != orders[1] != orders[2]
 
 
-def _natural(augmentation: Augmentation, contents: list[bytes] | None = None, **changes):
-    """Training batches in the source's natural order, every epoch."""
-    source = _source(contents)
-    natural = ImageDataset(
-        source.name, source.count, CLASSES, lambda seed, *part: source.examples(None, *part)
-    )
-    return _training(natural, augmentation=augmentation, **changes)
-
-
-def test_resuming_asks_the_source_to_skip():
+def test_a_resumed_run_passes_start_to_the_data_set():
     calls = []
     _take(_training(_source(calls=calls), augmentation=PLAIN, start_step=5), 1)
     seed, start = calls[0]
@@ -291,14 +294,14 @@ def test_resuming_asks_the_source_to_skip():
     assert calls[2] == (seed, 0)  # the third epoch's order
 
 
-def test_smoothing_is_the_published_formula():
+def test_label_smoothing_follows_the_published_formula():
     for smoothing in (0.1, 1e-4):
-        _, labels = _take(_natural(PLAIN, label_smoothing=smoothing), 1)[0]
+        _, labels = _take(_unshuffled_training(PLAIN, label_smoothing=smoothing), 1)[0]
         expected = np.eye(3)[np.arange(BATCH) % 3] * (1 - smoothing) + smoothing / 3
         np.testing.assert_allclose(labels, expected, atol=1e-6)
 
 
-def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
+def test_mixup_blends_neighbors_and_leaves_other_augmentation_unchanged():
     apart = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5)
     together = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5, mixup=0.8)
     images, labels = _take(_training(augmentation=apart, label_smoothing=0.0), 1)[0]
@@ -315,9 +318,9 @@ def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
 @pytest.mark.parametrize(
     "changes, message",
     [
-        ({"global_batch_size": 23}, "small, train has 22 examples, less than .* 23"),
-        ({"replicas": 3}, "batch of 8 cannot be cut into 3 equal chunks"),
-        ({"replicas": 8, "local_replicas": 8}, "must be even. It is 1"),
+        ({"global_batch_size": 23}, "small, train has 22 examples, fewer than .* 23"),
+        ({"replicas": 3}, "batch of 8 cannot be divided into 3 equal chunks. .* multiple of 3"),
+        ({"replicas": 8, "local_replicas": 8}, "must be even. Received: 1"),
         ({"replicas": 2, "first_replica": 2}, "replicas, 0 to 1. Received: first_replica=2"),
         ({"replicas": 2, "first_replica": 1, "local_replicas": 2}, "local_replicas=2"),
         ({"label_smoothing": 1.0}, "label_smoothing"),
@@ -326,12 +329,12 @@ def test_mixing_is_of_neighbors_that_are_otherwise_as_without():
         ({"global_batch_size": 0}, "global batch of 0"),
     ],
 )
-def test_wrong_arguments_are_refused(changes, message):
+def test_wrong_arguments_raise_an_error(changes, message):
     with pytest.raises(ValueError, match=message):
         _training(**changes)
 
 
-def test_labels_and_elements_that_make_no_sense_are_refused():
+def test_wrong_labels_and_elements_raise_an_error():
     source = _source()
     few = ImageDataset(source.name, source.count, CLASSES[:2], source.examples)
     with pytest.raises(tf.errors.InvalidArgumentError, match="not among its 2 classes"):
@@ -339,7 +342,7 @@ def test_labels_and_elements_that_make_no_sense_are_refused():
     bare = ImageDataset(
         "bare", COUNT, CLASSES, lambda *_: source.examples(None, 0).map(lambda one: one["image"])
     )
-    with pytest.raises(tf.errors.OpError, match="bare must give elements of"):
+    with pytest.raises(tf.errors.OpError, match="bare must have elements of"):
         _take(_training(bare, augmentation=PLAIN), 1)
 
 
@@ -347,7 +350,7 @@ def test_labels_and_elements_that_make_no_sense_are_refused():
 
 
 def _ramp(width: int = 400, height: int = 300) -> Image.Image:
-    """Red tells x and green tells y, to one in 256 of the sides."""
+    """An image whose red is x and whose green is y, from 0 to 255."""
     x = np.linspace(0, 255, width)[None].repeat(height, 0)
     y = np.linspace(0, 255, height)[:, None].repeat(width, 1)
     return Image.fromarray(np.stack([x, y, 0 * x], axis=-1).round().astype("uint8"))
@@ -356,7 +359,7 @@ def _ramp(width: int = 400, height: int = 300) -> Image.Image:
 def _boxes(augmentation: Augmentation, kind: str, count: int) -> np.ndarray:
     """(count, 4): left, right, top, bottom of the crops, as shares of the image's sides."""
     content = _encode(_ramp(), kind, **({"quality": 95} if kind == "JPEG" else {}))
-    dataset = _natural(augmentation, [content] * 8, size=48)
+    dataset = _unshuffled_training(augmentation, [content] * 8, size=48)
     images = np.concatenate([images for images, _ in _take(dataset, count // 8)]) / 255
     red, green = images[..., 0].mean(axis=1), images[..., 1].mean(axis=2)
     half = [(values[:, -1] - values[:, 0]) / 94 for values in (red, green)]  # of one pixel
@@ -367,56 +370,58 @@ def _boxes(augmentation: Augmentation, kind: str, count: int) -> np.ndarray:
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_random_crops_have_the_asked_areas_and_proportions(kind):
+def test_random_crops_have_the_given_areas_and_aspect_ratios(kind):
     left, right, top, bottom = _boxes(Augmentation(flip=False, area=(0.2, 0.6)), kind, 320).T
     area = (right - left) * (bottom - top)
     aspect = (right - left) * 400 / ((bottom - top) * 300)
     assert 0.19 < area.min() < 0.23 and 0.55 < area.max() < 0.62
-    assert abs(area.mean() - 0.39) < 0.03  # the largest fit less often
+    assert abs(area.mean() - 0.39) < 0.03  # below 0.4, as the largest fit less often
     assert 0.72 < aspect.min() < 0.8 and 1.25 < aspect.max() < 1.37
     assert left.min() < 0.02 and right.max() > 0.98 and top.min() < 0.02 and bottom.max() > 0.98
     assert abs((left + right).mean() / 2 - 0.5) < 0.05
 
 
-def test_both_decoders_crop_alike():
+def test_jpeg_and_png_have_the_same_crops():
     crop = Augmentation(area=(0.1, 1.0))
     np.testing.assert_allclose(_boxes(crop, "JPEG", 64), _boxes(crop, "PNG", 64), atol=0.015)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
-def test_center_and_whole(kind):
+def test_center_crops_and_whole_images(kind):
     middle = _boxes(Augmentation(crop="center", flip=False, center_ratio=0.8), kind, 8)
     np.testing.assert_allclose(middle, [[0.2, 0.8, 0.1, 0.9]] * 8, atol=0.01)
     whole = _boxes(PLAIN, kind, 8)
     np.testing.assert_allclose(whole, [[0, 1, 0, 1]] * 8, atol=0.01)
 
 
-def test_where_no_crop_fits_the_middle_is_taken():
+def test_the_center_is_taken_if_no_random_crop_fits():
     narrow = _encode(Image.new("RGB", (400, 4), "red").resize((400, 4)))
-    dataset = _natural(Augmentation(area=(0.9, 1.0)), [narrow] * 8, size=16)
+    dataset = _unshuffled_training(Augmentation(area=(0.9, 1.0)), [narrow] * 8, size=16)
     assert _take(dataset, 1)[0][0].shape == (8, 16, 16, 3)
 
 
-def test_flips_are_of_every_second_image():
+def test_half_of_the_images_are_flipped():
     content = _encode(_ramp())
-    dataset = _natural(Augmentation(crop="whole"), [content] * 8, size=16)
+    dataset = _unshuffled_training(Augmentation(crop="whole"), [content] * 8, size=16)
     images = np.concatenate([images for images, _ in _take(dataset, 25)])
     assert 70 < (images[:, 0, 0, 0] > 128).sum() < 130  # of 200: four standard deviations
 
 
-def test_smaller_decoding_is_as_good_as_resizing_the_whole():
-    """At a half and at an eighth, beside Pillow's mean over the same boxes of pixels."""
+def test_decoding_at_a_smaller_size_is_close_to_resizing():
+    """At a half and at an eighth, compared with Pillow's mean over the same boxes of pixels."""
     image = _photograph("astronaut.png", (400, 304))
     content = _encode(image, quality=95)
     with Image.open(io.BytesIO(content)) as decoded:
         for ratio, allowed in ((2, 1.0), (8, 0.7)):
             expected = np.array(decoded.reduce(ratio), "float64")
-            dataset = _natural(PLAIN, [content] * 2, size=expected.shape[:2], global_batch_size=2)
+            dataset = _unshuffled_training(
+                PLAIN, [content] * 2, size=expected.shape[:2], global_batch_size=2
+            )
             images, _ = _take(dataset, 1)[0]
             assert np.abs(images[0] - expected).mean() < allowed  # neighbors differ by 10 to 20
 
 
-# --- Kinds of files and unreadable ones --------------------------------------------------------
+# --- File formats and unreadable files ---------------------------------------------------------
 
 
 def _kinds() -> dict[str, bytes]:
@@ -439,9 +444,11 @@ def _kinds() -> dict[str, bytes]:
     }
 
 
-def test_every_kind_of_file_becomes_the_rgb_that_prediction_sees(tmp_path):
+def test_every_file_format_gives_the_pixels_of_prediction(tmp_path):
     kinds = _kinds()
-    dataset = _natural(PLAIN, list(kinds.values()), size=(90, 120), global_batch_size=len(kinds))
+    dataset = _unshuffled_training(
+        PLAIN, list(kinds.values()), size=(90, 120), global_batch_size=len(kinds)
+    )
     images, _ = _take(dataset, 1)[0]
     for (name, content), found in zip(kinds.items(), images, strict=True):
         (tmp_path / name).write_bytes(content)
@@ -463,7 +470,7 @@ def _unreadable_contents() -> dict[str, bytes]:
 
 
 @pytest.mark.parametrize("crop", ["whole", "random_resized"])
-def test_unreadable_images_are_named_and_neighbors_take_their_places(crop):
+def test_unreadable_images_are_named_and_replaced_by_their_neighbors(crop):
     kinds = _unreadable_contents()
     contents = WHOLE[: 2 * len(kinds)]
     for index, content in enumerate(kinds.values()):
@@ -474,34 +481,34 @@ def test_unreadable_images_are_named_and_neighbors_take_their_places(crop):
         "global_batch_size": len(contents),
     }
     unreadable = UnreadableImages(len(kinds))
-    found = _take(_natural(contents=contents, unreadable=unreadable, **options), 3)
-    expected = _take(_natural(contents=WHOLE[: len(contents)], **options), 3)
+    found = _take(_unshuffled_training(contents=contents, unreadable=unreadable, **options), 3)
+    expected = _take(_unshuffled_training(contents=WHOLE[: len(contents)], **options), 3)
     assert sorted(unreadable.names) == sorted(f"{2 * index}.jpg" for index in range(len(kinds)))
     assert unreadable.error is None
     reasons = [unreadable.reasons[f"{2 * index}.jpg"] for index in range(len(kinds))]
     for reason, word in zip(
-        reasons, ["truncated", "truncated", "empty", "no image", "truncated", ""], strict=True
+        reasons, ["truncated", "truncated", "empty", "not an image", "truncated", ""], strict=True
     ):
         assert word in reason and len(reason) > 5
-    # Of the two nearest, the one it would be mixed with.
-    places = np.arange(len(contents)) | 1
+    # Of the two nearest, the one that the image would be mixed with.
+    partners = np.arange(len(contents)) | 1
     for (images, labels), (whole, whole_labels) in zip(found, expected, strict=True):
         np.testing.assert_array_equal(images[1::2], whole[1::2])
-        np.testing.assert_array_equal(images, whole[places])
-        np.testing.assert_array_equal(labels, whole_labels[places])
+        np.testing.assert_array_equal(images, whole[partners])
+        np.testing.assert_array_equal(labels, whole_labels[partners])
 
 
-def test_the_nearest_readable_image_stands_in():
+def test_the_nearest_readable_image_is_the_replacement():
     contents = WHOLE[:8]
     for index in (2, 3, 4, 7):
         contents[index] = b"broken"
     unreadable = UnreadableImages(4)
-    images, _ = _take(_natural(PLAIN, contents, unreadable=unreadable), 1)[0]
-    whole, _ = _take(_natural(PLAIN, WHOLE[:8]), 1)[0]
+    images, _ = _take(_unshuffled_training(PLAIN, contents, unreadable=unreadable), 1)[0]
+    whole, _ = _take(_unshuffled_training(PLAIN, WHOLE[:8]), 1)[0]
     np.testing.assert_array_equal(images, whole[[0, 1, 1, 1, 5, 5, 6, 6]])
 
 
-def test_replicas_and_resumed_runs_agree_about_unreadable_images():
+def test_replicas_and_resumed_runs_replace_the_same_unreadable_images():
     contents = list(WHOLE)
     contents[3], contents[8] = b"", contents[8][:500]
 
@@ -530,32 +537,7 @@ def test_a_batch_without_any_readable_image_ends_the_run():
     unreadable = UnreadableImages(100)
     with pytest.raises(tf.errors.OpError):
         _take(_training(_source([b""] * COUNT), augmentation=PLAIN, unreadable=unreadable), 1)
-    assert "Not one image of a batch of 8 can be read" in str(unreadable.error)
-
-
-def test_unreadable_images_count_once_and_up_to_the_limit():
-    unreadable = UnreadableImages(limit=1)
-    for _ in range(3):
-        unreadable.add("a", "cut off")
-    assert (
-        unreadable.names == ["a"]
-        and unreadable.reasons == {"a": "cut off"}
-        and unreadable.error is None
-    )
-    with pytest.raises(ValueError, match=r"2 images .* limit of 1: a \(cut off\), b \(empty\)"):
-        unreadable.add("b", "empty")
-    with pytest.raises(ValueError, match="2 images"):
-        unreadable.add("a", "cut off")
-    for wrong in (-1, 1.5, True):
-        with pytest.raises(ValueError, match="limit"):
-            UnreadableImages(wrong)
-
-
-def test_a_long_list_of_names_is_cut():
-    unreadable = UnreadableImages(limit=30)
-    with pytest.raises(ValueError, match="30.jpg .* and 21 more"):
-        for index in range(31):
-            unreadable.add(f"{index}.jpg", "empty")
+    assert "No image of a batch of 8 can be read" in str(unreadable.error)
 
 
 # --- Evaluation ------------------------------------------------------------------------------
@@ -577,7 +559,7 @@ def _evaluation(source: ImageDataset | None = None, **changes) -> list[tuple]:
 @pytest.mark.parametrize(
     "interpolation, ratio, mode", [("bicubic", 0.9, "center"), ("bilinear", 1.0, "squash")]
 )
-def test_evaluation_sees_the_pixels_of_prediction_in_order(tmp_path, interpolation, ratio, mode):
+def test_evaluation_has_the_pixels_of_prediction_in_order(tmp_path, interpolation, ratio, mode):
     batches = _evaluation(interpolation=interpolation, crop_pct=ratio, crop_mode=mode)
     images, labels, weights = (np.concatenate(parts) for parts in zip(*batches, strict=True))
     assert len(batches) == 3 and images.shape == (24, 48, 40, 3)
@@ -593,7 +575,7 @@ def test_evaluation_sees_the_pixels_of_prediction_in_order(tmp_path, interpolati
 def test_evaluation_is_shared_by_replicas_and_workers():
     whole = _evaluation()
     chunks = _evaluation(replicas=4, local_replicas=4)
-    assert len(chunks) == 12  # the last has nothing but filling
+    assert len(chunks) == 12  # the last has only padding
     _assert_equal(_joined(chunks, 4), whole)
     workers = [_evaluation(replicas=2, first_replica=worker) for worker in (0, 1)]
     chunks = [workers[worker][step] for step in range(3) for worker in (0, 1)]
@@ -617,7 +599,7 @@ def test_unreadable_images_have_no_weight_in_evaluation():
     assert "2.jpg" in str(unreadable.error)
 
 
-def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
+def test_evaluation_dataset_has_each_readable_image_once_and_one_hot_labels():
     contents = list(WHOLE)
     contents[2] = contents[2][:400]
     options = {"size": (48, 40), "crop_pct": 0.9, "interpolation": "bicubic"}
@@ -631,7 +613,7 @@ def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
         )
     ]
     images, labels, weights = padded
-    for _ in range(2):  # of which the second is another epoch's validation
+    for _ in range(2):  # it can be iterated again, as in each epoch of `fit`
         batches = _take(dataset, 100)
         assert [len(images) for images, _ in batches] == [8, 8, 5]
         assert [labels.dtype for _, labels in batches] == ["float32"] * 3
@@ -641,7 +623,7 @@ def test_the_public_data_set_has_each_readable_image_once_and_one_hot_labels():
         )
 
 
-def test_a_number_of_examples_that_fits_needs_no_filling():
+def test_a_multiple_of_the_batch_size_needs_no_padding():
     batches = _evaluation(_source(WHOLE[:16]))
     assert len(batches) == 2 and all((weights == 1).all() for *_, weights in batches)
 
@@ -655,12 +637,12 @@ def test_a_number_of_examples_that_fits_needs_no_filling():
         ({"global_batch_size": 9, "replicas": 2}, "equal chunks"),
     ],
 )
-def test_wrong_settings_of_evaluation_are_refused(wrong, message):
+def test_wrong_evaluation_settings_raise_an_error(wrong, message):
     with pytest.raises(ValueError, match=message):
         _evaluation(**wrong)
 
 
-def test_datasets_are_deterministic_and_left_whole_by_tf_distribute():
+def test_datasets_are_deterministic_and_not_sharded_by_tf_distribute():
     for dataset in (
         _training(),
         *(

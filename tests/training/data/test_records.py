@@ -1,4 +1,4 @@
-"""What is wrong with a label of a record is found again in TensorFlow's error."""
+"""The message about a wrong label is found in TensorFlow's error."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.tensorflow_only
 
 
 @pytest.mark.parametrize("parallel", [None, 2])
-def test_a_label_error_is_found_whatever_the_record_is_called(parallel):
+def test_a_label_error_is_found_if_the_name_has_brackets(parallel):
     text = "Expected one label from 0 to 9 for cats [old]/1.jpg. Received: 12"
 
     def check(number: tf.Tensor) -> tf.Tensor:
@@ -23,7 +23,7 @@ def test_a_label_error_is_found_whatever_the_record_is_called(parallel):
     assert find_label_error(caught.value) == text
 
 
-def test_other_errors_are_not_about_labels():
+def test_other_errors_are_not_label_errors():
     with pytest.raises(tf.errors.InvalidArgumentError) as caught:
         tf.debugging.Assert(False, ["Expected one label"])
     assert find_label_error(caught.value) is None

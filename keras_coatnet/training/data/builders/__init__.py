@@ -1,1 +1,1 @@
-"""Data sets that tensorflow-datasets does not have, as builders of its kind."""
+"""Builders of data sets that tensorflow-datasets does not have."""

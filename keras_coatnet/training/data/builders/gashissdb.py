@@ -1,4 +1,4 @@
-"""GasHisSDB, the gastric histopathology sub-size image database, for tensorflow-datasets."""
+"""Builder of GasHisSDB, a data set of gastric histopathology images, for tensorflow-datasets."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import pathlib
 import warnings
 import zipfile
 from collections.abc import Callable, Iterator
-from typing import IO, Any, ClassVar
+from typing import IO, ClassVar
 
 import tensorflow_datasets as tfds
 
 CLASSES = ("Abnormal", "Normal")
 
-# Images of each class by their side in pixels: 245,196 in all.
+# Published number of images of each class, by the side of the images in pixels.
 PUBLISHED = {
     "160": {"Abnormal": 13_124, "Normal": 20_160},
     "120": {"Abnormal": 24_801, "Normal": 40_460},
@@ -25,13 +25,13 @@ PUBLISHED = {
 HELD_OUT = 0.2
 
 _DESCRIPTION = """
-Parts of 600 microscope images of gastric tissue (H&E stain), 245,196 in all, cut to squares of
-160, 120 and 80 pixels and labeled by pathologists: "Abnormal" shows cancer, "Normal" does not.
+245,196 crops of 600 microscope images of gastric tissue (H&E stain), squares of 160, 120 and 80
+pixels that pathologists labeled: "Abnormal" shows cancer, "Normal" does not.
 
-It is published without splits. Here a fifth of each class is for validation, chosen by the hash of
-each file's name: the same images on every machine. Published figures come from random splits of
-their authors' own: ours compare with them, but are not of the same images. In all of them, parts
-of one microscope image fall on both sides.
+It is published without splits. This builder takes a fifth of each class for validation, chosen by
+the hash of the file names, so it is the same on every machine. Published accuracies were measured
+with other random splits, so the images differ. In all of these splits, crops of one microscope
+image are in both training and validation.
 """
 
 _CITATION = """\
@@ -49,9 +49,9 @@ _CITATION = """\
 
 
 class Gashissdb(tfds.core.GeneratorBasedBuilder):
-    """Builder of GasHisSDB from the folder, or the zip file, as it is published.
+    """Builder of GasHisSDB from its published folder or zip file.
 
-    The configurations are `"160"` (the default), `"120"` and `"80"`: the side of the images in
+    The configurations `"160"` (the default), `"120"` and `"80"` are the side of the images in
     pixels. The splits are `train` and `validation`.
 
     Example, with GasHisSDB.zip or GasHisSDB/160/Abnormal/... in D/downloads/manual:
@@ -59,10 +59,10 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
     """
 
     VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES: ClassVar = {"1.0.0": "As published, with a split by the hash of the file names."}
+    RELEASE_NOTES: ClassVar = {"1.0.0": "Split by the hash of the file names."}
     MANUAL_DOWNLOAD_INSTRUCTIONS = (
-        "Put GasHisSDB.zip, or the folder GasHisSDB that is in it, into the manual folder. It is "
-        "linked from https://gitee.com/neuhwm/GasHisSDB, with its terms."
+        "Put GasHisSDB.zip, or the folder GasHisSDB that it contains, into the manual folder. "
+        "https://gitee.com/neuhwm/GasHisSDB links to it and states its terms."
     )
     BUILDER_CONFIGS: ClassVar = [
         tfds.core.BuilderConfig(name=size, description=f"Images of {size} x {size} pixels.")
@@ -86,7 +86,7 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
         )
 
     def _split_generators(self, dl_manager: tfds.download.DownloadManager) -> dict:
-        assert self.builder_config is not None  # it is the first one by default
+        assert self.builder_config is not None  # the first configuration is the default
         size = self.builder_config.name
         found = _find(pathlib.Path(dl_manager.manual_dir), size)
         parts = {"train": [], "validation": []}
@@ -107,10 +107,8 @@ class Gashissdb(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, images: list[_Image]) -> Iterator[tuple[str, dict]]:
         for image in images:
             with image.open() as file:
-                yield (
-                    image.name,
-                    {"image": file, "label": image.label, "file_name": image.name},
-                )
+                example = {"image": file, "label": image.label, "file_name": image.name}
+                yield image.name, example
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,26 +127,27 @@ class _Image:
 
 
 def _find(manual: pathlib.Path, size: str) -> list[_Image]:
-    """The images of one size, in the folder if there is one, or else in the zip file."""
-    folder, archive = manual / "GasHisSDB", manual / "GasHisSDB.zip"
-    if folder.is_dir():
-        opener: dict[str, Any] = {
-            str(path): functools.partial(path.open, "rb") for path in folder.rglob("*.png")
-        }
+    """Finds the images of one size, in the folder if there is one, else in the zip file."""
+    root = manual / "GasHisSDB"
+    openers: dict[str, Callable[[], IO[bytes]]]
+    if root.is_dir():
+        openers = {str(path): functools.partial(path.open, "rb") for path in root.rglob("*.png")}
     else:
-        file = zipfile.ZipFile(archive)
-        opener = {name: functools.partial(file.open, name) for name in file.namelist()}
+        root = manual / "GasHisSDB.zip"
+        archive = zipfile.ZipFile(root)
+        openers = {name: functools.partial(archive.open, name) for name in archive.namelist()}
     found = []
-    for name, open_it in opener.items():
+    for name, opener in openers.items():
         parts = pathlib.PurePath(name).parts[-3:]
-        # macOS leaves "._name.png" files beside the images.
-        if len(parts) == 3 and parts[0] == size and parts[1] in CLASSES and parts[2][0] != ".":
-            if parts[2].endswith(".png"):
-                found.append(_Image(size, parts[1], parts[2], open_it))
+        is_image = name.endswith(".png") and len(parts) == 3
+        # macOS puts files called "._name.png" beside the images.
+        if is_image and parts[0] == size and parts[1] in CLASSES and parts[2][0] != ".":
+            found.append(_Image(*parts, opener))
     missing = set(CLASSES) - {image.label for image in found}
     if missing:
         raise ValueError(
-            f"{folder if folder.is_dir() else archive} is not as it was published: it has no "
-            f"images {' and '.join(f'{size}/{label}/*.png' for label in sorted(missing))}."
+            f"{root} is not as published: it has no images "
+            f"{' and '.join(f'{size}/{label}/*.png' for label in sorted(missing))}. Download it "
+            "again."
         )
     return found
