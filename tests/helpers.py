@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import itertools
 from collections.abc import Callable, Iterable, Sequence
@@ -112,6 +113,28 @@ def assert_matches(actual: Any, expected: Any, allowed: float | None = None) -> 
 # --- ways to call ----------------------------------------------------------------------------
 
 
+def call_layer(layer: keras.layers.Layer, *inputs: Any, **kwargs: Any) -> Any:
+    """Calls a built layer or model: on JAX as one compiled function, as `fit` and `predict` do.
+
+    Called eagerly, JAX compiles each operation by itself for each shape, which takes longer than
+    everything else in these tests.
+    """
+    if keras.backend.backend() != "jax":
+        return layer(*inputs, **kwargs)
+    import jax
+
+    def compute(trainable: list, others: list, *inputs: Any) -> Any:
+        return layer.stateless_call(trainable, others, *inputs, **kwargs)
+
+    trainable, others = layer.trainable_variables, layer.non_trainable_variables
+    output, state = jax.jit(compute)(
+        [variable.value for variable in trainable], [variable.value for variable in others], *inputs
+    )
+    for variable, value in zip(others, state, strict=True):
+        variable.assign(value)
+    return output
+
+
 def with_unknown_size(layer: keras.layers.Layer) -> Callable[[Array], Any]:
     """A layer or model as a function of a map whose size is known only at run time.
 
@@ -119,7 +142,7 @@ def with_unknown_size(layer: keras.layers.Layer) -> Callable[[Array], Any]:
     know the sizes of what they compute on; there only symbolic calls are of unknown size.
     """
     if keras.backend.backend() != "tensorflow":
-        return layer
+        return functools.partial(call_layer, layer)
     import tensorflow as tf
 
     @tf.function
@@ -229,7 +252,7 @@ def _jax_gradients(
         output, _ = layer.stateless_call(variables, fixed, *inputs, **kwargs)
         return _loss(output, cotangent)
 
-    return jax.grad(compute)(variables)
+    return jax.jit(jax.grad(compute))(variables)
 
 
 def _torch_gradients(
@@ -277,14 +300,16 @@ def assert_same_after_serialization(
     layer: keras.layers.Layer, *inputs: Any, **kwargs: Any
 ) -> keras.layers.Layer:
     """Asserts that a layer made from the serialized one computes the same; returns it."""
-    expected = layer(*inputs, **kwargs)
+    expected = call_layer(layer, *inputs, **kwargs)
     config = keras.saving.serialize_keras_object(layer)
     restored = keras.saving.deserialize_keras_object(config)
     assert type(restored) is type(layer)
     assert restored.get_config() == layer.get_config()
-    restored(*inputs, **kwargs)
+    if not restored.built:
+        restored(*inputs, **kwargs)
     copy_weights(layer, restored)
-    np.testing.assert_array_equal(to_numpy(restored(*inputs, **kwargs)), to_numpy(expected))
+    found = call_layer(restored, *inputs, **kwargs)
+    np.testing.assert_array_equal(to_numpy(found), to_numpy(expected))
     return restored
 
 
@@ -314,7 +339,8 @@ def assert_shapes(layer: keras.layers.Layer, x: Array, width: int | None = None)
     `width` is of the output; None: as of the input.
     """
     width = x.shape[-1] if width is None else width
-    output = layer(x)
+    layer.build(x.shape)
+    output = call_layer(layer, x)
     assert tuple(layer.compute_output_shape(x.shape)) == tuple(output.shape)
     assert output.shape[-1] == width
     unknown = (None, None, None, x.shape[-1])

@@ -15,6 +15,7 @@ from tests.helpers import (
     assert_same_after_serialization,
     assert_shapes,
     assert_slopes,
+    call_layer,
     precision,
     random_map,
     randomize,
@@ -25,7 +26,7 @@ from tests.helpers import (
 def built(x: np.ndarray, *args: object, **kwargs: object) -> tuple[SqueezeExcite, dict]:
     """A layer of the test's precision with random weights, and these."""
     layer = SqueezeExcite(*args, **{"dtype": precision().dtype, **kwargs})
-    layer(x)
+    layer.build(x.shape)
     return layer, randomize(layer)
 
 
@@ -35,13 +36,15 @@ def test_equals_the_reference(activation, size):
     x = random_map(3, *size, 8)
     layer, weights = built(x, 5, activation)
     expected = reference.squeeze_excite(x.astype("float64"), weights, activation)
-    assert_matches(layer(x), expected)
+    assert_matches(call_layer(layer, x), expected)
 
 
 def test_activates_by_silu_unless_told():
     x = random_map(2, 4, 4, 8)
     layer, weights = built(x, 2)
-    assert_matches(layer(x), reference.squeeze_excite(x.astype("float64"), weights, "silu"))
+    assert_matches(
+        call_layer(layer, x), reference.squeeze_excite(x.astype("float64"), weights, "silu")
+    )
 
 
 def test_unknown_size():
@@ -65,7 +68,7 @@ def test_gradients():
 
 def test_initial_values():
     layer = SqueezeExcite(24)
-    layer(random_map(1, 2, 2, 96, dtype="float32"))
+    layer.build((1, 2, 2, 96))
     assert_initial_values(layer)
 
 
@@ -89,7 +92,7 @@ def test_mixed_precision(dtype):
         if path.endswith("kernel"):
             variable.assign(variable / 40)
             weights[path] = weights[path] / 40
-    output = layer(x)
+    output = call_layer(layer, x)
     assert keras.backend.standardize_dtype(output.dtype) == dtype
     assert {keras.backend.standardize_dtype(v.dtype) for v in layer.variables} == {"float32"}
     assert_matches(output, reference.squeeze_excite(x.astype("float64"), weights), 2e-2)
