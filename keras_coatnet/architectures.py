@@ -10,7 +10,7 @@ from keras_coatnet.config import CoAtNetConfig
 
 
 def _paper_family() -> dict[str, CoAtNetConfig]:
-    """Tables 3 and 12 of the paper.
+    """Tables 3 (CoAtNet-0 to 4) and 12 (CoAtNet-5 to 7) of the paper.
 
     Table 12 prints 2048 for the last stage of CoAtNet-6; 3072 is what gives its 1.47B parameters.
     """

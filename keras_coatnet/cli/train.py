@@ -62,8 +62,8 @@ those that decide the result must stay the same then, the others may change. Wit
 --gradient-accumulation-steps, BatchNorm takes its statistics from parts of another size.
 
 The run's folder gets recipe.json, data.json, classes.txt, history.csv, evaluations.csv,
-tensorboard/, curves.png, confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5
-and final.weights.h5.
+tensorboard/, checkpoints/ and best.weights.h5; at the end final.weights.h5, summary.json,
+curves.png, evaluation.json, per_class.csv, confusion.csv and confusion.png.
 
 --data is a folder of images, one sub-folder a class, with parts such as train/ and val/ or
 without; a name that tensorflow-datasets knows; a folder that it prepared; or a folder of MNIST's

@@ -334,12 +334,13 @@ class Recipe:
             A `Recipe`.
 
         Raises:
-            ValueError: there is no such file, or it does not hold a recipe.
+            ValueError: there is no such file, it cannot be read, or it does not hold a recipe.
         """
         check_local(path, "path")
+        found = _read_fields(pathlib.Path(path), cls, "a recipe")
         try:
-            return cls(**_read_json(pathlib.Path(path)))
-        except (OSError, TypeError, ValueError) as error:
+            return cls(**found)
+        except ValueError as error:
             raise ValueError(f"{path} does not hold a recipe: {error}") from error
 
     def describe(self) -> str:
@@ -348,7 +349,7 @@ class Recipe:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.to_dict().items())
 
 
-_MOST_JSON = 1 << 20  # bytes
+_MAX_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
 _LARGEST = 0.9 * MOST_NUMBER  # of the numbers that the optimizer takes
 _RANGES = (
@@ -396,20 +397,47 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
         )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
+def _read_fields(path: pathlib.Path, kind: type, what: str) -> dict[str, Any]:
+    """Reads the fields of a dataclass from a JSON file. Their values are not checked.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read, or its fields are not those of `kind`.
+    """
     try:
+        size = path.stat().st_size
+        if size > _MAX_JSON:
+            raise ValueError(f"it has {size} bytes, and at most {_MAX_JSON} are read")
         found = json.loads(path.read_text("utf-8"))
+        _check_fields(found, kind)
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
+        raise ValueError(f"{path} does not hold {what}: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold {what}: {error}") from error
     return found
 
 
+def _check_fields(found: Any, kind: type) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    if unknown := [name for name in found if name not in known]:
+        raise ValueError(
+            f"it has unknown fields: {', '.join(map(repr, unknown))}. Known: "
+            f"{', '.join(map(repr, known))}"
+        )
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(f"it lacks the fields: {', '.join(map(repr, missing))}")
+
+
 def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
+    found = _read_fields(path, CoAtNetConfig, "a CoAtNetConfig")
     try:
-        return CoAtNetConfig.from_dict(_read_json(path))
-    except (OSError, TypeError, ValueError) as error:
+        return CoAtNetConfig.from_dict(found)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a CoAtNetConfig: {error}") from error

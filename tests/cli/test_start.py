@@ -160,13 +160,13 @@ MISTAKES = {
     # train
     "no recipe": (["train"], "Which recipe"),
     "unknown recipe": (["train", "in2k"], "There is no recipe 'in2k'"),
-    "missing recipe": (["train", "no.json"], "no.json does not hold a recipe"),
+    "missing recipe": (["train", "no.json"], "There is no file no.json"),
     "recipe's model": (
         ["train", "in1k_pretrain", "--model", "coatnet7"],
         "no values for the model",
     ),
     "network": (["train", "transfer", "--model", "coatnet9", "--data", "flowers"], "one of: coatn"),
-    "network's file": (["train", "transfer", "--model", "no.json"], "hold a CoAtNetConfig"),
+    "network's file": (["train", "transfer", "--model", "no.json"], "There is no file no.json"),
     "no data": (["train", "transfer"], "names no data"),
     "field": (["train", "transfer", "--batch-size", "0"], "`batch_size` must be at least 1"),
     "field of a dry run": (["train", "transfer", "--mixup", "1e-3", "--dry-run"], "`mixup` must"),

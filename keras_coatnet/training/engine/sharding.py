@@ -134,7 +134,7 @@ def model_parallel(
         On JAX and eight devices:
 
         keras.distribution.set_distribution(model_parallel((2, 4), "coatnet6"))
-        model = keras_coatnet.CoAtNet6()
+        model = keras_coatnet.CoAtNet6(weights=None)
     """
     devices = _devices(devices)
     whole = len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)

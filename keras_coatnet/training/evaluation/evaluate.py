@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import pathlib
-import sys
 from typing import Any, TextIO
 
 import keras
@@ -67,18 +65,16 @@ def evaluate(
         source, **_pipeline_options(settings), global_batch_size=batch_size, unreadable=unreadable
     )
     counter = EvaluationCounter(source.classes, positive)
-    progress = Progress(
-        -(-source.count // batch_size), batch_size, sys.stderr if stream is None else stream
-    )
+    progress = Progress(-(-source.count // batch_size), batch_size, stream)
     try:
-        with explain_errors(pathlib.Path(), unreadable, cluster=False):
+        with explain_errors(None, unreadable, cluster=False):
             for step, (images, labels, weights) in enumerate(dataset, 1):
                 scores = class_scores(model, images.numpy())
                 labels = labels.numpy()
                 top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
                 share = np.maximum(scores[np.arange(len(labels)), labels], 1e-30)
                 counter.update(labels, top, -np.log(share), weights.numpy())
-                progress.update(step, f"top1 {counter.result().top1:.4f}")
+                progress.update(step, f"top1 {counter.top1:.4f}")
     except TrainingError as error:
         raise ValueError(str(error)) from error
     finally:

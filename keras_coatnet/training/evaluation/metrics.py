@@ -133,7 +133,10 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures and the classes' as a dictionary that JSON can hold; nan becomes None."""
+        """The figures and the classes' as a dictionary that JSON can hold.
+
+        Nan and infinities become None.
+        """
         columns = {"count": self.truths, "recall": self.recall, "precision": self.precision}
         columns["f1"] = self.f1
         found: dict[str, Any] = {name: _json(value) for name, value in self.figures().items()}
@@ -254,6 +257,11 @@ class EvaluationCounter:
         if self._confusion is not None:
             np.add.at(self._confusion, labels * number + best, 1)
 
+    @property
+    def top1(self) -> float:
+        """Share of samples so far whose best answer is right; nan before the first one."""
+        return float(_ratio(self._hits.sum(), self._truths.sum()))
+
     def result(self) -> Evaluation:
         """The figures of what was counted so far; nan before the first sample."""
         number, count = len(self._classes), self._truths.sum()
@@ -261,7 +269,7 @@ class EvaluationCounter:
         return Evaluation(
             classes=self._classes,
             loss=float(_ratio(self._loss, count)),
-            top1=float(_ratio(self._hits.sum(), count)),
+            top1=self.top1,
             top5=float(_ratio(self._in_top5, count)) if number >= TOP5_CLASSES else None,
             truths=self._truths.copy(),
             answers=self._answers.copy(),
@@ -336,7 +344,7 @@ def _mean(values: np.ndarray) -> float:
 def _json(value: Any) -> int | float | None:
     if isinstance(value, (int, np.integer)):
         return int(value)
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
 
 
 def _shown(value: Any) -> str:

@@ -58,7 +58,8 @@ def as_json(figures: Mapping[str, Any]) -> str:
     """Writes figures as a JSON object, without those that are not known.
 
     Args:
-        figures: names and values. None and nan, which JSON does not have, are left out.
+        figures: names and values. None, nan and infinities are left out: JSON has no
+            such numbers.
 
     Returns:
         Lines of text.
@@ -73,7 +74,7 @@ def as_json(figures: Mapping[str, Any]) -> str:
     known = {
         name: value
         for name, value in figures.items()
-        if value is not None and not (isinstance(value, float) and math.isnan(value))
+        if value is not None and not (isinstance(value, float) and not math.isfinite(value))
     }
     return json.dumps(known, indent=2) + "\n"
 

@@ -55,9 +55,10 @@ def train(
 
     The folder `output` gets `recipe.json`, `data.json` (which data it was, to be compared when the
     run is resumed), `classes.txt`, `checkpoints/`, `history.csv`, `evaluations.csv`,
-    `tensorboard/`, `curves.png`, `best.weights.h5` and `final.weights.h5`. With a moving average of
-    the weights, the two weight files hold the average. They load through
-    `keras_coatnet.CoAtNet0(weights=path)` and its siblings.
+    `tensorboard/` and `best.weights.h5`; at the end `final.weights.h5`, `summary.json`,
+    `curves.png`, and the evaluation of the final weights: `evaluation.json`, `per_class.csv`,
+    `confusion.csv` and `confusion.png`. With a moving average of the weights, the two weight files
+    hold the average. They load through `keras_coatnet.CoAtNet0(weights=path)` and its siblings.
 
     Called again with the same recipe and folder, the function resumes the run from the newest
     checkpoint that is whole. The losses are those of a run that was never interrupted. Fields that
@@ -113,7 +114,7 @@ def train(
     folder = pathlib.Path(output)
     check_folder(folder, recipe)
     unreadable = UnreadableImages(recipe.unreadable_limit)
-    policy = keras.config.dtype_policy()
+    policy, distribution = keras.config.dtype_policy(), keras.distribution.distribution()
     advice = memory_advice(recipe, chosen.replicas)
     # In a cluster, `RunFolder.open` locks and checks: a process that failed here would leave the
     # others waiting.
@@ -147,6 +148,7 @@ def train(
             return _finish(loop, loop.run())
     finally:
         keras.config.set_dtype_policy(policy)
+        keras.distribution.set_distribution(distribution)  # an engine on JAX sets its own
 
 
 def _make_engine(

@@ -133,6 +133,21 @@ def test_what_is_divided_by_nothing_is_nan():
     assert "nan" not in empty.summary_table() + empty.per_class_table()
 
 
+def test_an_infinite_loss_is_written_as_json(tmp_path):
+    counter = EvaluationCounter(["a", "b"])
+    counter.update([0, 1], [[0], [0]], [np.inf, 0.5])
+    assert counter.result().to_dict()["loss"] is None
+    counter.result().save(tmp_path)
+    assert "Infinity" not in (tmp_path / "evaluation.json").read_text()
+
+
+def test_top1_is_known_while_counting():
+    counter = EvaluationCounter(["a", "b"])
+    assert np.isnan(counter.top1)
+    counter.update([0, 1, 1], [[0], [0], [1]], [1, 1, 1])
+    assert counter.top1 == counter.result().top1 == 2 / 3
+
+
 def test_tables_are_sorted_and_whole_unless_asked():
     # Recalls: pear 0, fig 1, apple 1/2, and nothing of kiwi.
     found = evaluate_counts(
