@@ -141,7 +141,7 @@ MISTAKES = {
     "missing labels": (["predict", "a.png", "--labels", "no.txt"], "labels in no.txt cannot be"),
     "gap in labels": (["predict", "a.png", "--labels", "gap.txt"], "Line 2 of the labels"),
     "few labels": (["predict", "a.png", "--labels", "two.txt"], "2 lines, and the model 1000"),
-    "crop share": (["predict", "a.png", "--crop-pct", "2"], "`crop_pct` must be a number above 0"),
+    "crop share": (["predict", "a.png", "--crop-pct", "2"], "--crop-pct: must be a number above 0"),
     "unknown model": (["predict", "a.png", "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
     "missing model": (["predict", "a.png", "--model", "no.keras"], "no file of that name.*no.ker"),
     "pickle": (["predict", "a.png", "--model", "model.pth"], "weights_only=True"),
@@ -211,7 +211,10 @@ MISTAKES = {
     "missing images": (["evaluate", *WEIGHTS, "--data", "./no"], "no does not exist"),
     "missing part": (["evaluate", *WEIGHTS, "--data", "flowers", "--split", "no"], "'no'"),
     "missing weights": (["evaluate", "--weights", "no.h5", "--data", "flowers"], "no.h5"),
-    "share": (["evaluate", *WEIGHTS, "--data", "flowers", "--crop-pct", "0"], "`crop_pct` must"),
+    "share": (
+        ["evaluate", *WEIGHTS, "--data", "flowers", "--crop-pct", "0"],
+        "--crop-pct: must be",
+    ),
     "no run": (["evaluate", "--run", "no"], "not the folder of a run"),
     "run that goes on": (["evaluate", "--run", "run"], "holds no final.weights.h5"),
 }

@@ -158,9 +158,9 @@ def engine(strategy):
     config = dataclasses.replace(RECIPE.step_config(), gradient_accumulation_steps=2)
     make_optimizer = lambda model: AdamW(1e-2, gradients_are_summed=True)
     engine = TensorFlowEngine(strategy, make_model, make_optimizer, config)
-    chunk = 16 // (2 * engine.chunks)
+    chunk = 16 // (2 * engine.num_chunks)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(chunk)
-    batches = engine.iterate(engine.chunks, lambda first, own: data)
+    batches = engine.iterate(engine.num_chunks, lambda first, own: data)
     return [float(engine.train_step(batches)[0]) for _ in range(4)]
 
 found = {"draws": {}, "fit": {}, "engine": {}}

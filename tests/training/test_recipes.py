@@ -173,7 +173,7 @@ def test_warm_ups_have_the_papers_length():
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_say_what_they_need(name):
     family = FAMILIES[name]
-    for word in ("python -m keras_coatnet train", "Hardware:", "Expected", "Source:"):
+    for word in ("    keras-coatnet train", "Hardware:", "Expected", "Source:"):
         assert word in family.about
     for model in family.models or keras_coatnet.architectures():
         assert find_recipe(name, model).architecture() is not None
@@ -184,9 +184,9 @@ def test_recipes_command_lines_are_understood(name):
     """The command in a recipe's text, tried without running it."""
     from keras_coatnet import cli
 
-    words = FAMILIES[name].about.partition("    python -m ")[2].partition("\n\n")[0]
+    words = FAMILIES[name].about.partition("\n\n")[2].partition("\n\n")[0]
     command = words.replace("\\\n", " ").split()
-    assert command[0] == "keras_coatnet"
+    assert command[0] == "keras-coatnet"
     assert cli.main([*command[1:], "--dry-run"]) == 0
 
 

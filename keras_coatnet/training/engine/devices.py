@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import keras
 
 from keras_coatnet.arguments import whole_number
+from keras_coatnet.training.choices import JAX_STRATEGIES, TENSORFLOW_STRATEGIES
 from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
 
 if TYPE_CHECKING:
@@ -23,9 +24,6 @@ if TYPE_CHECKING:
     from keras_coatnet.training.engine.base import Engine, StepConfig
     from keras_coatnet.training.engine.jax import Distribution
     from keras_coatnet.training.engine.optimizer import AdamW
-
-TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
-JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,14 +68,14 @@ def choose_devices(
             - `"model_parallel"`: all devices, each with a part of the network (JAX): for CoAtNet6
               and CoAtNet7.
         devices: how many of this machine's devices; None: all. With `"model_parallel"`: over how
-            many devices the network is split; None: all. A cluster and a TPU take all, and
-            `"one_device"` takes one.
+            many devices the network is split; None: all. A cluster and a TPU use all, and
+            `"one_device"` uses one.
 
     Returns:
         The devices, for `make_engine`.
 
     Raises:
-        ValueError: the backend has no such strategy, it does not take that number of devices, or
+        ValueError: the backend has no such strategy, it does not use that number of devices, or
             there are fewer.
     """
     backend = keras.backend.backend()
@@ -154,7 +152,7 @@ def check_one_device(count: int | None) -> None:
     """
     if count not in (None, 1):
         raise ValueError(
-            "The strategy 'one_device' takes one device. Choose another strategy, or leave "
+            "The strategy 'one_device' uses one device. Choose another strategy, or leave "
             f"`devices` out. Received: devices={count}"
         )
 

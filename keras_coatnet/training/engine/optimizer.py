@@ -152,8 +152,8 @@ def _checked_patterns(argument: str, patterns: Any) -> tuple[str, ...]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"`{argument}` must be regular expressions. {pattern!r} is no regular expression: "
-                f"{error}"
+                f"`{argument}` must be regular expressions. {pattern!r} is not a regular "
+                f"expression: {error}"
             ) from error
     return found
 

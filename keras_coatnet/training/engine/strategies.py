@@ -26,7 +26,7 @@ def choose_strategy(name: str, count: int | None) -> tf.distribute.Strategy:
         The strategy.
 
     Raises:
-        ValueError: there are fewer devices, the strategy does not take a number of them, or
+        ValueError: there are fewer devices, the strategy uses all of them, or
             TF_CONFIG describes no cluster.
     """
     gpus = len(tf.config.list_physical_devices("GPU"))
@@ -35,7 +35,7 @@ def choose_strategy(name: str, count: int | None) -> tf.distribute.Strategy:
     if name in ("tpu", "multi_worker"):
         if count is not None:
             raise ValueError(
-                f"The strategy {name!r} takes all devices of each machine. Leave `devices` out. "
+                f"The strategy {name!r} uses all devices of each machine. Leave `devices` out. "
                 f"Received: devices={count}"
             )
         return _tpu_strategy() if name == "tpu" else _multi_worker_strategy()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pathlib
 import warnings
@@ -79,7 +78,7 @@ def train(
 
     Raises:
         ValueError: the recipe, the data or the devices make no sense, or the folder holds another
-            run, or one that is not over.
+            run, or a run that is still in progress.
         ImportError: matplotlib or tensorflow-datasets is needed and not installed.
         TrainingError: the run cannot go on: the loss is not a number, too many images cannot be
             read, a device is out of memory, or another process is gone.
@@ -237,15 +236,9 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
     """
     share = recipe.batch_size // replicas
     smallest = 2 if recipe.mixes else 1
-    parts = (
-        parts
-        for parts in range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
-        if share % (parts * smallest) == 0
-    )
-    going_on = [
-        f"--gradient-accumulation-steps {number} (smaller parts)"
-        for number in itertools.islice(parts, 1)
-    ]
+    numbers = range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
+    parts = next((number for number in numbers if share % (number * smallest) == 0), None)
+    going_on = [f"--gradient-accumulation-steps {parts} (smaller parts)"] if parts else []
     if not recipe.remat:
         going_on.append("--remat (computes blocks twice)")
     anew = ["--dtype-policy mixed_bfloat16"] if recipe.dtype_policy == "float32" else []

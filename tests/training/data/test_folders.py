@@ -257,7 +257,7 @@ def test_what_is_neither_a_file_nor_a_folder_is_named(tmp_path, linked):
     os.mkfifo(pipe)
     if linked:
         (root / "rose" / "pipe.png").symlink_to(pipe)
-    with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is no file, but a pipe"):
+    with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is not a file, but a pipe"):
         open_datasets(root)
 
 

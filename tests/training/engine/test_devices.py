@@ -36,7 +36,7 @@ def test_a_number_of_devices_that_would_be_ignored_is_refused(
     assert main([*command, "--strategy", strategy]) == 2
     line = capsys.readouterr().err.splitlines()[-1]
     name = "multi_worker" if strategy == "auto" else strategy
-    assert f"The strategy '{name}' takes" in line and line.endswith("Received: devices=3")
+    assert f"The strategy '{name}' uses" in line and line.endswith("Received: devices=3")
 
 
 def test_servers_and_evaluators_are_no_workers(monkeypatch):

@@ -112,4 +112,4 @@ def test_a_run_leaves_the_distribution_as_it_was_and_one_device_is_one(tmp_path)
     assert result.returncode == 0, result.stderr[-3000:]
     found = json.loads(result.stdout.splitlines()[-1])
     assert found["kept"]
-    assert "The strategy 'one_device' takes one" in found["refused"]
+    assert "The strategy 'one_device' uses one device" in found["refused"]
