@@ -189,7 +189,7 @@ def size_of(architecture: str) -> str:
     """Returns the size of an architecture, e.g. `"coatnet0"` for `"coatnet_bn_0_rw_224"`.
 
     Args:
-        architecture: a name out of `architectures()`.
+        architecture: a name from `architectures()`.
 
     Returns:
         `"coatnet0"` to `"coatnet7"`, `"coatnet_pico"`, `"coatnet_nano"` or `"coatnext_nano"`.
@@ -210,7 +210,7 @@ def find_architecture(architecture: str | CoAtNetConfig) -> CoAtNetConfig:
     """Returns the configuration of a name, or the configuration itself.
 
     Args:
-        architecture: a name out of `architectures()`, or a `CoAtNetConfig`.
+        architecture: a name from `architectures()`, or a `CoAtNetConfig`.
 
     Returns:
         A `CoAtNetConfig`.

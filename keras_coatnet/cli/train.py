@@ -113,7 +113,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         type=whole_number_from(1),
         metavar="N",
-        help="how many of this machine's devices (default: all)",
+        help="how many of this machine's devices (default: all); multi_worker and tpu use all",
     )
 
 
