@@ -18,26 +18,26 @@ import time
 from pathlib import Path
 
 CLIP_NORM = 1.0  # largest global norm of the gradients
-EMA_DECAY = 0.999  # of the moving average of the weights
+EMA_MOMENTUM = 0.999  # of the moving average of the weights
 LOG_STEPS = 10
 
 
 def parse_arguments():
     """Reads the command line."""
     parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.ArgumentDefaultsHelpFormatter
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.error = fail
-    add = parser.add_argument
+    add, default = parser.add_argument, "(default: %(default)s)"
     add("data", metavar="DATA", help="a folder, or a data set's name")
-    add("--output", default="runs/loop", help="folder of the checkpoints and the final weights")
-    add("--model", default="coatnet0", help="name of an architecture")
-    add("--weights", help="a checkpoint or a file to start from")
-    add("--image-size", type=int, default=224, help="height and width")
-    add("--batch-size", type=int, default=64, help="images in one step, over all devices")
-    add("--epochs", type=int, default=100, help="passes over the images")
-    add("--learning-rate", type=float, default=1e-3, help="its peak, after a warm-up")
-    add("--dtype-policy", default="float32", help="float32 or mixed_bfloat16")
+    add("--output", default="runs/loop", help=f"checkpoints and final weights {default}")
+    add("--model", default="coatnet0", help=f"name of an architecture {default}")
+    add("--weights", help="a checkpoint or a file to start from (default: random weights)")
+    add("--image-size", type=int, default=224, help=f"height and width {default}")
+    add("--batch-size", type=int, default=64, help=f"images in one step, on all devices {default}")
+    add("--epochs", type=int, default=100, help=f"passes over the images {default}")
+    add("--learning-rate", type=float, default=1e-3, help=f"its peak, after a warm-up {default}")
+    add("--dtype-policy", default="float32", help=f"float32 or mixed_bfloat16 {default}")
     return parser.parse_args()
 
 
@@ -154,7 +154,7 @@ def train(args, strategy):
     def train_step(images, labels):
         losses = strategy.run(update, args=(images, labels))
         steps = tf.cast(optimizer.iterations.value, "float32")
-        share = tf.minimum(EMA_DECAY, (1.0 + steps) / (10.0 + steps))  # small in the beginning
+        share = tf.minimum(EMA_MOMENTUM, (1.0 + steps) / (10.0 + steps))  # small in the beginning
         for old, new in zip(average.weights, model.weights, strict=True):
             strategy.extended.update(old.value, mix, args=(new.value, share))
         return strategy.experimental_local_results(losses)[0]  # the same on all replicas

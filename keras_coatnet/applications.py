@@ -225,6 +225,9 @@ def CoAtNet3(
     Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
+    No ImageNet-1k weights are published for this size, so the default raises. Pass
+    `weights="imagenet12k"`, `weights=None` or a file.
+
     Returns:
         A `keras.Model`.
 
@@ -266,6 +269,9 @@ def CoAtNet4(
     Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
 
+    No ImageNet-1k weights are published for this size, so the default raises. Pass
+    `weights=None` or a file.
+
     Returns:
         A `keras.Model`.
 
@@ -302,10 +308,13 @@ def CoAtNet5(
     name: str = "coatnet5",
     **overrides: Any,
 ) -> CoAtNetModel:
-    """Instantiates CoAtNet-5 (Dai et al., 2021, table 3), 687M parameters at 224 pixels.
+    """Instantiates CoAtNet-5 (Dai et al., 2021, table 12), 687M parameters at 224 pixels.
 
     Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
+
+    No ImageNet-1k weights are published for this size, so the default raises. Pass
+    `weights=None` or a file.
 
     Returns:
         A `keras.Model`.
@@ -343,10 +352,13 @@ def CoAtNet6(
     name: str = "coatnet6",
     **overrides: Any,
 ) -> CoAtNetModel:
-    """Instantiates CoAtNet-6 (Dai et al., 2021, table 3), 1.47B parameters at 224 pixels.
+    """Instantiates CoAtNet-6 (Dai et al., 2021, table 12), 1.47B parameters at 224 pixels.
 
     Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
+
+    No ImageNet-1k weights are published for this size, so the default raises. Pass
+    `weights=None` or a file.
 
     Returns:
         A `keras.Model`.
@@ -384,10 +396,13 @@ def CoAtNet7(
     name: str = "coatnet7",
     **overrides: Any,
 ) -> CoAtNetModel:
-    """Instantiates CoAtNet-7 (Dai et al., 2021, table 3), 2.44B parameters at 224 pixels.
+    """Instantiates CoAtNet-7 (Dai et al., 2021, table 12), 2.44B parameters at 224 pixels.
 
     Args and errors are those of `CoAtNet`, without `architecture`. `weights` may be those of any
     architecture of this size.
+
+    No ImageNet-1k weights are published for this size, so the default raises. Pass
+    `weights=None` or a file.
 
     Returns:
         A `keras.Model`.

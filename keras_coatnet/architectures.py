@@ -10,7 +10,7 @@ from keras_coatnet.config import CoAtNetConfig
 
 
 def _paper_family() -> dict[str, CoAtNetConfig]:
-    """Tables 3 and 12 of the paper.
+    """Tables 3 (CoAtNet-0 to 4) and 12 (CoAtNet-5 to 7) of the paper.
 
     Table 12 prints 2048 for the last stage of CoAtNet-6; 3072 is what gives its 1.47B parameters.
     """
@@ -189,7 +189,7 @@ def size_of(architecture: str) -> str:
     """Returns the size of an architecture, e.g. `"coatnet0"` for `"coatnet_bn_0_rw_224"`.
 
     Args:
-        architecture: a name out of `architectures()`.
+        architecture: a name from `architectures()`.
 
     Returns:
         `"coatnet0"` to `"coatnet7"`, `"coatnet_pico"`, `"coatnet_nano"` or `"coatnext_nano"`.
@@ -210,7 +210,7 @@ def find_architecture(architecture: str | CoAtNetConfig) -> CoAtNetConfig:
     """Returns the configuration of a name, or the configuration itself.
 
     Args:
-        architecture: a name out of `architectures()`, or a `CoAtNetConfig`.
+        architecture: a name from `architectures()`, or a `CoAtNetConfig`.
 
     Returns:
         A `CoAtNetConfig`.

@@ -1,8 +1,8 @@
 """Checks of arguments, which raise a `ValueError` that says what was expected.
 
 NumPy's numbers, booleans and texts count as Python's own, and become such: only those go into JSON,
-and `labels.max() + 1` is the usual way to a number of classes. True and False are no numbers, 1 and
-0 no booleans.
+and `labels.max() + 1` is the usual way to a number of classes. True and False are not numbers, 1
+and 0 are not booleans.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import numpy as np
 
 # Numbers must be below it: float32 overflows soon after, and very long whole numbers cannot be
 # converted to floats.
-MOST_NUMBER = 1e30
+MAX_NUMBER = 1e30
 
 
 def as_python(value: Any) -> Any:
@@ -53,7 +53,7 @@ def whole_number(
         The number.
 
     Raises:
-        ValueError: it is no whole number, or out of that range.
+        ValueError: it is not a whole number, or out of that range.
 
     Example:
         >>> whole_number("classes", np.int64(3))
@@ -83,7 +83,7 @@ def two_whole_numbers(argument: str, value: Any) -> tuple[int, int]:
         The pair.
 
     Raises:
-        ValueError: it is no such pair.
+        ValueError: it is not such a pair.
 
     Example:
         >>> two_whole_numbers("table_size", [np.int64(7), 5])
@@ -122,7 +122,7 @@ def number(
         The number.
 
     Raises:
-        ValueError: it is no number, or out of that range.
+        ValueError: it is not a number, or out of that range.
 
     Example:
         >>> number("rate", np.float32(0.5), least=0, below=1)
@@ -133,13 +133,13 @@ def number(
     if above is not None or least is not None:
         bounds.append(f"at least {least:g}" if above is None else f"above {above:g}")
     if most is None or below is not None:
-        bounds.append(f"below {MOST_NUMBER if below is None else below:g}")
+        bounds.append(f"below {MAX_NUMBER if below is None else below:g}")
     else:
         bounds.append(f"at most {most:g}")
     if (
         not isinstance(value, (int, float))
         or isinstance(value, bool)
-        or not -MOST_NUMBER < value < MOST_NUMBER
+        or not -MAX_NUMBER < value < MAX_NUMBER
         or (above is not None and not value > above)
         or (least is not None and not value >= least)
         or (below is not None and not value < below)

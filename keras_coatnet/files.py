@@ -120,7 +120,7 @@ def list_folder(
                 continue
             if not entry.is_file():
                 entry.stat()  # which fails for a link to nothing
-                raise OSError(errno.EINVAL, "it is no file, but a pipe or the like", entry.path)
+                raise OSError(errno.EINVAL, "it is not a file, but a pipe or the like", entry.path)
         except FileNotFoundError:
             unreadable(OSError(errno.ENOENT, "it is a link to nothing", entry.path))
         except OSError as error:

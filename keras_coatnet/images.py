@@ -21,7 +21,7 @@ from typing import BinaryIO
 import numpy as np
 from PIL import Image
 
-from keras_coatnet.arguments import as_python, number, two_whole_numbers
+from keras_coatnet.arguments import as_python, choice, number, two_whole_numbers
 
 CROP_MODES = ("center", "squash")
 INTERPOLATIONS = tuple(method.name.lower() for method in Image.Resampling)
@@ -76,11 +76,7 @@ class ImageSettings:
             ) from error
         object.__setattr__(self, "size", size)
         for field, choices in (("interpolation", INTERPOLATIONS), ("crop_mode", CROP_MODES)):
-            if getattr(self, field) not in choices:
-                raise ValueError(
-                    f"`{field}` must be one of {', '.join(map(repr, choices))}. "
-                    f"Received: {getattr(self, field)!r}"
-                )
+            object.__setattr__(self, field, choice(field, getattr(self, field), choices))
         object.__setattr__(self, "crop_pct", number("crop_pct", self.crop_pct, above=0, most=1))
 
     @property
@@ -114,7 +110,7 @@ def load_image(
         (height, width, 3), uint8: raw pixels, 0 to 255.
 
     Raises:
-        ValueError: the file is missing, damaged or no image (the message names it), or an
+        ValueError: the file is missing, damaged or not an image (the message names it), or an
             argument is out of its range.
 
     Example:
@@ -129,7 +125,7 @@ def load_image(
     try:
         image = read_rgb(path)
     except Exception as error:  # each of Pillow's decoders has errors of its own
-        raise ValueError(f"{path} is no image, or damaged: {error}") from error
+        raise ValueError(f"{path} is not an image, or is damaged: {error}") from error
     try:
         return resize_and_crop(image, settings)
     except ValueError as error:

@@ -14,6 +14,7 @@ import numpy as np
 
 from keras_coatnet.applications import CoAtNet
 from keras_coatnet.architectures import find_architecture
+from keras_coatnet.arguments import whole_number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.images import ImageSettings, load_image
 from keras_coatnet.model_graph import gives_logits, normalization_before
@@ -77,7 +78,10 @@ def open_model(
         return model, default_settings(model)
     config = _architecture_of(path) if architecture is None else architecture
     if find_source(weights, [find_architecture(config)], None, "open_model").classes == 0:
-        raise ValueError(f"{path} brings no classifier, so nothing can be predicted with it.")
+        raise ValueError(
+            f"{path} brings no classifier, so nothing can be predicted with it. Give weights saved "
+            "with include_top=True."
+        )
     model = CoAtNet(config, weights=weights)
     return model, default_settings(model)
 
@@ -108,7 +112,7 @@ def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
         identity = keras_files.read_identity(path)
     else:
         identity = None
-        foreign_files.read(path)  # a damaged file has no architecture that could be named
+        foreign_files.read(path)  # reports a damaged file as damaged
     if identity is None:
         raise unknown_architecture(path)
     return identity.architecture
@@ -160,7 +164,7 @@ def predict_images(
         batch_size: number of images in a batch, at least 1.
 
     Yields:
-        A `Prediction` for each path, in order, also for files that cannot be read.
+        A `Prediction` for each path, in order, including files that cannot be read.
 
     Raises:
         ValueError: the model does not classify images, or `batch_size` is below 1.
@@ -175,8 +179,7 @@ def predict_images(
     """
     settings = settings or default_settings(model)
     check_classifier(model)
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
+    batch_size = whole_number("batch_size", batch_size)
     options = dataclasses.asdict(settings)
 
     def read(path: str | os.PathLike) -> np.ndarray | str:
@@ -237,9 +240,9 @@ def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
     """Computes the scores of a batch of images.
 
     Args:
-        model: a classifier: a CoAtNet, also fused, or a model that contains one. If that was built
-            without preprocessing, the pixels are normalized first, unless a layer before it does
-            so. Any other model takes raw pixels.
+        model: a classifier: a CoAtNet, fused or not, or a model that contains one. If that was
+            built without preprocessing, the pixels are normalized first, unless a layer before it
+            does so. Any other model takes raw pixels.
         images: (batch, height, width, 3), raw pixels, 0 to 255.
 
     Returns:
@@ -268,8 +271,8 @@ def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
     if is_logits is None and (scores.min() < -1e-3 or scores.max() > 1 + 1e-3):
         raise ValueError(
             f"The model's outputs lie between {scores.min():.3g} and {scores.max():.3g}, so they "
-            f"are no scores, and its last layer, {model.layers[-1].name!r}, does not say that they "
-            "are logits. End the model with keras.layers.Softmax() or with a Dense layer."
+            f"are not scores, and its last layer, {model.layers[-1].name!r}, does not say that "
+            "they are logits. End the model with keras.layers.Softmax() or with a Dense layer."
         )
     if is_logits and scores.shape[1] > 1:
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -50,8 +50,7 @@ def stage_of(layer: str) -> int | None:
     """Returns the stage that a layer belongs to.
 
     Args:
-        layer: the layer's name. In a fused model, the layers of a block have names of their own,
-            which start with the block's name.
+        layer: the layer's name.
 
     Returns:
         0 for the stem, 1 and up for the blocks, None for all other layers.

@@ -18,7 +18,7 @@ def check_local(path: str | os.PathLike | None, argument: str, names: str | None
     Args:
         path: a path; None: there is none to check.
         argument: what error messages call it, e.g. `"output"`.
-        names: a scheme with which names start that are no addresses; None: there is none.
+        names: a scheme with which names start that are not addresses; None: there is none.
 
     Raises:
         ValueError: it is not a path, is empty, or starts with a scheme, such as `"gs://"`.

@@ -12,6 +12,7 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet.architectures import ARCHITECTURES, find_architecture
+from keras_coatnet.weights import registry
 from tests.conftest import TINY
 
 SIGNATURE = {
@@ -25,6 +26,19 @@ SIGNATURE = {
     "include_preprocessing": None,
     "name": ...,
 }
+
+
+def test_sizes_without_imagenet_weights_say_so():
+    for number in range(8):
+        constructor = getattr(keras_coatnet, f"CoAtNet{number}")
+        says = "No ImageNet-1k weights are published" in inspect.getdoc(constructor)
+        try:
+            registry.find("imagenet", f"coatnet{number}")
+            assert not says
+        except ValueError:
+            assert says
+            with pytest.raises(ValueError, match=f"coatnet{number}"):
+                constructor()
 
 
 def tiny_app(**kwargs):

@@ -186,8 +186,8 @@ def _broken_files(folder: pathlib.Path) -> dict[str, pathlib.Path]:
 @pytest.mark.parametrize(
     "name, reason",
     [
-        ("text.jpg", "no image, or damaged"),
-        ("empty.png", "no image, or damaged"),
+        ("text.jpg", "not an image, or is damaged"),
+        ("empty.png", "not an image, or is damaged"),
         ("cut.jpg", "truncated"),
         ("cut.png", "damaged"),
         ("flipped.png", "damaged"),
@@ -218,7 +218,7 @@ def test_the_guard_against_huge_images_is_not_pillows(tmp_path, monkeypatch, lim
 def test_postscript_that_is_called_a_jpeg_starts_no_ghostscript(tmp_path, monkeypatch):
     mark = hostile_images.fake_ghostscript(tmp_path / "bin", monkeypatch)
     (tmp_path / "cat.jpg").write_bytes(hostile_images.EPS)
-    with pytest.raises(ValueError, match="cat.jpg is no image, or damaged"):
+    with pytest.raises(ValueError, match="cat.jpg is not an image, or is damaged"):
         load_image(tmp_path / "cat.jpg", 224)
     assert not mark.exists()
 
@@ -253,8 +253,8 @@ def test_a_missing_file_and_a_folder_are_named(tmp_path):
         ({"crop_pct": 0.0}, "crop_pct"),
         ({"crop_pct": 1.1}, "crop_pct"),
         ({"crop_pct": float("nan")}, "crop_pct"),
-        ({"crop_mode": "border"}, "'center', 'squash'. Received: 'border'"),
-        ({"interpolation": "cubic"}, "'bicubic'.*Received: 'cubic'"),
+        ({"crop_mode": "border"}, "'center', 'squash'. Received: crop_mode='border'"),
+        ({"interpolation": "cubic"}, "'bicubic'.*Received: interpolation='cubic'"),
     ],
 )
 def test_wrong_settings_are_refused(wrong, message):

@@ -42,14 +42,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs the command line.
 
     Args:
-        arguments: The words after the command's name. `None` takes those of this process.
+        arguments: the words after the command's name. None takes those of this process.
 
     Returns:
         The exit status: 0 for success, 1 if some images were skipped or a training run cannot
         continue, 2 for a mistake in the call, 130 after Ctrl-C.
 
     Raises:
-        SystemExit: After `--help` and `--version`, and for arguments that cannot be parsed.
+        SystemExit: after `--help` and `--version`, and for arguments that cannot be parsed.
 
     Example:
         >>> main(["predict", "no_such_image.jpg"])

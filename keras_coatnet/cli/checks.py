@@ -18,7 +18,7 @@ def whole_number_from(least: int) -> Callable[[str], int]:
     """Makes a `type` for `add_argument`: a whole number with a lower bound.
 
     Args:
-        least: The smallest number that is accepted.
+        least: the smallest number that is accepted.
 
     Returns:
         A function from the option's text to the number.
@@ -38,18 +38,28 @@ def whole_number_from(least: int) -> Callable[[str], int]:
     return convert
 
 
+def crop_pct(text: str) -> float:
+    """Is the `type` of `--crop-pct` for `add_argument`: a share above 0 and at most 1."""
+    try:
+        return number("crop_pct", float(text), above=0, most=1)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"must be a number above 0 and at most 1, not {text!r}"
+        ) from error
+
+
 def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint | None:
     """Checks the name or file of a classifier, without opening more of the file than necessary.
 
     Args:
-        weights: A checkpoint's name, or a path.
-        architecture: The name of the network that a file's weights belong to, or `None`.
+        weights: a checkpoint's name, or a path.
+        architecture: the name of the network that a file's weights belong to, or None.
 
     Returns:
-        The checkpoint; `None` for a file.
+        The checkpoint; None for a file.
 
     Raises:
-        ValueError: There is no such checkpoint, file or architecture; the checkpoint is of another
+        ValueError: there is no such checkpoint, file or architecture; the checkpoint is of another
             architecture; or the file is one that does not say its architecture.
     """
     if architecture is not None:
@@ -60,32 +70,19 @@ def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint
         registry.check_architecture(checkpoint, architecture)
         return checkpoint
     if architecture is None and not path.name.endswith(KERAS_SUFFIXES):
-        foreign_files.read(path)  # a damaged file is reported as that
+        foreign_files.read(path)  # reports a damaged file as damaged
         raise unknown_architecture(path)
     return None
-
-
-def check_crop_pct(crop_pct: float | None) -> None:
-    """Checks the share of an image's side that is kept.
-
-    Args:
-        crop_pct: The share; `None` if the option was not given.
-
-    Raises:
-        ValueError: It is not above 0 and at most 1.
-    """
-    if crop_pct is not None:
-        number("crop_pct", crop_pct, above=0, most=1)
 
 
 def image_folder(data: str) -> pathlib.Path | None:
     """Finds the folder of images, one sub-folder for each class, that `--data` means.
 
     Args:
-        data: The option's value.
+        data: the option's value.
 
     Returns:
-        The folder, which need not exist; `None` for IDX files and for tensorflow-datasets.
+        The folder, which need not exist; None for IDX files and for tensorflow-datasets.
     """
     root = prepared.folder_of_images(data)
     return None if root is None or idx.parts_of(root) else root
@@ -97,15 +94,15 @@ def check_training_images(
     """Checks that the folders to train and to validate on exist, and hold folders of classes.
 
     Args:
-        data: The value of `--data`.
-        train: The value of `--train-split`.
-        validation: The value of `--validation-split`.
+        data: the value of `--data`.
+        train: the value of `--train-split`.
+        validation: the value of `--validation-split`.
 
     Returns:
-        Names of the classes to validate on; `None` if `data` is no folder of images.
+        Names of the classes to validate on; None if `data` is not a folder of images.
 
     Raises:
-        ValueError: A folder is missing or holds no classes, or several may be meant.
+        ValueError: a folder is missing or holds no classes, or several may be meant.
     """
     root = image_folder(data)
     if root is None:
@@ -119,14 +116,14 @@ def check_evaluation_images(data: str, split: str | None) -> tuple[str, ...] | N
     """Checks that the folder to evaluate on exists, and holds folders of classes.
 
     Args:
-        data: The value of `--data`.
-        split: The value of `--split`.
+        data: the value of `--data`.
+        split: the value of `--split`.
 
     Returns:
-        Names of the classes; `None` if `data` is no folder of images.
+        Names of the classes; None if `data` is not a folder of images.
 
     Raises:
-        ValueError: The folder is missing or holds no classes, or several may be meant.
+        ValueError: the folder is missing or holds no classes, or several may be meant.
     """
     root = image_folder(data)
     return None if root is None else tuple(folders.class_folders(folders.find_part(root, split)))
@@ -136,14 +133,14 @@ def check_positive(classes: tuple[str, ...] | None, positive: str | None) -> Non
     """Checks the class that precision and F1 are about.
 
     Args:
-        classes: Names of the classes; `None` if they are not known yet.
-        positive: The value of `--positive`, or `None`.
+        classes: names of the classes; None if they are not known yet.
+        positive: the value of `--positive`, or None.
 
     Raises:
-        ValueError: There are more than two classes, or none of that name.
+        ValueError: there are more than two classes, or none of that name.
     """
     if positive is None or classes is None:
         return
-    # Of ImageNet's classes, the model decides which ones are meant.
+    # For ImageNet folders the classes depend on the model, so the check follows once it is open.
     if folders.imagenet_of(classes) is None:
         EvaluationCounter(classes, positive)

@@ -9,15 +9,16 @@ import pathlib
 from typing import TYPE_CHECKING
 
 from keras_coatnet.cli.checks import (
-    check_crop_pct,
     check_evaluation_images,
     check_positive,
     check_weights,
+    crop_pct,
     whole_number_from,
 )
 from keras_coatnet.cli.messages import FINE
 from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
+from keras_coatnet.images import CROP_MODES
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data.fingerprint import check_classes
 from keras_coatnet.training.data.folders import imagenet_of
@@ -41,7 +42,7 @@ examples:
   MNIST and its like, as IDX files (t10k-images-idx3-ubyte.gz and so on) in a folder:
     keras-coatnet evaluate --weights digits.keras --data mnist/
 
-  What came of a run, on its own held-out images and with its own settings:
+  The result of a run, on its own held-out images and with its own settings:
     keras-coatnet evaluate --run runs/flowers
 
 Images are resized and cropped as in the measurement of the checkpoint's accuracy, or as in the
@@ -55,7 +56,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `evaluate`.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` returned.
+        commands: what `ArgumentParser.add_subparsers` returned.
     """
     parser = add_command(commands, "evaluate", "measure a classifier's accuracy", _EXAMPLES, run)
     add = parser.add_argument
@@ -91,13 +92,13 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add(
         "--crop-pct",
-        type=float,
+        type=crop_pct,
         metavar="SHARE",
         help="share of the resized side that is kept, above 0 and at most 1",
     )
     add(
         "--crop-mode",
-        choices=("center", "squash"),
+        choices=CROP_MODES,
         help="center: cut out the middle; squash: change the proportions",
     )
     add("--output", metavar="DIR", help="write evaluation.json, tables and confusion.png there")
@@ -125,13 +126,13 @@ def run(args: argparse.Namespace) -> int:
     """Evaluates a classifier, and prints the figures.
 
     Args:
-        args: The parsed arguments.
+        args: the parsed arguments.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: A mistake in the call.
+        ValueError: a mistake in the call.
     """
     _check(args)
     load_package()
@@ -173,7 +174,6 @@ def _check(args: argparse.Namespace) -> None:
     check_local(args.data, "data")
     check_local(args.data_dir, "data_dir")
     check_local(args.weights, "weights", names="hf://")
-    check_crop_pct(args.crop_pct)
     data = args.data
     if args.run_folder is not None:
         _, own, _ = _read_run(pathlib.Path(args.run_folder))
@@ -205,7 +205,7 @@ def _task_of_weights(args: argparse.Namespace) -> _Task:
 
 
 def _task_of_run(args: argparse.Namespace) -> _Task:
-    """What came of a run, on its own images or on others of the same classes."""
+    """The result of a run, on its own images or on others of the same classes."""
     from keras_coatnet.inference import open_model
     from keras_coatnet.training.data.datasets import open_dataset, open_datasets
 

@@ -12,7 +12,7 @@ def say(message: str) -> None:
     """Prints one line on the error stream, even if the message has several.
 
     Args:
-        message: The text, without the command's name.
+        message: the text, without the command's name.
     """
     print(f"keras-coatnet: {' '.join(message.split())}", file=sys.stderr)
 
@@ -21,8 +21,8 @@ def format_warning(message: Warning | str, *source: object) -> str:
     """Formats a warning as one line, without the line of code that it comes from.
 
     Args:
-        message: The warning.
-        *source: The category, file name and line, which are left out.
+        message: the warning.
+        *source: the category, file name and line, which are left out.
 
     Returns:
         The line, for `warnings.formatwarning`.

@@ -34,7 +34,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `models`.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` returned.
+        commands: what `ArgumentParser.add_subparsers` returned.
     """
     parser = add_command(
         commands, "models", "list the public checkpoints, or the architectures", _EXAMPLES, run
@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> int:
     """Prints the table or the list.
 
     Args:
-        args: The parsed arguments.
+        args: the parsed arguments.
 
     Returns:
         The exit status.

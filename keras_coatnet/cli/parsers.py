@@ -18,11 +18,11 @@ def add_command(
     """Adds a sub-command, still without options.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` returned.
-        name: The sub-command's name.
-        summary: What it does, in a few words, without a full stop.
-        examples: The text that ends its help, laid out as it is to be shown.
-        run: Takes the parsed arguments, and returns the exit status.
+        commands: what `ArgumentParser.add_subparsers` returned.
+        name: the sub-command's name.
+        summary: what it does, in a few words, without a full stop.
+        examples: the text that ends its help, laid out as it is to be shown.
+        run: takes the parsed arguments, and returns the exit status.
 
     Returns:
         The sub-command's parser.

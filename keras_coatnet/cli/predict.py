@@ -11,13 +11,13 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.cli.checks import check_crop_pct, check_weights, whole_number_from
+from keras_coatnet.cli.checks import check_weights, crop_pct, whole_number_from
 from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
 from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.cli.tables import aligned
 from keras_coatnet.files import files_below
-from keras_coatnet.images import SUFFIXES
+from keras_coatnet.images import CROP_MODES, SUFFIXES
 from keras_coatnet.labels import class_names
 from keras_coatnet.paths import check_local
 
@@ -76,7 +76,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `predict`.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` returned.
+        commands: what `ArgumentParser.add_subparsers` returned.
     """
     parser = add_command(commands, "predict", "say what is on images", _EXAMPLES, run)
     add = parser.add_argument
@@ -117,14 +117,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     )
     add(
         "--crop-pct",
-        type=float,
+        type=crop_pct,
         metavar="SHARE",
         help="share of the resized side that is kept, above 0 and at most 1 (default: the "
         "checkpoint's, or 0.95)",
     )
     add(
         "--crop-mode",
-        choices=("center", "squash"),
+        choices=CROP_MODES,
         help="center: cut out the middle; squash: change the proportions (default: the "
         "checkpoint's, or center)",
     )
@@ -135,13 +135,13 @@ def run(args: argparse.Namespace) -> int:
     """Classifies images, and prints the likeliest classes of each.
 
     Args:
-        args: The parsed arguments.
+        args: the parsed arguments.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: A mistake in the call.
+        ValueError: a mistake in the call.
     """
     paths, unreadable = _find_images(args.images)
     labels = _check(args)
@@ -163,7 +163,6 @@ def run(args: argparse.Namespace) -> int:
 def _check(args: argparse.Namespace) -> list[str] | None:
     """Checks the call as far as that costs nothing, and returns the names of the classes."""
     labels = None if args.labels is None else _read_labels(args.labels)
-    check_crop_pct(args.crop_pct)
     checkpoint = check_weights(args.model, args.architecture)
     if checkpoint is not None:
         _name_classes(checkpoint.classes, labels)
@@ -257,7 +256,7 @@ def _name_classes(classes: int, labels: list[str] | None) -> list[tuple[str | No
         if len(labels) != classes:
             raise ValueError(
                 f"The file of --labels has {len(labels)} lines, and the model {classes} classes. "
-                "Give one name a line, in the order of the model's outputs."
+                "Give one name per line, in the order of the model's outputs."
             )
         known = dict(class_names(11821)) | dict(class_names(1000))
         return [(label, known[label]) if label in known else (None, label) for label in labels]
@@ -292,7 +291,7 @@ def _as_text(found: dict[str, Any]) -> str:
 
 def _with_progress(predictions: Iterator[Prediction], total: int) -> Iterator[Prediction]:
     """A bar on a terminal; a line now and then where a long run goes to a log file."""
-    from huggingface_hub.utils import tqdm  # the bar, and the switch, of the downloads
+    from huggingface_hub.utils import tqdm  # obeys HF_HUB_DISABLE_PROGRESS_BARS, as downloads do
 
     told = time.monotonic()
     bar = tqdm(predictions, total=total, unit="image", disable=None)

@@ -10,9 +10,9 @@ def aligned(rows: Sequence[Sequence[str]], right: Iterable[int], indent: str = "
     """Lays out a table for a terminal.
 
     Args:
-        rows: The rows, all with the same number of cells.
-        right: Positions of the columns that are aligned to the right, such as numbers.
-        indent: What each line begins with.
+        rows: the rows, all with the same number of cells.
+        right: positions of the columns that are aligned to the right, such as numbers.
+        indent: what each line begins with.
 
     Yields:
         A line for each row.
@@ -35,8 +35,8 @@ def markdown(rows: Sequence[Sequence[str]], right: Iterable[int]) -> Iterator[st
     """Lays out a table in Markdown.
 
     Args:
-        rows: The rows, the first of which has the titles.
-        right: Positions of the columns that are aligned to the right.
+        rows: the rows, the first of which has the titles.
+        right: positions of the columns that are aligned to the right.
 
     Yields:
         The lines of the table.
@@ -57,11 +57,11 @@ def or_dash(value: Any, form: str) -> str:
     """Formats a value that may be missing.
 
     Args:
-        value: The value, or `None`.
-        form: A format string with one place, such as `"{:.2f}"`.
+        value: the value, or None.
+        form: a format string with one place, such as `"{:.2f}"`.
 
     Returns:
-        The text, or `"-"` for `None`.
+        The text, or `"-"` for None.
 
     Example:
         >>> or_dash(82.4, "{:.2f}"), or_dash(None, "{:.2f}")

@@ -15,22 +15,12 @@ from keras_coatnet.cli.messages import CANNOT_CONTINUE, FINE, say
 from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.paths import check_local
+from keras_coatnet.training.choices import JAX_STRATEGIES, TENSORFLOW_STRATEGIES
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.folder import check_folder
 from keras_coatnet.weights import registry
 from keras_coatnet.weights.lookup import SUFFIXES, check_offered, find_file
-
-# All strategies of all backends, see `training.engine.devices`, which says what a backend offers.
-STRATEGIES = (
-    "auto",
-    "one_device",
-    "mirrored",
-    "multi_worker",
-    "tpu",
-    "data_parallel",
-    "model_parallel",
-)
 
 # Fields of a recipe that are arguments of their own, or that the command line does not offer.
 _NOT_OPTIONS = ("name", "model", "data", "weights")
@@ -62,19 +52,19 @@ those that decide the result must stay the same then, the others may change. Wit
 --gradient-accumulation-steps, BatchNorm takes its statistics from parts of another size.
 
 The run's folder gets recipe.json, data.json, classes.txt, history.csv, evaluations.csv,
-tensorboard/, curves.png, confusion.png, per_class.csv, summary.json, checkpoints/, best.weights.h5
-and final.weights.h5.
+tensorboard/, checkpoints/ and best.weights.h5; at the end final.weights.h5, summary.json,
+curves.png, evaluation.json, per_class.csv, confusion.csv and confusion.png.
 
---data is a folder of images, one sub-folder a class, with parts such as train/ and val/ or
+--data is a folder of images, one sub-folder per class, with parts such as train/ and val/ or
 without; a name that tensorflow-datasets knows; a folder that it prepared; or a folder of MNIST's
 IDX files. Of a folder without parts some images are held out.
 
 Another --batch-size changes both learning rates in proportion, unless --learning-rate names one.
 Another number of --epochs does not; schedule and warm-up are shares of the run.
 
-Ctrl-C ends the run after the step that it is at, and saves; a second one ends it at once. On
-several machines the run ends at the next step that is logged; during an evaluation, after that and
-one step more. One run at a time writes to a folder.
+Ctrl-C saves and ends the run after the current step, or after an evaluation and one more step; a
+second one ends it at once. On several machines, it ends at the next logged step. One run at a time
+writes to a folder.
 
 exit status: 0 all fine; 1 the run cannot go on (the loss is not a number, too many images are
 unreadable, a device is out of memory, another machine is gone); 2 a mistake in the call, or a full
@@ -86,7 +76,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     """Adds the sub-command `train`.
 
     Args:
-        commands: What `ArgumentParser.add_subparsers` returned.
+        commands: what `ArgumentParser.add_subparsers` returned.
     """
     parser = add_command(commands, "train", "train a network", _EXAMPLES, run)
     _add_arguments(parser)
@@ -113,7 +103,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     add("--output", metavar="DIR", help="the run's folder (default: runs/RECIPE_MODEL)")
     add(
         "--strategy",
-        choices=STRATEGIES,
+        choices=("auto", *dict.fromkeys((*TENSORFLOW_STRATEGIES, *JAX_STRATEGIES))),
         metavar="NAME",
         default="auto",
         help="auto, one_device, mirrored or multi_worker; on JAX data_parallel or model_parallel. "
@@ -123,7 +113,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--devices",
         type=whole_number_from(1),
         metavar="N",
-        help="how many of this machine's devices (default: all)",
+        help="how many of this machine's devices (default: all); multi_worker and tpu use all",
     )
 
 
@@ -175,13 +165,13 @@ def run(args: argparse.Namespace) -> int:
     """Lists the recipes, prints one, or trains a network with it.
 
     Args:
-        args: The parsed arguments.
+        args: the parsed arguments.
 
     Returns:
         The exit status.
 
     Raises:
-        ValueError: A mistake in the call.
+        ValueError: a mistake in the call.
     """
     check_local(args.output, "output")
     if args.list:
@@ -217,7 +207,7 @@ def _effective_recipe(args: argparse.Namespace) -> Recipe:
 
 
 def _architecture_of(weights: str | None) -> str | None:
-    """The architecture of a public checkpoint; `None` for a file."""
+    """The architecture of a public checkpoint; None for a file."""
     check_local(weights, "weights", names="hf://")
     # With --dry-run the file need not exist yet.
     if weights is None or weights.endswith(SUFFIXES) or find_file(weights) is not None:

@@ -6,7 +6,7 @@ import math
 from typing import Any
 
 from keras_coatnet.architectures import find_architecture
-from keras_coatnet.arguments import as_python, boolean, whole_number
+from keras_coatnet.arguments import as_python, boolean, choice, whole_number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting.variables import Map, parts_and_maps, variables
 from keras_coatnet.sublayers import Sublayer
@@ -42,7 +42,7 @@ def count_params(
     The moving statistics of BatchNorm are not trainable and are left out.
 
     Args:
-        architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
+        architecture: a name from `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         input_shape: (height, width, channels) in pixels; it sets the size of the bias tables.
         classes: outputs of the classifier, at least 1.
         include_top: whether the head is counted.
@@ -75,7 +75,7 @@ def count_flops(
     """Counts the operations that one image takes.
 
     Args:
-        architecture: a name out of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
+        architecture: a name from `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         input_shape: (height, width, channels) in pixels.
         convention: what is counted. `"multiply_adds"`: those of convolutions and matrix products.
             `"paper"`: what the paper's tables print, which is half of all float operations, with
@@ -95,11 +95,7 @@ def count_flops(
         >>> round(count_flops("coatnet3", (384, 384, 3), convention="paper") / 1e9, 1)
         107.4
     """
-    if convention not in CONVENTIONS:
-        raise ValueError(
-            f"`convention` must be one of {', '.join(map(repr, CONVENTIONS))}. "
-            f"Received: convention={convention!r}"
-        )
+    convention = choice("convention", convention, CONVENTIONS)
     config = find_architecture(architecture)
     shape = _checked_shape(input_shape)
     classes = whole_number("classes", classes)

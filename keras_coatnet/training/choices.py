@@ -6,6 +6,8 @@ imported, so that `keras-coatnet train --help` needs neither Keras nor TensorFlo
 
 from __future__ import annotations
 
+TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
+JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
 SCHEDULES = ("cosine", "linear", "constant")
 LOSSES = ("softmax", "sigmoid")
 CROPS = ("random_resized", "center", "whole")

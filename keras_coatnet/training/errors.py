@@ -40,7 +40,7 @@ class TrainingError(RuntimeError):
 
 @contextlib.contextmanager
 def explain_errors(
-    folder: pathlib.Path,
+    folder: pathlib.Path | None,
     unreadable: UnreadableImages,
     cluster: bool,
     memory_advice: str = "Choose a smaller batch.",
@@ -48,7 +48,7 @@ def explain_errors(
     """Raises errors from outside the program again, with a message of one line.
 
     Args:
-        folder: where the run writes.
+        folder: where the run writes checkpoints; None: it writes none.
         unreadable: the images that could not be read.
         cluster: whether the run has several processes, or devices elsewhere.
         memory_advice: what to do if a device has too little memory.
@@ -96,7 +96,9 @@ def explain_errors(
         raise
 
 
-def _disk_full(folder: pathlib.Path) -> OSError:
+def _disk_full(folder: pathlib.Path | None) -> OSError:
+    if folder is None:
+        return OSError(errno.ENOSPC, "the disk is full. Make room, and start the command again")
     return OSError(
         errno.ENOSPC,
         "the disk is full; the last checkpoint is whole. Make room and start the same command "

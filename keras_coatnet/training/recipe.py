@@ -14,7 +14,7 @@ import typing
 from typing import TYPE_CHECKING, Any
 
 from keras_coatnet.architectures import architectures, find_architecture
-from keras_coatnet.arguments import MOST_NUMBER, as_python, number
+from keras_coatnet.arguments import MAX_NUMBER, as_python, choice, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.images import CROP_MODES, ImageSettings
@@ -121,7 +121,8 @@ class Recipe:
     )
     interpolation: str = _field("bicubic", "how evaluation resizes", ("bilinear", "bicubic"))
     held_out: float = _field(
-        0.2, "of data without validation split: share to evaluate on, or number of images from 2"
+        0.2,
+        "of data without validation split: share to evaluate on, or a number of images, at least 2",
     )
     positive: str | None = _running(
         None, "of two classes, the one for which precision, recall and F1 are given"
@@ -149,12 +150,8 @@ class Recipe:
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
             _check_type(self, field)
-            choices = field.metadata["choices"]
-            if choices and getattr(self, field.name) not in choices:
-                raise ValueError(
-                    f"`{field.name}` must be one of {', '.join(map(repr, choices))}. "
-                    f"Received: {field.name}={getattr(self, field.name)!r}"
-                )
+            if field.metadata["choices"]:
+                choice(field.name, getattr(self, field.name), field.metadata["choices"])
         for names, lowest, highest, what in _RANGES:
             for name in names:
                 value = getattr(self, name)
@@ -175,8 +172,8 @@ class Recipe:
             )
         if self.held_out >= 1 and (self.held_out < 2 or self.held_out % 1):
             raise ValueError(
-                "`held_out` must be a share above 0 and below 1, or a whole number of images "
-                f"from 2 on. Received: held_out={self.held_out!r}"
+                "`held_out` must be a share above 0 and below 1, or a whole number of images, "
+                f"at least 2. Received: held_out={self.held_out!r}"
             )
         if self.keep_checkpoints < 2:
             raise ValueError(
@@ -334,12 +331,13 @@ class Recipe:
             A `Recipe`.
 
         Raises:
-            ValueError: there is no such file, or it does not hold a recipe.
+            ValueError: there is no such file, it cannot be read, or it does not hold a recipe.
         """
         check_local(path, "path")
+        found = _read_fields(pathlib.Path(path), cls, "a recipe")
         try:
-            return cls(**_read_json(pathlib.Path(path)))
-        except (OSError, TypeError, ValueError) as error:
+            return cls(**found)
+        except ValueError as error:
             raise ValueError(f"{path} does not hold a recipe: {error}") from error
 
     def describe(self) -> str:
@@ -348,9 +346,9 @@ class Recipe:
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.to_dict().items())
 
 
-_MOST_JSON = 1 << 20  # bytes
+_MAX_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
-_LARGEST = 0.9 * MOST_NUMBER  # of the numbers that the optimizer takes
+_LARGEST = 0.9 * MAX_NUMBER  # of the numbers that the optimizer takes
 _RANGES = (
     (("image_size",), 32, 4096, "from 32 to 4096 pixels"),
     (
@@ -367,7 +365,12 @@ _RANGES = (
         "at least 1",
     ),
     (("minimum_learning_rate", "weight_decay"), 0, _LARGEST, f"from 0 to {_LARGEST:g}"),
-    (("learning_rate", "epsilon", "global_clipnorm"), 1e-30, _LARGEST, f"above 0 to {_LARGEST:g}"),
+    (
+        ("learning_rate", "epsilon", "global_clipnorm"),
+        1e-30,
+        _LARGEST,
+        f"above 0 and at most {_LARGEST:g}",
+    ),
     (("beta_1", "beta_2", "ema_momentum"), 0, 1 - 1e-9, "at least 0 and below 1"),
     (("stochastic_depth",), 0, 0.999, "at least 0 and below 1"),
     (("label_smoothing",), 0, 1 - 1e-9, "at least 0 and below 1"),
@@ -396,20 +399,47 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
         )
 
 
-def _read_json(path: pathlib.Path) -> dict[str, Any]:
-    if path.stat().st_size > _MOST_JSON:
-        raise ValueError(f"it has {path.stat().st_size} bytes, and at most {_MOST_JSON} are read")
+def _read_fields(path: pathlib.Path, kind: type, what: str) -> dict[str, Any]:
+    """Reads the fields of a dataclass from a JSON file. Their values are not checked.
+
+    Raises:
+        ValueError: there is no such file, it cannot be read, or its fields are not those of `kind`.
+    """
     try:
+        size = path.stat().st_size
+        if size > _MAX_JSON:
+            raise ValueError(f"it has {size} bytes, and at most {_MAX_JSON} are read")
         found = json.loads(path.read_text("utf-8"))
+        _check_fields(found, kind)
+    except FileNotFoundError as error:
+        raise ValueError(f"There is no file {path}.") from error
+    except OSError as error:
+        raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except RecursionError as error:
-        raise ValueError("its brackets are nested too deeply") from error
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
+        raise ValueError(f"{path} does not hold {what}: it is nested too deeply") from error
+    except ValueError as error:
+        raise ValueError(f"{path} does not hold {what}: {error}") from error
     return found
 
 
+def _check_fields(found: Any, kind: type) -> None:
+    if not isinstance(found, dict):
+        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    if unknown := [name for name in found if name not in known]:
+        raise ValueError(
+            f"it has unknown fields: {', '.join(map(repr, unknown))}. Known: "
+            f"{', '.join(map(repr, known))}"
+        )
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    if missing := [name for name in needed if name not in found]:
+        raise ValueError(f"it lacks the fields: {', '.join(map(repr, missing))}")
+
+
 def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
+    found = _read_fields(path, CoAtNetConfig, "a CoAtNetConfig")
     try:
-        return CoAtNetConfig.from_dict(_read_json(path))
-    except (OSError, TypeError, ValueError) as error:
+        return CoAtNetConfig.from_dict(found)
+    except (TypeError, ValueError) as error:
         raise ValueError(f"{path} does not hold a CoAtNetConfig: {error}") from error

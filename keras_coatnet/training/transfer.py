@@ -22,7 +22,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         down to the stem. `AdamW` takes it as `rate_scales`.
 
     Raises:
-        ValueError: `decay` is not a number above 0.
+        ValueError: `decay` is not a number above 0, or the model is fused or no whole CoAtNet.
 
     Example:
         >>> from keras_coatnet import CoAtNet
@@ -30,6 +30,12 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         0.25
     """
     decay = number("decay", decay, above=0)
+    _check_not_fused(model)
+    if model.architecture is None:
+        raise ValueError(
+            f"`model` must be a CoAtNet, whose blocks are known. Received a model of other layers: "
+            f"{model.name!r}"
+        )
     blocks = [block.name for block in model.architecture.blocks()]
     depths = {name: depth for depth, name in enumerate(reversed(blocks), start=1)}
     for layer in model.layers:
@@ -50,7 +56,7 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
         batch_norm: whether to freeze every BatchNorm layer, in all parts.
 
     Raises:
-        ValueError: `up_to` is none of these, or `batch_norm` is not a boolean.
+        ValueError: `up_to` is none of these, `batch_norm` is not a boolean, or the model is fused.
 
     Example:
         >>> from keras_coatnet import CoAtNet
@@ -61,17 +67,20 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
     """
     last_stage = FREEZES.index(choice("up_to", up_to, FREEZES)) - 1  # the stem is stage 0
     batch_norm = boolean("batch_norm", batch_norm)
+    _check_not_fused(model)
     for layer in model.layers:
         stage = stage_of(layer.name)
         if stage is not None and stage <= last_stage:
             layer.trainable = False
-        if batch_norm:
-            _freeze_batch_norm(layer)
+    if batch_norm:
+        for layer in model._flatten_layers():
+            if isinstance(layer, keras.layers.BatchNormalization):
+                layer.trainable = False
 
 
-def _freeze_batch_norm(layer: keras.layers.Layer) -> None:
-    if isinstance(layer, keras.layers.BatchNormalization):
-        layer.trainable = False
-    for sublayer in vars(layer).values():
-        if isinstance(sublayer, keras.layers.Layer):
-            _freeze_batch_norm(sublayer)
+def _check_not_fused(model: CoAtNetModel) -> None:
+    if getattr(model, "fused", False):  # a plain model of a CoAtNet's layers has no such attribute
+        raise ValueError(
+            f"A fused model is for inference: it has no BatchNorm, and other layers. Train the "
+            f"model before `fuse`. Received a fused model: {model.name!r}"
+        )

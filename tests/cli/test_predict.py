@@ -280,7 +280,7 @@ MISTAKES = {
     "unknown option": (["predict", COFFEE, "--size", "3"], "--size"),
     "top x": (["predict", COFFEE, "--top", "x"], "--top.*not 'x'"),
     "batch -1": (["predict", COFFEE, "--batch-size=-1"], "--batch.*not '-1'"),
-    "crop share": (["predict", COFFEE, "--model", "SAVED", "--crop-pct", "2"], "crop_pct"),
+    "crop share": (["predict", COFFEE, "--model", "SAVED", "--crop-pct", "2"], "--crop-pct"),
     "damaged model": (["predict", COFFEE, "--model", "DAMAGED"], "damaged.keras"),
     "offline": (["predict", COFFEE], "HF_HUB_OFFLINE"),
     "too few labels": (

@@ -141,7 +141,7 @@ MISTAKES = {
     "missing labels": (["predict", "a.png", "--labels", "no.txt"], "labels in no.txt cannot be"),
     "gap in labels": (["predict", "a.png", "--labels", "gap.txt"], "Line 2 of the labels"),
     "few labels": (["predict", "a.png", "--labels", "two.txt"], "2 lines, and the model 1000"),
-    "crop share": (["predict", "a.png", "--crop-pct", "2"], "`crop_pct` must be a number above 0"),
+    "crop share": (["predict", "a.png", "--crop-pct", "2"], "--crop-pct: must be a number above 0"),
     "unknown model": (["predict", "a.png", "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
     "missing model": (["predict", "a.png", "--model", "no.keras"], "no file of that name.*no.ker"),
     "pickle": (["predict", "a.png", "--model", "model.pth"], "weights_only=True"),
@@ -160,13 +160,13 @@ MISTAKES = {
     # train
     "no recipe": (["train"], "Which recipe"),
     "unknown recipe": (["train", "in2k"], "There is no recipe 'in2k'"),
-    "missing recipe": (["train", "no.json"], "no.json does not hold a recipe"),
+    "missing recipe": (["train", "no.json"], "There is no file no.json"),
     "recipe's model": (
         ["train", "in1k_pretrain", "--model", "coatnet7"],
         "no values for the model",
     ),
     "network": (["train", "transfer", "--model", "coatnet9", "--data", "flowers"], "one of: coatn"),
-    "network's file": (["train", "transfer", "--model", "no.json"], "hold a CoAtNetConfig"),
+    "network's file": (["train", "transfer", "--model", "no.json"], "There is no file no.json"),
     "no data": (["train", "transfer"], "names no data"),
     "field": (["train", "transfer", "--batch-size", "0"], "`batch_size` must be at least 1"),
     "field of a dry run": (["train", "transfer", "--mixup", "1e-3", "--dry-run"], "`mixup` must"),
@@ -211,7 +211,10 @@ MISTAKES = {
     "missing images": (["evaluate", *WEIGHTS, "--data", "./no"], "no does not exist"),
     "missing part": (["evaluate", *WEIGHTS, "--data", "flowers", "--split", "no"], "'no'"),
     "missing weights": (["evaluate", "--weights", "no.h5", "--data", "flowers"], "no.h5"),
-    "share": (["evaluate", *WEIGHTS, "--data", "flowers", "--crop-pct", "0"], "`crop_pct` must"),
+    "share": (
+        ["evaluate", *WEIGHTS, "--data", "flowers", "--crop-pct", "0"],
+        "--crop-pct: must be",
+    ),
     "no run": (["evaluate", "--run", "no"], "not the folder of a run"),
     "run that goes on": (["evaluate", "--run", "run"], "holds no final.weights.h5"),
 }

@@ -123,7 +123,7 @@ def test_what_nobody_can_know_is_refused(model, tmp_path):
 
 def test_numbers_that_are_no_scores_are_refused(images):
     model = _around(lambda x: 5.0 * layers.UnitNormalization()(_logits()(x)))
-    with pytest.raises(ValueError, match=r"they are no scores.*Softmax\(\)"):
+    with pytest.raises(ValueError, match=r"they are not scores.*Softmax\(\)"):
         class_scores(model, images)
 
 

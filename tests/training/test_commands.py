@@ -14,7 +14,6 @@ import pytest
 
 from keras_coatnet import CoAtNet, cli
 from keras_coatnet.labels import class_names
-from keras_coatnet.training.engine import devices
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.log import read_history
 from tests import timm_models
@@ -415,11 +414,6 @@ def test_remote_addresses_are_refused_by_name(capsys, tmp_path, flowers, monkeyp
     line = mistake(capsys, *arguments)
     assert "must be a path on this machine" in line and f"'{address}'" in line
     assert [path.name for path in tmp_path.iterdir()] == ["flowers"]
-
-
-def test_every_strategy_of_a_backend_is_offered():
-    of_backends = {*devices.TENSORFLOW_STRATEGIES, *devices.JAX_STRATEGIES}
-    assert set(cli.train.STRATEGIES) == {"auto", *of_backends}
 
 
 def test_options_that_do_not_parse_end_with_one_line(capsys):

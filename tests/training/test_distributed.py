@@ -158,9 +158,9 @@ def engine(strategy):
     config = dataclasses.replace(RECIPE.step_config(), gradient_accumulation_steps=2)
     make_optimizer = lambda model: AdamW(1e-2, gradients_are_summed=True)
     engine = TensorFlowEngine(strategy, make_model, make_optimizer, config)
-    chunk = 16 // (2 * engine.chunks)
+    chunk = 16 // (2 * engine.num_chunks)
     data = tf.data.Dataset.from_tensor_slices((images, labels)).repeat().batch(chunk)
-    batches = engine.iterate(engine.chunks, lambda first, own: data)
+    batches = engine.iterate(engine.num_chunks, lambda first, own: data)
     return [float(engine.train_step(batches)[0]) for _ in range(4)]
 
 found = {"draws": {}, "fit": {}, "engine": {}}
@@ -287,9 +287,15 @@ def test_a_batch_that_the_parts_do_not_divide_is_one_line(recipe, tmp_path, capf
 
 OF_ANOTHER = '{"cluster": {"worker": ["a:1", "b:1"]}, "task": {"type": "worker", "index": 2}}'
 
+OF_A_SERVER = (
+    '{"cluster": {"worker": ["a:1", "b:1"], "ps": ["c:1"]}, "task": {"type": "ps", "index": 0}}'
+)
+
 
 @pytest.mark.parametrize("strategy", ["multi_worker", "auto"])
-@pytest.mark.parametrize("cluster", [None, "", "garbage", "[1]", '{"task": {}}', OF_ANOTHER])
+@pytest.mark.parametrize(
+    "cluster", [None, "", "garbage", "[1]", '{"task": {}}', OF_ANOTHER, OF_A_SERVER]
+)
 def test_a_cluster_that_is_none_is_one_line(
     recipe, tmp_path, capfd, monkeypatch, cluster, strategy
 ):
@@ -301,5 +307,6 @@ def test_a_cluster_that_is_none_is_one_line(
     command = ["train", str(recipe), "--output", str(tmp_path), "--strategy", strategy]
     assert main(command) == 2
     line = capfd.readouterr().err.splitlines()[-1]
-    assert "needs the environment variable TF_CONFIG, such as" in line
+    assert "TF_CONFIG must describe a cluster, and this process's task in it, such as" in line
+    assert "multi_worker" not in line
     assert f"Received: TF_CONFIG={cluster!r}" in line

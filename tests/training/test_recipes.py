@@ -9,6 +9,7 @@ import sys
 import pytest
 
 import keras_coatnet
+from keras_coatnet.cli import main
 from keras_coatnet.training.named_recipes import FAMILIES, find_recipe, recipes
 from keras_coatnet.training.recipe import Recipe
 
@@ -172,7 +173,7 @@ def test_warm_ups_have_the_papers_length():
 @pytest.mark.parametrize("name", recipes())
 def test_recipes_say_what_they_need(name):
     family = FAMILIES[name]
-    for word in ("python -m keras_coatnet train", "Hardware:", "Expected", "Source:"):
+    for word in ("    keras-coatnet train", "Hardware:", "Expected", "Source:"):
         assert word in family.about
     for model in family.models or keras_coatnet.architectures():
         assert find_recipe(name, model).architecture() is not None
@@ -183,9 +184,9 @@ def test_recipes_command_lines_are_understood(name):
     """The command in a recipe's text, tried without running it."""
     from keras_coatnet import cli
 
-    words = FAMILIES[name].about.partition("    python -m ")[2].partition("\n\n")[0]
+    words = FAMILIES[name].about.partition("\n\n")[2].partition("\n\n")[0]
     command = words.replace("\\\n", " ").split()
-    assert command[0] == "keras_coatnet"
+    assert command[0] == "keras-coatnet"
     assert cli.main([*command[1:], "--dry-run"]) == 0
 
 
@@ -289,6 +290,46 @@ def test_recipes_travel_through_files(tmp_path, tiny):
             Recipe.load(tmp_path / "bad.json")
         with pytest.raises(ValueError, match="bad.json"):
             Recipe(model=str(tmp_path / "bad.json")).architecture()
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        ('{"epochz": 1, "epochs": 3}', r"it has unknown fields: 'epochz'\. Known: 'name', 'model'"),
+        ('{"epochs": "many"}', "`epochs` must be int"),
+        ("[]", "it holds a list"),
+        (None, r"There is no file \S*recipe\.json\.$"),
+    ],
+)
+def test_a_file_that_is_no_recipe_says_why(tmp_path, capsys, text, message):
+    path = tmp_path / "recipe.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message) as error:
+        Recipe.load(path)
+    assert "__init__" not in str(error.value)
+    assert ("does not hold" in str(error.value)) == (text is not None)
+    assert main(["train", str(path), "--dry-run"]) == 2
+    assert "__init__" not in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            '{"widths": [8], "depths": [1], "width": 3}',
+            r"unknown fields: 'width'\. Known: 'widths'",
+        ),
+        ('{"widths": [8]}', r"it lacks the fields: 'depths'"),
+        (None, r"There is no file \S*network\.json\.$"),
+    ],
+)
+def test_a_file_that_is_no_network_says_why(tmp_path, text, message):
+    path = tmp_path / "network.json"
+    if text is not None:
+        path.write_text(text)
+    with pytest.raises(ValueError, match=message):
+        Recipe(model=str(path)).architecture()
 
 
 def test_recipes_need_neither_keras_nor_tensorflow():

@@ -56,3 +56,20 @@ def test_values_out_of_range_are_refused(tiny):
         freeze(model, "head", batch_norm=False)
     with pytest.raises(ValueError, match="`batch_norm` must be True or False"):
         freeze(model, "none", batch_norm="no")
+
+
+def test_a_fused_network_is_refused(tiny):
+    model = keras_coatnet.fuse(keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5))
+    with pytest.raises(ValueError, match="before `fuse`. Received a fused model"):
+        freeze(model, "none", batch_norm=True)
+    with pytest.raises(ValueError, match="before `fuse`. Received a fused model"):
+        layer_rate_scales(model, 0.5)
+
+
+def test_a_model_that_is_no_whole_network_has_no_rates(tiny):
+    model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
+    inputs = keras.Input((64, 64, 16))
+    part = type(model)(inputs, model.get_layer("stage2_block1")(inputs))
+    assert part.architecture is None
+    with pytest.raises(ValueError, match="must be a CoAtNet"):
+        layer_rate_scales(part, 0.5)

@@ -94,7 +94,7 @@ class Engine(abc.ABC):
 
     @property
     @abc.abstractmethod
-    def chunks(self) -> int:
+    def num_chunks(self) -> int:
         """How many chunks of a batch `iterate` must deliver for one computation of all devices."""
 
     @property
@@ -118,11 +118,11 @@ class Engine(abc.ABC):
     # --- Training and evaluation -----------------------------------------------------------
 
     @abc.abstractmethod
-    def iterate(self, chunks: int, make_dataset: Callable[[int, int], Any]) -> Iterator:
+    def iterate(self, num_chunks: int, make_dataset: Callable[[int, int], Any]) -> Iterator:
         """Iterates over a data set whose batches are cut into chunks.
 
         Args:
-            chunks: how many chunks there are at once, over all processes.
+            num_chunks: how many chunks there are at once, over all processes.
             make_dataset: makes the `tf.data.Dataset` of this process, from the number of its first
                 chunk and how many it has.
 

@@ -14,6 +14,8 @@ from typing import TYPE_CHECKING, Any
 
 import keras
 
+from keras_coatnet.arguments import whole_number
+from keras_coatnet.training.choices import JAX_STRATEGIES, TENSORFLOW_STRATEGIES
 from keras_coatnet.training.data.gpus import keep_tensorflow_off_gpus
 
 if TYPE_CHECKING:
@@ -22,9 +24,6 @@ if TYPE_CHECKING:
     from keras_coatnet.training.engine.base import Engine, StepConfig
     from keras_coatnet.training.engine.jax import Distribution
     from keras_coatnet.training.engine.optimizer import AdamW
-
-TENSORFLOW_STRATEGIES = ("one_device", "mirrored", "multi_worker", "tpu")
-JAX_STRATEGIES = ("one_device", "data_parallel", "model_parallel")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,13 +68,15 @@ def choose_devices(
             - `"model_parallel"`: all devices, each with a part of the network (JAX): for CoAtNet6
               and CoAtNet7.
         devices: how many of this machine's devices; None: all. With `"model_parallel"`: over how
-            many devices the network is split; None: all.
+            many devices the network is split; None: all. A cluster and a TPU use all, and
+            `"one_device"` uses one.
 
     Returns:
         The devices, for `make_engine`.
 
     Raises:
-        ValueError: the backend has no such strategy, or there are fewer devices.
+        ValueError: the backend has no such strategy, it does not use that number of devices, or
+            there are fewer.
     """
     backend = keras.backend.backend()
     offered = {"tensorflow": TENSORFLOW_STRATEGIES, "jax": JAX_STRATEGIES}.get(backend)
@@ -88,8 +89,8 @@ def choose_devices(
             f"On the backend {backend} the strategy must be one of "
             f"{', '.join(map(repr, ('auto', *offered)))}. Received: strategy={strategy!r}"
         )
-    if devices is not None and devices < 1:
-        raise ValueError(f"`devices` must be at least 1. Received: devices={devices}")
+    if devices is not None:
+        devices = whole_number("devices", devices)
     keep_tensorflow_off_gpus()
     if backend == "jax":
         return _jax_devices(architecture, strategy, devices)
@@ -120,6 +121,9 @@ def _jax_distribution(
 ) -> Distribution | None:
     from keras_coatnet.training.engine import sharding
 
+    if strategy == "one_device":
+        check_one_device(count)
+        return None
     found = keras.distribution.list_devices()
     if (count or 1) > len(found):
         raise ValueError(f"JAX sees {len(found)} devices. Received: devices={count}")
@@ -135,6 +139,22 @@ def _jax_distribution(
     if strategy == "data_parallel" or (strategy == "auto" and several):
         return sharding.data_parallel(found[:count])
     return None
+
+
+def check_one_device(count: int | None) -> None:
+    """Checks that a run on one device was not asked for on several.
+
+    Args:
+        count: the number of devices that was asked for, or None.
+
+    Raises:
+        ValueError: it is another number than one.
+    """
+    if count not in (None, 1):
+        raise ValueError(
+            "The strategy 'one_device' uses one device. Choose another strategy, or leave "
+            f"`devices` out. Received: devices={count}"
+        )
 
 
 def divide_cpu(count: int) -> None:

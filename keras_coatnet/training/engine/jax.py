@@ -51,7 +51,7 @@ class JaxEngine(Engine):
         return data_replicas(self.distribution)
 
     @property
-    def chunks(self) -> int:
+    def num_chunks(self) -> int:
         return 1  # JAX itself splits a chunk over the devices
 
     def _on_devices(self, value: np.ndarray) -> Tensor:
@@ -62,8 +62,10 @@ class JaxEngine(Engine):
 
     # --- Training --------------------------------------------------------------------------
 
-    def iterate(self, chunks: int, make_dataset: Callable[[int, int], tf.data.Dataset]) -> Iterator:
-        for chunk in make_dataset(0, chunks):
+    def iterate(
+        self, num_chunks: int, make_dataset: Callable[[int, int], tf.data.Dataset]
+    ) -> Iterator:
+        for chunk in make_dataset(0, num_chunks):
             yield tuple(self._on_devices(part.numpy()) for part in chunk)
 
     def train_step(self, batches: Iterator) -> tuple[Tensor, Tensor]:

@@ -27,7 +27,8 @@ class AdamW(keras.optimizers.AdamW):
 
     Args:
         learning_rate: a number or a schedule.
-        weight_decay: decoupled decay, in units of the learning rate.
+        weight_decay: decoupled decay, in units of the learning rate. The attribute `decay` holds
+            it; `weight_decay`, by which the base class would decay, stays 0.
         no_decay: regular expressions. Variables whose path matches one of them (`re.search`) do
             not decay.
         rate_scales: factors on the learning rate, and so on the decay, by layer name: the first
@@ -45,8 +46,8 @@ class AdamW(keras.optimizers.AdamW):
             decay or a factor is not a number of at least 0.
 
     Example:
-        >>> AdamW(1e-3, weight_decay=0.05, rate_scales={"stem_conv1": 0.1}).weight_decay
-        0.0
+        >>> AdamW(1e-3, weight_decay=0.05, rate_scales={"stem_conv1": 0.1}).rate_scales
+        {'stem_conv1': 0.1}
     """
 
     def __init__(
@@ -151,8 +152,8 @@ def _checked_patterns(argument: str, patterns: Any) -> tuple[str, ...]:
             re.compile(pattern)
         except re.error as error:
             raise ValueError(
-                f"`{argument}` must be regular expressions. {pattern!r} is no regular expression: "
-                f"{error}"
+                f"`{argument}` must be regular expressions. {pattern!r} is not a regular "
+                f"expression: {error}"
             ) from error
     return found
 

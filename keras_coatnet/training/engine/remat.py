@@ -9,27 +9,10 @@ Where a layer is called without it, BatchNorm's statistics and the random seeds 
 computations, and the second one drops other samples than the first. Here a block is a pure function
 of its input and variables, as `keras.remat` expects, and the state is assigned once, outside.
 
-The step keeps the stem and the head as without rematerialization, and the input of each block. For
-CoAtNet-0 at 224 pixels, batch 8 and float32, TensorFlow's step keeps 221 MB from the forward to the
-backward pass instead of 1,529 (2,466 where a GELU is several operations, as on GPUs; read off the
-traced step). In the backward pass, the inside of one block at a time is added.
-
-How much a process grows depends on the processor, too. On x86, TensorFlow uses oneDNN where there
-are instructions for neural networks (AVX512-VNNI, AVX512-BF16, AVX-VNNI, AMX), with an allocator of
-its own. Elsewhere it uses malloc, which keeps much of what is freed. The same step, measured once
-each on two cores with AMX; resident memory beyond what was resident before the step:
-
-    default                         449 MB instead of 1,275
-    ONEDNN_MAX_CPU_ISA=AVX2         479 MB instead of 1,248
-    TF_ENABLE_ONEDNN_OPTS=0         605 MB instead of 1,186
-
-In the last case, tensors of 580 MB instead of 1,543 were in use at the peak; part of the plain
-step's memory was resident already. A small network without oneDNN took 243 to 336 MB instead of
-400, and 175 with the environment variable MALLOC_MMAP_THRESHOLD_=65536, under which malloc returns
-every large block at once. A step takes about a fifth more processor time.
-
-On JAX, an eighth is kept for the gradients. But XLA's compiler for CPUs merges the two computations
-again (its pass `cse`), so nothing is gained there.
+The step keeps the stem and the head as without rematerialization, and the input of each block. In
+the backward pass, the inside of one block at a time is added. On JAX, XLA's compiler for CPUs
+merges the two computations again (its pass `cse`), so nothing is gained there. Measurements are in
+`benchmarks/README.md`.
 """
 
 from __future__ import annotations

@@ -22,7 +22,6 @@ from keras_coatnet.counting.variables import check_split, variables
 def layout_map(
     architecture: str | CoAtNetConfig,
     device_mesh: keras.distribution.DeviceMesh,
-    model_axis: str = "model",
 ) -> keras.distribution.LayoutMap:
     """Returns which axis of which variable is split over the devices.
 
@@ -32,24 +31,15 @@ def layout_map(
 
     Args:
         architecture: what will be split: a name or a `CoAtNetConfig`.
-        device_mesh: the devices.
-        model_axis: the mesh's axis over which models are split.
+        device_mesh: the devices, with an axis `"model"` over which models are split.
 
     Returns:
         A `keras.distribution.LayoutMap`, by path of the variable.
-
-    Raises:
-        ValueError: the mesh has no such axis.
     """
-    if model_axis not in device_mesh.axis_names:
-        raise ValueError(
-            f"The mesh has the axes {', '.join(map(repr, device_mesh.axis_names))}. "
-            f"Received: model_axis={model_axis!r}"
-        )
     layouts = keras.distribution.LayoutMap(device_mesh)
     for pattern, (rank, split_axis) in split_axes(find_architecture(architecture)).items():
         axes: list[str | None] = [None] * rank
-        axes[split_axis] = model_axis
+        axes[split_axis] = "model"
         layouts[pattern] = tuple(axes)  # pyright: ignore[reportArgumentType]  # Keras takes both
     return layouts
 
@@ -78,37 +68,30 @@ def split_axes(config: CoAtNetConfig) -> dict[str, tuple[int, int]]:
     return rules
 
 
-def data_parallel(
-    devices: Sequence[str] | None = None, batch_size: int | None = None
-) -> keras.distribution.DataParallel:
+def data_parallel(devices: Sequence[str] | None = None) -> keras.distribution.DataParallel:
     """Gives each device the whole model and a share of the batch.
 
     Args:
         devices: names such as `"gpu:0"`; None: all of the machine's, or of all processes'.
-        batch_size: images of a step, which the devices must divide; None: not checked.
 
     Returns:
         A `keras.distribution.DataParallel` for `keras.distribution.set_distribution`. Each process
         must give it its own share of the data.
 
     Raises:
-        ValueError: Keras does not run on JAX, or the devices do not divide the batch.
+        ValueError: Keras does not run on JAX, or there are no such devices.
 
     Example:
         On JAX:
 
-        keras.distribution.set_distribution(data_parallel(batch_size=256))
+        keras.distribution.set_distribution(data_parallel())
     """
-    devices = _devices(devices)
-    _check_batch(batch_size, len(devices))
-    return keras.distribution.DataParallel(devices=devices, auto_shard_dataset=False)
+    return keras.distribution.DataParallel(devices=_devices(devices), auto_shard_dataset=False)
 
 
 def model_parallel(
     shape: tuple[int, int],
     architecture: str | CoAtNetConfig,
-    devices: Sequence[str] | None = None,
-    batch_size: int | None = None,
 ) -> keras.distribution.ModelParallel:
     """Splits the model over a group of devices, and the batch over the groups.
 
@@ -119,8 +102,6 @@ def model_parallel(
             devices, and each group holds a model.
         architecture: what will be split: a name or a `CoAtNetConfig`. The devices of a group must
             divide its attention heads.
-        devices: names such as `"gpu:0"`; None: all.
-        batch_size: images of a step, which the groups must divide; None: not checked.
 
     Returns:
         A `keras.distribution.ModelParallel`, to be set before the model is built. Variables whose
@@ -128,15 +109,15 @@ def model_parallel(
 
     Raises:
         ValueError: Keras does not run on JAX, the shape is not that of the devices, or it does
-            not divide the heads or the batch.
+            not divide the heads.
 
     Example:
         On JAX and eight devices:
 
         keras.distribution.set_distribution(model_parallel((2, 4), "coatnet6"))
-        model = keras_coatnet.CoAtNet6()
+        model = keras_coatnet.CoAtNet6(weights=None)
     """
-    devices = _devices(devices)
+    devices = _devices(None)
     whole = len(shape) == 2 and all(isinstance(size, int) and size > 0 for size in shape)
     if not whole or shape[0] * shape[1] != len(devices):
         raise ValueError(
@@ -144,7 +125,6 @@ def model_parallel(
             f"Received: shape={shape!r}"
         )
     check_split(find_architecture(architecture), shape[1])
-    _check_batch(batch_size, shape[0])
     mesh = keras.distribution.DeviceMesh(tuple(shape), ("batch", "model"), devices)
     return _WhereDivisible(
         layout_map=layout_map(architecture, mesh), batch_dim_name="batch", auto_shard_dataset=False
@@ -180,11 +160,3 @@ def _devices(devices: Sequence[str] | None) -> list[str]:
     if unknown or not devices:
         raise ValueError(f"`devices` must be among {', '.join(found)}. Received: {list(devices)}")
     return list(devices)
-
-
-def _check_batch(batch_size: int | None, shares: int) -> None:
-    if batch_size is not None and (batch_size < 1 or batch_size % shares):
-        raise ValueError(
-            f"A batch of {batch_size} images cannot be shared out evenly among {shares}. Take a "
-            f"multiple of {shares}, such as {max(1, round(batch_size / shares)) * shares}."
-        )

@@ -4,8 +4,14 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping, Sequence
 
 import tensorflow as tf
+
+from keras_coatnet.training.engine.devices import check_one_device
+
+# The types of the tasks that train.
+_JOBS = ("chief", "worker")
 
 
 def choose_strategy(name: str, count: int | None) -> tf.distribute.Strategy:
@@ -20,18 +26,21 @@ def choose_strategy(name: str, count: int | None) -> tf.distribute.Strategy:
         The strategy.
 
     Raises:
-        ValueError: there are fewer devices, or TF_CONFIG describes no cluster.
+        ValueError: there are fewer devices, the strategy uses all of them, or
+            TF_CONFIG describes no cluster.
     """
     gpus = len(tf.config.list_physical_devices("GPU"))
     if name == "auto":
         name = _what_there_is(gpus, count)
-    if name == "tpu":
-        return _tpu_strategy()
-    if name == "multi_worker":
-        return _multi_worker_strategy()
+    if name in ("tpu", "multi_worker"):
+        if count is not None:
+            raise ValueError(
+                f"The strategy {name!r} uses all devices of each machine. Leave `devices` out. "
+                f"Received: devices={count}"
+            )
+        return _tpu_strategy() if name == "tpu" else _multi_worker_strategy()
     if name == "one_device":
-        if count not in (None, 1):
-            raise ValueError(f"The strategy 'one_device' takes one. Received: devices={count}")
+        check_one_device(count)
         return tf.distribute.OneDeviceStrategy("GPU:0" if gpus else "CPU:0")
     return tf.distribute.MirroredStrategy(_gpus(gpus, count) if gpus else _cpus(count or 1))
 
@@ -80,24 +89,30 @@ def _multi_worker_strategy() -> tf.distribute.Strategy:
 
 
 def _cluster_size() -> int:
-    """How many processes TF_CONFIG names.
+    """How many processes of TF_CONFIG train.
 
     Raises:
-        ValueError: it names none, or this process is not one of them.
+        ValueError: it describes no cluster, or this process is not one of them.
     """
     variable = os.environ.get("TF_CONFIG")
     try:
         described = json.loads(variable or "")
         cluster, task = described["cluster"], described["task"]
-        if 0 <= int(task["index"]) < len(cluster[task["type"]]):
-            return sum(map(len, cluster.values()))
+        if task["type"] in _JOBS and 0 <= int(task["index"]) < len(cluster[task["type"]]):
+            return _count_training(cluster)
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
     raise ValueError(
-        "The strategy 'multi_worker' needs the environment variable TF_CONFIG, such as "
+        "TF_CONFIG must describe a cluster, and this process's task in it, such as "
         '{"cluster": {"worker": ["host1:2222", "host2:2222"]}, "task": {"type": "worker", "index": '
-        f"0}}}}, where the task is one of the cluster's. Received: TF_CONFIG={variable!r}"
+        f"0}}}}. Tasks of other types than chief and worker do not train. Received: "
+        f"TF_CONFIG={variable!r}"
     )
+
+
+def _count_training(cluster: Mapping[str, Sequence[str]]) -> int:
+    """How many processes of a cluster train: servers and evaluators do not."""
+    return sum(len(cluster.get(job, ())) for job in _JOBS)
 
 
 def in_cluster(strategy: tf.distribute.Strategy) -> bool:
@@ -110,8 +125,7 @@ def count_processes(strategy: tf.distribute.Strategy) -> int:
     """How many processes a strategy joins."""
     if not isinstance(strategy, tf.distribute.MultiWorkerMirroredStrategy):
         return 1
-    cluster = strategy.cluster_resolver.cluster_spec().as_dict()
-    return sum(len(cluster.get(job, [])) for job in ("chief", "worker"))
+    return _count_training(strategy.cluster_resolver.cluster_spec().as_dict())
 
 
 def is_chief(strategy: tf.distribute.Strategy) -> bool:

@@ -56,7 +56,7 @@ class TensorFlowEngine(Engine):
         return self.strategy.num_replicas_in_sync
 
     @property
-    def chunks(self) -> int:
+    def num_chunks(self) -> int:
         return self.replicas  # each replica gets a chunk
 
     @property
@@ -90,10 +90,12 @@ class TensorFlowEngine(Engine):
 
     # --- Training --------------------------------------------------------------------------
 
-    def iterate(self, chunks: int, make_dataset: Callable[[int, int], tf.data.Dataset]) -> Iterator:
+    def iterate(
+        self, num_chunks: int, make_dataset: Callable[[int, int], tf.data.Dataset]
+    ) -> Iterator:
         def make(context: tf.distribute.InputContext) -> tf.data.Dataset:
-            own = chunks // context.num_input_pipelines
-            return make_dataset(context.input_pipeline_id * own, own)
+            local_chunks = num_chunks // context.num_input_pipelines
+            return make_dataset(context.input_pipeline_id * local_chunks, local_chunks)
 
         return iter(self.strategy.distribute_datasets_from_function(make))
 

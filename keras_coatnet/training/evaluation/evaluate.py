@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import pathlib
-import sys
 from typing import Any, TextIO
 
 import keras
 import numpy as np
 import tensorflow as tf
 
+from keras_coatnet.arguments import whole_number
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.inference import check_classifier, class_scores
 from keras_coatnet.training.data.datasets import ImageDataset
@@ -46,7 +45,7 @@ def evaluate(
         An `Evaluation`.
 
     Raises:
-        ValueError: the model is no classifier, has another number of classes, or too many images
+        ValueError: the model is not a classifier, has another number of classes, or too many images
             cannot be read.
 
     Example:
@@ -59,26 +58,22 @@ def evaluate(
             f"The model has {classes} classes, and {source.name} has "
             f"{len(source.classes)}. Choose the model that was trained on such data."
         )
-    if batch_size < 1:
-        raise ValueError(f"`batch_size` must be at least 1. Received: batch_size={batch_size!r}")
-    batch_size = min(batch_size, source.count)
+    batch_size = min(whole_number("batch_size", batch_size), source.count)
     unreadable = UnreadableImages(unreadable_limit)
     dataset = padded_evaluation_dataset(
         source, **_pipeline_options(settings), global_batch_size=batch_size, unreadable=unreadable
     )
     counter = EvaluationCounter(source.classes, positive)
-    progress = Progress(
-        -(-source.count // batch_size), batch_size, sys.stderr if stream is None else stream
-    )
+    progress = Progress(-(-source.count // batch_size), batch_size, stream)
     try:
-        with explain_errors(pathlib.Path(), unreadable, cluster=False):
+        with explain_errors(None, unreadable, cluster=False):
             for step, (images, labels, weights) in enumerate(dataset, 1):
                 scores = class_scores(model, images.numpy())
                 labels = labels.numpy()
                 top = np.argsort(-scores, axis=1, kind="stable")[:, :5]
                 share = np.maximum(scores[np.arange(len(labels)), labels], 1e-30)
                 counter.update(labels, top, -np.log(share), weights.numpy())
-                progress.update(step, f"top1 {counter.result().top1:.4f}")
+                progress.update(step, f"top1 {counter.top1:.4f}")
     except TrainingError as error:
         raise ValueError(str(error)) from error
     finally:
@@ -110,22 +105,23 @@ def evaluate_engine(
     Returns:
         An `Evaluation`.
     """
-    chunks = engine.chunks
     batch_size = -(-min(batch_size, source.count) // engine.replicas) * engine.replicas
 
-    def make_dataset(first: int, own: int) -> tf.data.Dataset:
+    def make_dataset(first_chunk: int, local_chunks: int) -> tf.data.Dataset:
         return padded_evaluation_dataset(
             source,
             **_pipeline_options(settings),
             global_batch_size=batch_size,
-            replicas=chunks,
-            first_replica=first,
-            local_replicas=own,
+            replicas=engine.num_chunks,
+            first_replica=first_chunk,
+            local_replicas=local_chunks,
             unreadable=unreadable,
         )
 
     counter = EvaluationCounter(source.classes, positive)
-    for labels, top, losses, weights in engine.evaluate(engine.iterate(chunks, make_dataset)):
+    for labels, top, losses, weights in engine.evaluate(
+        engine.iterate(engine.num_chunks, make_dataset)
+    ):
         counter.update(labels, top, losses, weights)
     return counter.result()
 

@@ -7,12 +7,13 @@ import io
 import json
 import os
 import pathlib
-from collections.abc import Callable, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
+from keras_coatnet.arguments import whole_number
 from keras_coatnet.files import whole_file
 from keras_coatnet.paths import check_local
 
@@ -65,7 +66,7 @@ class Evaluation:
 
     @property
     def f1(self) -> np.ndarray:
-        """(classes,), harmonic mean of recall and precision; 0 where all of either are wrong."""
+        """(classes,), harmonic mean of recall and precision; 0 if no answer is right."""
         return _ratio(2 * self.hits, self.truths + self.answers)
 
     def figures(self) -> dict[str, int | float]:
@@ -94,32 +95,24 @@ class Evaluation:
         }
         if self.positive is not None:
             rows["positive class"] = self.classes[self.positive]
-        width = max(map(len, rows))
-        return "\n".join(f"{name:{width}}  {_shown(value)}" for name, value in rows.items())
+        return format_figures(rows)
 
-    def per_class_table(self, sort: str = "recall", limit: int | None = None) -> str:
-        """A line of text for each class.
+    def per_class_table(self, limit: int | None = None) -> str:
+        """A line of text for each class, those of the lowest recall first.
 
         Args:
-            sort: `"recall"`, the worst first, or `"name"`.
             limit: how many lines to show; None: all.
 
         Returns:
             A table: name, count, recall, precision, F1.
 
         Raises:
-            ValueError: there is no such order, or `limit` is below 1.
+            ValueError: `limit` is below 1.
         """
-        orders: dict[str, Callable[[int], Any]] = {
-            # Classes without samples have no recall: they come last.
-            "recall": lambda i: (self.truths[i] == 0, np.nan_to_num(self.recall[i]), i),
-            "name": lambda i: (self.classes[i].lower(), i),
-        }
-        if sort not in orders:
-            raise ValueError(f"`sort` must be 'recall' or 'name'. Received: sort={sort!r}")
-        if limit is not None and limit < 1:
-            raise ValueError(f"`limit` must be at least 1, or None. Received: limit={limit}")
-        order = sorted(range(len(self.classes)), key=orders[sort])
+        if limit is not None:
+            limit = whole_number("limit", limit)
+        # Classes without samples have no recall: they come last.
+        order = np.lexsort((np.nan_to_num(self.recall), self.truths == 0))
         width = max(len("class"), *map(len, self.classes))
         lines = [f"{'class':{width}}  {'count':>7}  {'recall':>6}  {'precision':>9}  {'f1':>6}"]
         columns = (self.truths, self.recall, self.precision, self.f1)
@@ -133,7 +126,10 @@ class Evaluation:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """The figures and the classes' as a dictionary that JSON can hold; nan becomes None."""
+        """The figures and the classes' as a dictionary that JSON can hold.
+
+        Nan and infinities become None.
+        """
         columns = {"count": self.truths, "recall": self.recall, "precision": self.precision}
         columns["f1"] = self.f1
         found: dict[str, Any] = {name: _json(value) for name, value in self.figures().items()}
@@ -254,6 +250,11 @@ class EvaluationCounter:
         if self._confusion is not None:
             np.add.at(self._confusion, labels * number + best, 1)
 
+    @property
+    def top1(self) -> float:
+        """Share of samples so far whose best answer is right; nan before the first one."""
+        return float(_ratio(self._hits.sum(), self._truths.sum()))
+
     def result(self) -> Evaluation:
         """The figures of what was counted so far; nan before the first sample."""
         number, count = len(self._classes), self._truths.sum()
@@ -261,7 +262,7 @@ class EvaluationCounter:
         return Evaluation(
             classes=self._classes,
             loss=float(_ratio(self._loss, count)),
-            top1=float(_ratio(self._hits.sum(), count)),
+            top1=self.top1,
             top5=float(_ratio(self._in_top5, count)) if number >= TOP5_CLASSES else None,
             truths=self._truths.copy(),
             answers=self._answers.copy(),
@@ -269,39 +270,6 @@ class EvaluationCounter:
             confusion=None if confusion is None else confusion.reshape(number, number).copy(),
             positive=self._positive,
         )
-
-
-def evaluate_counts(
-    labels: Any,
-    top: Any,
-    losses: Any,
-    weights: Any,
-    classes: Sequence[str],
-    positive: str | int | None = None,
-) -> Evaluation:
-    """The figures of answers that are all there.
-
-    Args:
-        labels: (n,), ids of the true classes.
-        top: (n, k), ids of the best answers, the best first.
-        losses: (n,).
-        weights: (n,), 1 or 0; None: all 1.
-        classes: names, by id.
-        positive: see `EvaluationCounter`.
-
-    Returns:
-        An `Evaluation`.
-
-    Raises:
-        ValueError: as `EvaluationCounter` does.
-
-    Example:
-        >>> evaluate_counts([0, 1], [[0], [0]], [0.1, 1.9], None, ["cat", "dog"]).top1
-        0.5
-    """
-    counter = EvaluationCounter(classes, positive)
-    counter.update(labels, top, losses, weights)
-    return counter.result()
 
 
 def _positive(classes: tuple[str, ...], positive: str | int | None) -> int | None:
@@ -336,15 +304,35 @@ def _mean(values: np.ndarray) -> float:
 def _json(value: Any) -> int | float | None:
     if isinstance(value, (int, np.integer)):
         return int(value)
-    return None if np.isnan(value) else float(value)
+    return float(value) if np.isfinite(value) else None
+
+
+def format_figures(figures: Mapping[str, Any]) -> str:
+    """Formats names and values as two aligned columns.
+
+    Args:
+        figures: names and values. Whole numbers are shown with commas, other numbers with four
+            decimals, None and nan as a dash, and everything else as text.
+
+    Returns:
+        Lines of text.
+
+    Example:
+        >>> print(format_figures({"steps": 12000, "best top1": 0.81234, "f1": None}))
+        steps      12,000
+        best top1  0.8123
+        f1         -
+    """
+    width = max(map(len, figures), default=0)
+    return "\n".join(f"{name:{width}}  {_shown(value)}" for name, value in figures.items())
 
 
 def _shown(value: Any) -> str:
-    if isinstance(value, str):
-        return value
-    if isinstance(value, (int, np.integer)):
+    if value is None or (isinstance(value, float) and np.isnan(value)):
+        return "-"
+    if isinstance(value, (int, np.integer)) and not isinstance(value, bool):
         return f"{value:,}"
-    return "-" if np.isnan(value) else f"{value:.4f}"
+    return f"{value:.4f}" if isinstance(value, float) else str(value)
 
 
 def _csv(rows: list[list]) -> str:

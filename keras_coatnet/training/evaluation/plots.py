@@ -15,8 +15,7 @@ import numpy as np
 
 from keras_coatnet.files import whole_file
 
-# Above so many classes the names, and the numbers in the cells, can no longer be read; and a cell
-# is hardly more than a pixel, so that what is not empty is drawn as a dot larger than that.
+# Most classes with names; with numbers in the cells; drawn as cells, beyond which dots are drawn.
 _NAMED_CLASSES, _NUMBERED_CLASSES, _CELL_CLASSES = 40, 12, 200
 _INK = "#333333"
 _COLORS = ("#1f5fa8", "#d1601f")
@@ -98,7 +97,7 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
     panel = figure.subplots()
     import matplotlib.colors
 
-    # The root makes room for the rare mistakes, which are what one looks for.
+    # A square-root scale makes rare mistakes visible.
     colors = matplotlib.colormaps["Blues"].with_extremes(bad="#f0e6dc")
     norm = matplotlib.colors.PowerNorm(0.5, vmin=0, vmax=1)
     if number <= _CELL_CLASSES:
@@ -134,8 +133,10 @@ def confusion(matrix: Any, classes: Sequence[str], path: str | os.PathLike) -> p
                 color=_INK if pale else "white",
             )
     panel.spines[:].set_visible(False)
-    known = np.diag(matrix).sum() / max(matrix.sum(), 1)
-    panel.set_title(f"{number} classes, {matrix.sum():,} samples, {known:.2%} right", fontsize=11)
+    accuracy = np.diag(matrix).sum() / max(matrix.sum(), 1)
+    panel.set_title(
+        f"{number} classes, {matrix.sum():,} samples, {accuracy:.2%} right", fontsize=11
+    )
     return _save(figure, pathlib.Path(path))
 
 

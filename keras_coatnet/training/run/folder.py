@@ -61,8 +61,8 @@ class RunFolder:
         path: the folder.
         recipe: the recipe of the run.
         datasets: for training and for validation.
-        engine: tells the processes apart, and lets them agree.
-        held: closes at the end of the run what this opens.
+        engine: knows the chief, and compares values between processes.
+        held: the stack that releases the lock when the run ends.
 
     Attributes:
         path: the folder.
@@ -153,7 +153,7 @@ class RunFolder:
             problem = error
         if self._engine.any_process(problem is not None):
             raise problem or ValueError(
-                "Another process of this run was refused; its own output says why. Mend that, and "
+                "Another process of this run was refused; its own output says why. Fix that, and "
                 "start the same command on all machines."
             )
 

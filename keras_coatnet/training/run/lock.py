@@ -36,18 +36,36 @@ def locked(folder: pathlib.Path) -> Iterator[None]:
         OSError: the folder cannot be made or written.
     """
     made = [path for path in (folder, *folder.parents) if not path.exists()]
-    folder.mkdir(parents=True, exist_ok=True)
     try:
-        with (folder / LOCK).open("a+", encoding="utf-8") as file:
-            _lock(file, folder)
-            yield
+        with _open_locked(folder):
+            try:
+                yield
+            finally:
+                # Removed while it is locked: it would be another run's afterwards.
+                with contextlib.suppress(OSError):
+                    if made and os.listdir(folder) == [LOCK]:
+                        (folder / LOCK).unlink()
     finally:
         # Others may use the folders by now, or have removed them.
         with contextlib.suppress(OSError):
-            if made and os.listdir(folder) == [LOCK]:
-                (folder / LOCK).unlink()
-                for path in made:
-                    path.rmdir()
+            for path in made:
+                path.rmdir()  # fails if it is not empty
+
+
+def _open_locked(folder: pathlib.Path) -> TextIO:
+    """Opens and locks the lock file. A run that ends meanwhile may remove it, and the folder."""
+    path = folder / LOCK
+    while True:
+        folder.mkdir(parents=True, exist_ok=True)
+        with contextlib.ExitStack() as stack:
+            try:
+                file = stack.enter_context(path.open("a+", encoding="utf-8"))
+                _lock(file, folder)
+                if os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                    stack.pop_all()  # leaves it open
+                    return file
+            except FileNotFoundError:
+                continue
 
 
 def _lock(file: TextIO, folder: pathlib.Path) -> None:
@@ -64,7 +82,8 @@ def _lock(file: TextIO, folder: pathlib.Path) -> None:
             f"Another run is writing to {folder}: {holder}. Wait for its end, stop it, or choose "
             "another output folder."
         ) from error
-    with contextlib.suppress(OSError):  # what it says only helps; a full disk is told later
+    # The text only serves messages; a full disk is reported later.
+    with contextlib.suppress(OSError):
         file.truncate(0)
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()

@@ -176,8 +176,8 @@ def _read(path: pathlib.Path) -> list[Row]:
             found.append(_parsed(row))
         except (KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"Line {number} of {path} is no row of a run's history: {dict(row)}. Move the file "
-                "away, or repair it."
+                f"Line {number} of {path} is not a row of a run's history: {dict(row)}. Move the "
+                "file away, or repair it."
             ) from error
     return found
 

@@ -29,7 +29,7 @@ from keras_coatnet.training.run.log import Row, RunLog, read_history
 from keras_coatnet.training.run.signals import Stopped, on_stop_signals
 
 # Steps whose losses are left on the device before they are read.
-_MOST_UNREAD = 16
+_MAX_UNREAD = 16
 
 
 class TrainingLoop:
@@ -132,7 +132,7 @@ class TrainingLoop:
         """Trains to the last step. Raises `_BadStep` when a loss or gradient is not finite."""
         recipe = self.recipe
         evaluation = self._evaluate() if self._lacks_evaluation() else None
-        batches = self.engine.iterate(self.engine.chunks, self._make_dataset)
+        batches = self.engine.iterate(self.engine.num_chunks, self._make_dataset)
         unread: list[tuple[int, Any, Any]] = []
         while self.step < self.total_steps:
             number = self.step + 1
@@ -147,10 +147,10 @@ class TrainingLoop:
             saves = number % self.steps_per_epoch == 0 or number % recipe.checkpoint_steps == 0
             logs = number % recipe.log_steps == 0 or number == self.total_steps
             stops = self._stop_wanted(logs)
-            # The device runs ahead while nobody needs to know what the steps gave. All processes
-            # read at the same steps, so that they find a bad one together.
+            # Steps are queued without waiting until their results are needed. All processes read at
+            # the same steps, so that they find a bad one together.
             is_first = self._shown_loss is None
-            if evaluates or saves or logs or stops or is_first or len(unread) >= _MOST_UNREAD:
+            if evaluates or saves or logs or stops or is_first or len(unread) >= _MAX_UNREAD:
                 self._read(unread)
             self._show(number)
             if logs:
@@ -163,14 +163,15 @@ class TrainingLoop:
                     "command goes on",
                     self._stop_signal or signal.SIGTERM,
                 )
-            # After the checkpoint: an evaluation that fails costs no step, and is made up for.
+            # After the checkpoint: an evaluation that fails loses no step; the resumed run repeats
+            # it.
             if evaluates:
                 evaluation = self._evaluate()
         return evaluation
 
     # --- Steps -------------------------------------------------------------------------------
 
-    def _make_dataset(self, first: int, own: int) -> tf.data.Dataset:
+    def _make_dataset(self, first_chunk: int, local_chunks: int) -> tf.data.Dataset:
         recipe = self.recipe
         augmentation = Augmentation(
             crop=recipe.crop,
@@ -190,9 +191,9 @@ class TrainingLoop:
             seed=recipe.seed,
             start_step=self.step,
             parts=recipe.gradient_accumulation_steps,
-            replicas=self.engine.chunks,
-            first_replica=first,
-            local_replicas=own,
+            replicas=self.engine.num_chunks,
+            first_replica=first_chunk,
+            local_replicas=local_chunks,
             unreadable=self.unreadable,
         )
 
@@ -295,7 +296,7 @@ class TrainingLoop:
             self.best_top1 = found.top1
             if self.engine.is_chief:
                 self.engine.save_weights(self.folder.path / BEST)
-        # Last of all: a resumed run takes a step with a row for evaluated.
+        # Logged last: a resumed run treats a step that has a row as evaluated.
         if self._log is not None and log:
             self._log.evaluation(step=self.step, **figures)
         return found

@@ -35,9 +35,9 @@ class Stopped(Exception):
 def on_stop_signals(handler: Callable[[int], None]) -> Iterator[None]:
     """Calls `handler` with the signal's number where SIGTERM or Ctrl-C would end the process.
 
-    A second Ctrl-C does what it did before, or ends the process if that does not happen soon: where
-    the main thread waits inside TensorFlow, for a file system that does not answer say, Python runs
-    no handler. Outside the main thread, which alone may handle signals, nothing is changed.
+    A second Ctrl-C is handled as before, normally by KeyboardInterrupt. If the block has not ended
+    three seconds later, for example because TensorFlow waits for a file system, the process exits
+    with status 130. Outside the main thread, which alone may handle signals, nothing is changed.
 
     Args:
         handler: called in the main thread.

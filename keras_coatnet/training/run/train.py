@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import pathlib
 import warnings
@@ -55,9 +54,10 @@ def train(
 
     The folder `output` gets `recipe.json`, `data.json` (which data it was, to be compared when the
     run is resumed), `classes.txt`, `checkpoints/`, `history.csv`, `evaluations.csv`,
-    `tensorboard/`, `curves.png`, `best.weights.h5` and `final.weights.h5`. With a moving average of
-    the weights, the two weight files hold the average. They load through
-    `keras_coatnet.CoAtNet0(weights=path)` and its siblings.
+    `tensorboard/` and `best.weights.h5`; at the end `final.weights.h5`, `summary.json`,
+    `curves.png`, and the evaluation of the final weights: `evaluation.json`, `per_class.csv`,
+    `confusion.csv` and `confusion.png`. With a moving average of the weights, the two weight files
+    hold the average. They load through `keras_coatnet.CoAtNet0(weights=path)` and its siblings.
 
     Called again with the same recipe and folder, the function resumes the run from the newest
     checkpoint that is whole. The losses are those of a run that was never interrupted. Fields that
@@ -78,7 +78,7 @@ def train(
 
     Raises:
         ValueError: the recipe, the data or the devices make no sense, or the folder holds another
-            run, or one that is not over.
+            run, or a run that is still in progress.
         ImportError: matplotlib or tensorflow-datasets is needed and not installed.
         TrainingError: the run cannot go on: the loss is not a number, too many images cannot be
             read, a device is out of memory, or another process is gone.
@@ -113,7 +113,7 @@ def train(
     folder = pathlib.Path(output)
     check_folder(folder, recipe)
     unreadable = UnreadableImages(recipe.unreadable_limit)
-    policy = keras.config.dtype_policy()
+    policy, distribution = keras.config.dtype_policy(), keras.distribution.distribution()
     advice = memory_advice(recipe, chosen.replicas)
     # In a cluster, `RunFolder.open` locks and checks: a process that failed here would leave the
     # others waiting.
@@ -147,6 +147,7 @@ def train(
             return _finish(loop, loop.run())
     finally:
         keras.config.set_dtype_policy(policy)
+        keras.distribution.set_distribution(distribution)  # an engine on JAX sets its own
 
 
 def _make_engine(
@@ -235,15 +236,9 @@ def memory_advice(recipe: Recipe, replicas: int) -> str:
     """
     share = recipe.batch_size // replicas
     smallest = 2 if recipe.mixes else 1
-    parts = (
-        parts
-        for parts in range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
-        if share % (parts * smallest) == 0
-    )
-    going_on = [
-        f"--gradient-accumulation-steps {number} (smaller parts)"
-        for number in itertools.islice(parts, 1)
-    ]
+    numbers = range(recipe.gradient_accumulation_steps + 1, share // smallest + 1)
+    parts = next((number for number in numbers if share % (number * smallest) == 0), None)
+    going_on = [f"--gradient-accumulation-steps {parts} (smaller parts)"] if parts else []
     if not recipe.remat:
         going_on.append("--remat (computes blocks twice)")
     anew = ["--dtype-policy mixed_bfloat16"] if recipe.dtype_policy == "float32" else []

@@ -251,7 +251,7 @@ def test_a_pipe_raises_an_error(tmp_path, linked):
     os.mkfifo(pipe)
     if linked:
         (root / "rose" / "pipe.png").symlink_to(pipe)
-    with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is no file, but a pipe"):
+    with pytest.raises(ValueError, match=r"pipe\.png cannot be read: it is not a file, but a pipe"):
         open_datasets(root)
 
 

@@ -1,4 +1,4 @@
-"""A step on JAX, in a process of its own: what it saves is all that decides the next steps."""
+"""Training on JAX, in processes of their own."""
 
 import json
 import os
@@ -7,6 +7,8 @@ import subprocess
 import sys
 
 import pytest
+
+from tests.training import runs
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
 
@@ -70,3 +72,44 @@ def test_a_restored_state_goes_on_to_the_same_losses_and_the_gpus_are_jax_s():
     assert "stem_conv1/kernel" in found["refused"]
     # TensorFlow only reads the data, and would take the memory of the GPUs.
     assert found["hidden"] == [[[], "GPU"]]
+
+
+DISTRIBUTION = """
+import io, json, pathlib, sys
+import keras
+from keras_coatnet.training import Recipe, train
+from keras_coatnet.training.engine.devices import choose_devices
+
+own = keras.distribution.DataParallel(auto_shard_dataset=False)
+keras.distribution.set_distribution(own)
+folder = pathlib.Path(sys.argv[1])
+train(Recipe.load(folder / "digits.json"), folder / "run", strategy="one_device",
+      stream=io.StringIO())
+kept = keras.distribution.distribution() is own
+try:
+    choose_devices("coatnet0", "one_device", 2)
+    refused = ""
+except ValueError as error:
+    refused = str(error)
+print(json.dumps({"kept": kept, "refused": refused}))
+"""
+
+
+def test_a_run_leaves_the_distribution_as_it_was_and_one_device_is_one(tmp_path):
+    runs.write_small_recipe(tmp_path)
+    result = subprocess.run(
+        [sys.executable, "-c", DISTRIBUTION, str(tmp_path)],
+        cwd=ROOT,
+        env={
+            **os.environ,
+            "KERAS_BACKEND": "jax",
+            "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+            "XLA_FLAGS": "--xla_force_host_platform_device_count=2",
+        },
+        capture_output=True,
+        text=True,
+    )
+    assert result.returncode == 0, result.stderr[-3000:]
+    found = json.loads(result.stdout.splitlines()[-1])
+    assert found["kept"]
+    assert "The strategy 'one_device' uses one device" in found["refused"]

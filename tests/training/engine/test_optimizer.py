@@ -36,7 +36,7 @@ def test_numpy_numbers_become_pythons():
         ({"no_decay": "bias$"}, r"`no_decay` must be several.*\('bias\$',\)"),
         ({"no_decay": None}, "`no_decay`"),
         ({"no_decay": (3,)}, "`no_decay`.*3"),
-        ({"no_decay": ("bias$", "(")}, r"`no_decay`.*'\(' is no regular expression: missing \)"),
+        ({"no_decay": ("bias$", "(")}, r"`no_decay`.*'\(' is not a regular expression: missing \)"),
         ({"rate_scales": {"a": -1}}, r"`rate_scales\['a'\]` must be a number at least 0"),
         ({"rate_scales": {"a": "b"}}, r"`rate_scales\['a'\]`"),
         ({"rate_scales": {3: 1.0}}, "`rate_scales`.*names of layers"),

@@ -12,9 +12,17 @@ from sklearn import metrics
 
 from keras_coatnet.training.evaluation.metrics import (
     CONFUSION_CLASSES,
+    Evaluation,
     EvaluationCounter,
-    evaluate_counts,
+    format_figures,
 )
+
+
+def evaluate_counts(labels, top, losses, weights, classes, positive=None) -> Evaluation:
+    """The figures of answers that are all there."""
+    counter = EvaluationCounter(classes, positive)
+    counter.update(labels, top, losses, weights)
+    return counter.result()
 
 
 def _answers(classes: int, count: int = 500, seed: int = 0) -> dict[str, np.ndarray]:
@@ -133,6 +141,21 @@ def test_what_is_divided_by_nothing_is_nan():
     assert "nan" not in empty.summary_table() + empty.per_class_table()
 
 
+def test_an_infinite_loss_is_written_as_json(tmp_path):
+    counter = EvaluationCounter(["a", "b"])
+    counter.update([0, 1], [[0], [0]], [np.inf, 0.5])
+    assert counter.result().to_dict()["loss"] is None
+    counter.result().save(tmp_path)
+    assert "Infinity" not in (tmp_path / "evaluation.json").read_text()
+
+
+def test_top1_is_known_while_counting():
+    counter = EvaluationCounter(["a", "b"])
+    assert np.isnan(counter.top1)
+    counter.update([0, 1, 1], [[0], [0], [1]], [1, 1, 1])
+    assert counter.top1 == counter.result().top1 == 2 / 3
+
+
 def test_tables_are_sorted_and_whole_unless_asked():
     # Recalls: pear 0, fig 1, apple 1/2, and nothing of kiwi.
     found = evaluate_counts(
@@ -142,14 +165,25 @@ def test_tables_are_sorted_and_whole_unless_asked():
     assert [line.split()[0] for line in lines] == ["class", "pear", "apple", "fig", "kiwi"]
     assert len({len(line) for line in lines}) == 1
     assert lines[4].split() == ["kiwi", "0", "-", "-", "-"]
-    named = found.per_class_table("name", limit=2).splitlines()
-    assert [line.split()[0] for line in named] == ["class", "apple", "fig", "..."]
-    assert named[-1] == "... and 2 more classes"
+    first = found.per_class_table(limit=2).splitlines()
+    assert first == [*lines[:3], "... and 2 more classes"]
     assert "top1             0.5000" in found.summary_table().splitlines()
-    with pytest.raises(ValueError, match="'recall' or 'name'. Received: sort='size'"):
-        found.per_class_table("size")
     with pytest.raises(ValueError, match="limit=0"):
         found.per_class_table(limit=0)
+
+
+def test_figures_are_aligned_and_written_for_readers(tmp_path):
+    path = tmp_path / "best.weights.h5"
+    rows = {"parameters": 24_000_000, "top-1": 0.812345, "saved": path, "resumed": False}
+    assert format_figures({**rows, "f1": None, "recall": float("nan")}).splitlines() == [
+        "parameters  24,000,000",
+        "top-1       0.8123",
+        f"saved       {path}",
+        "resumed     False",
+        "f1          -",
+        "recall      -",
+    ]
+    assert format_figures({}) == ""
 
 
 def test_saves_files_that_others_read(tmp_path):

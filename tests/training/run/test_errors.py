@@ -1,6 +1,7 @@
 """Nothing is lost: runs that are killed, damaged, starved and misled come to the same numbers."""
 
 import dataclasses
+import errno
 import os
 import pathlib
 import shutil
@@ -17,7 +18,9 @@ import tensorflow as tf
 from keras_coatnet.cli import main
 from keras_coatnet.training import open_datasets, progress
 from keras_coatnet.training.data.records import LABEL_ERROR
+from keras_coatnet.training.data.unreadable import UnreadableImages
 from keras_coatnet.training.engine.tensorflow import TensorFlowEngine
+from keras_coatnet.training.errors import explain_errors
 from keras_coatnet.training.progress import Progress
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run import log, loop
@@ -232,6 +235,16 @@ def test_damaged_checkpoints_are_passed_over(recipe, whole, alone):
     named = [str(warning.message) for warning in warnings if "damaged" in str(warning.message)]
     assert [str(path) in text for path, text in zip((newest, second), named, strict=True)]
     assert runs.outcome(alone) == runs.outcome(whole)
+
+
+def test_a_full_disk_costs_an_evaluation_no_checkpoint():
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    with (
+        pytest.raises(OSError, match="the disk is full") as raised,
+        explain_errors(None, UnreadableImages(0), cluster=False),
+    ):
+        raise full
+    assert "checkpoint" not in str(raised.value)
 
 
 @pytest.fixture

@@ -72,3 +72,54 @@ def test_a_folder_in_which_nothing_was_written_leaves_no_trace(tmp_path):
     with locked(tmp_path / "more" / "new") as _:
         pathlib.Path(tmp_path / "more" / "new" / "recipe.json").write_text("{}")
     assert (tmp_path / "more" / "new" / "recipe.json").exists()
+
+
+def flock_after(monkeypatch, act) -> None:
+    """Calls a function between the opening of the next lock file and its locking."""
+    flock, acts = fcntl.flock, [act]
+
+    def act_and_lock(file: object, operation: int) -> None:
+        if acts:
+            acts.pop()()
+        flock(file, operation)
+
+    monkeypatch.setattr(fcntl, "flock", act_and_lock)
+
+
+def test_a_lock_file_that_another_run_removed_meanwhile_is_not_used(tmp_path, monkeypatch):
+    folder = tmp_path / "run"
+    flock_after(monkeypatch, lambda: shutil.rmtree(folder))
+    with locked(folder):
+        with pytest.raises(ValueError, match="Another run is writing"), locked(folder):
+            pass
+        (folder / "recipe.json").write_text("{}")
+    assert folder.exists()
+
+
+def test_a_run_that_ends_removes_the_lock_file_while_it_holds_it(tmp_path, monkeypatch):
+    folder, unlink, refused = tmp_path / "run", pathlib.Path.unlink, []
+
+    def start_and_unlink(path: pathlib.Path) -> None:
+        with pytest.raises(ValueError, match="Another run is writing"), locked(folder):
+            pass
+        refused.append(path)
+        unlink(path)
+
+    with locked(folder):
+        monkeypatch.setattr(pathlib.Path, "unlink", start_and_unlink)
+    assert refused == [folder / LOCK] and not folder.exists()
+
+
+def test_a_run_that_is_refused_leaves_the_lock_of_the_other(tmp_path, monkeypatch):
+    """Both found no folder, and this one was the slower."""
+    folder, others = tmp_path / "run", []
+
+    def lock_first() -> None:
+        others.append((folder / LOCK).open("a+"))
+        fcntl.flock(others[0], fcntl.LOCK_EX)
+
+    flock_after(monkeypatch, lock_first)
+    with pytest.raises(ValueError, match="Another run is writing"), locked(folder):
+        pass
+    assert (folder / LOCK).exists()
+    others[0].close()
