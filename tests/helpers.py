@@ -183,7 +183,7 @@ def gradients(
         connected to the output.
     """
     variables = [variable.value for variable in layer.trainable_variables]
-    cotangent = cotangent_of(layer(*inputs, **kwargs).shape)
+    cotangent = cotangent_of(_output_shape(layer, inputs, kwargs))
     differentiate = {
         "tensorflow": _tensorflow_gradients,
         "jax": _jax_gradients,
@@ -194,6 +194,13 @@ def gradients(
         np.zeros(tuple(variable.shape)) if gradient is None else to_numpy(gradient)
         for variable, gradient in zip(variables, found, strict=True)
     ]
+
+
+def _output_shape(layer: keras.layers.Layer, inputs: tuple, kwargs: dict) -> Sequence[int]:
+    if not inputs:  # a relative position: its call takes sizes, not a tensor
+        return layer(**kwargs).shape
+    (x,) = inputs
+    return layer.compute_output_shape(x.shape)
 
 
 def assert_slopes(

@@ -88,7 +88,7 @@ def test_equals_the_reference(case):
 def test_defaults():
     x = random_map(1, 2, 3, 48)
     layer = RelativeSelfAttention(64, dtype=precision().dtype)
-    call_layer(layer, x)
+    layer(x)
     weights = randomize(layer)
     assert weights["query/kernel"].shape == (48, 64)
     assert weights["position/table"].shape == (2, 3, 5)
