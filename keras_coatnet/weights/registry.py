@@ -85,6 +85,9 @@ def _as_checkpoint(entry: dict[str, Any]) -> Checkpoint:
 
 CHECKPOINTS: dict[str, Checkpoint] = _read_registry()
 
+# Neither format can run code when it is read. PyTorch's own format, a pickle, can.
+SAFE_SUFFIXES = (".safetensors", ".h5")
+
 # What the words in `weights=` mean for each size. All other checkpoints are reached by their name.
 SIZES: dict[str, dict[str, str]] = {
     "coatnet0": {"imagenet": "coatnet_0_rw_224.sw_in1k"},
