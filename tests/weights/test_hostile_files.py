@@ -1,7 +1,7 @@
-"""Files of weights that somebody made to do harm, or that are damaged so that they would.
+"""Malicious files of weights, and damaged files that would do the same harm.
 
-Each is refused with a ValueError that names the file, at once and in little memory, by whichever
-way a user's file comes in: a constructor, `open_model`, or the command line.
+Each is refused with a ValueError that names the file, at once and in little memory, by each way to
+open a file: a constructor, `open_model`, and the command line.
 """
 
 from __future__ import annotations
@@ -228,7 +228,7 @@ def test_what_points_elsewhere_is_refused(refused, elsewhere, suffix, case):
     refused(suffix, lambda file: change(file, elsewhere), match)
 
 
-# --- arrays that claim more than they store ------------------------------------------------------
+# --- arrays that declare more than they store ----------------------------------------------------
 
 GIGABYTE = 1 << 28  # values of float32
 
@@ -240,13 +240,13 @@ def _zeros(file, total=6 * GIGABYTE, pieces=24, **options):
 
 
 def _unpacks_to_more(file):
-    """A piece of 16 kB whose packed bytes unpack to 32 MB."""
+    """A chunk of 16 kB that decompresses to 32 MB."""
     item = file.create_dataset("packed", (4096,), "float32", chunks=(4096,), compression="gzip")
     item.id.write_direct_chunk((0,), zlib.compress(bytes(32 << 20), 9))
 
 
-def _in_many_pieces(file):
-    file.create_dataset("pieces", (1 << 24,), "float32", chunks=(1,))
+def _in_many_chunks(file):
+    file.create_dataset("values", (1 << 24,), "float32", chunks=(1,))
 
 
 def _deep(file):
@@ -256,7 +256,7 @@ def _deep(file):
 
 
 def _around(file):
-    """A group within itself is no harm, and no end."""
+    """A group within itself is allowed, and does not end the search for arrays."""
     group = file.create_group("group")
     group["self"] = group
     group["root"] = file["/"]
@@ -269,12 +269,12 @@ BOMBS = {
     "in one": (lambda file: _zeros(file, pieces=1), "bytes of arrays"),
     "in many": (lambda file: _zeros(file, pieces=1000), "bytes of arrays"),
     "huge": (lambda file: _zeros(file, 1 << 60, 1, chunks=(1 << 20,)), "bytes of arrays"),
-    "a huge piece": (
+    "a huge chunk": (
         lambda file: file.create_dataset("a", (8,), "f4", maxshape=(None,), chunks=(1 << 29,)),
         "bytes of arrays",
     ),
-    "unpacks to more": (_unpacks_to_more, "unpacks to more"),
-    "pieces": (_in_many_pieces, "pieces"),
+    "unpacks to more": (_unpacks_to_more, "decompresses to more"),
+    "many chunks": (_in_many_chunks, "chunks"),
     "lzf": (lambda file: _zeros(file, 4096, 1, chunks=(64,), compression="lzf"), "compressed"),
     "deep": (_deep, "deep"),
     "around": (_around, "bytes of arrays"),
@@ -283,13 +283,13 @@ BOMBS = {
 
 @pytest.mark.parametrize("case", BOMBS)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_claims_more_than_it_stores_is_refused(refused, suffix, case):
+def test_a_file_that_declares_more_than_it_stores_is_refused(refused, suffix, case):
     change, match = BOMBS[case]
     refused(suffix, change, match)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_weights_that_are_packed_are_read(saved, tmp_path, suffix):
+def test_compressed_weights_are_read(saved, tmp_path, suffix):
     """As `h5repack -f GZIP=9 -f SHUF` packs them, with checksums; archives by any program."""
     content = io.BytesIO()
     source = saved[suffix]
@@ -461,8 +461,8 @@ def _twice(path, content):
                 archive.writestr(name, data)
 
 
-def _claims(size):
-    """Says in the directory that the configuration has another size."""
+def _declares(size):
+    """Writes another size of the configuration into the archive's directory."""
 
     def change(path, content):
         write_archive(path, content)
@@ -482,21 +482,21 @@ def _without(name):
 
 
 ARCHIVES = {
-    "bombed config": (_bombed_config, "claims"),
+    "bombed config": (_bombed_config, "declares"),
     "large config": (_large_config, "at most"),
-    "bombed weights": (_bombed_weights, "claims"),
-    "bombed asset": (_bombed_asset, "claims"),
+    "bombed weights": (_bombed_weights, "declares"),
+    "bombed asset": (_bombed_asset, "declares"),
     "encrypted": (_encrypted, "encrypted"),
     "twice": (_twice, "twice"),
-    "claims 4 GB": (_claims(2**32 - 2), "claims"),
-    "claims 1 MB": (_claims(1 << 20), "damaged"),
-    "claims nothing": (_claims(0), "damaged"),
+    "declares 4 GB": (_declares(2**32 - 2), "declares"),
+    "declares 1 MB": (_declares(1 << 20), "damaged"),
+    "declares nothing": (_declares(0), "damaged"),
     "no config": (_without("config.json"), "no config.json"),
     "no weights": (_without("model.weights.h5"), "no model.weights.h5"),
     "empty": (lambda path, content: write_archive(path, {}), "no config.json"),
     "bzip2": (
         lambda path, content: write_archive(path, content, compression=zipfile.ZIP_BZIP2),
-        "packed in a way",
+        "compression that Keras never uses",
     ),
     "cut": (
         lambda path, content: (

@@ -312,7 +312,7 @@ class TrainingLoop:
                     "skipped": self.skipped,
                     "pending": self.pending,
                     "best_top1": self.best_top1,
-                    "broken": self.unreadable.names,
+                    "unreadable": self.unreadable.names,
                 },
             )
 
@@ -335,7 +335,7 @@ class TrainingLoop:
         self.best_top1 = max([state.notes["best_top1"], *evaluated])
         # Images are named by path. In data that were moved, they are found under their new names.
         if state.notes["data"] == self.recipe.data:
-            for name in state.notes["broken"]:
+            for name in state.notes["unreadable"]:
                 self.unreadable.add(name, "found before the run was interrupted")
 
     def _warn_of_little_room(self) -> None:
