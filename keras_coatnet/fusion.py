@@ -107,16 +107,15 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     """
     _check(model)
     jit_compile = boolean("jit_compile", jit_compile)
-    config = model.architecture
+    identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
     layers: Layers = {layer.name: layer for layer in model.layers}
     inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
     x = inputs
     if PREPROCESSING in layers:
         x = _call_copy(layers[PREPROCESSING], x)
-    identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
     x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _fuse_stem(layers, x, jit_compile)
-    for block in config.blocks():
+    for block in identity.architecture.blocks():
         layer = layers[block.name]
         if isinstance(layer, TransformerBlock):
             x = _fuse_transformer(layer, x)

@@ -22,7 +22,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         down to the stem. `AdamW` takes it as `rate_scales`.
 
     Raises:
-        ValueError: `decay` is not a number above 0.
+        ValueError: `decay` is not a number above 0, or the model has no architecture.
 
     Example:
         >>> from keras_coatnet import CoAtNet
@@ -30,6 +30,11 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         0.25
     """
     decay = number("decay", decay, above=0)
+    if model.architecture is None:
+        raise ValueError(
+            f"`model` must be one whole CoAtNet. Received: {model.name!r}, which has other layers. "
+            "Use the CoAtNet alone."
+        )
     blocks = [block.name for block in model.architecture.blocks()]
     depths = {name: depth for depth, name in enumerate(reversed(blocks), start=1)}
     for layer in model.layers:
