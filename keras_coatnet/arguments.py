@@ -1,8 +1,8 @@
 """Checks of arguments, which raise a `ValueError` that says what was expected.
 
-NumPy's numbers, booleans and texts count as Python's own, and become such: only those go into JSON,
-and `labels.max() + 1` is the usual way to a number of classes. True and False are not numbers, 1
-and 0 are not booleans.
+NumPy's numbers, booleans and strings are converted to Python's, because JSON takes no others and
+`labels.max() + 1` is a common way to count classes. True and False are not accepted as numbers, nor
+1 and 0 as booleans.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def as_python(value: Any) -> Any:
         value: anything.
 
     Returns:
-        An int, a float, a bool or a str for NumPy's; else `value`.
+        An int, a float, a bool or a str for a NumPy scalar, else `value`.
 
     Example:
         >>> as_python(np.float32(0.5)), as_python(np.bool_(True)), as_python(None)
@@ -31,9 +31,9 @@ def as_python(value: Any) -> Any:
     """
     if isinstance(value, np.integer) and not isinstance(value, np.timedelta64):
         return int(value)
-    for numpys, own in ((np.floating, float), (np.bool_, bool), (np.str_, str)):
-        if isinstance(value, numpys):
-            return own(value)
+    for numpy_type, python_type in ((np.floating, float), (np.bool_, bool), (np.str_, str)):
+        if isinstance(value, numpy_type):
+            return python_type(value)
     return value
 
 
@@ -44,10 +44,10 @@ def whole_number(
 
     Args:
         argument: the argument's name.
-        value: what came.
+        value: the value.
         least: the smallest that it may be.
         most: the largest that it may be; None: any.
-        advice: a sentence that ends the message, on what to do.
+        advice: the last sentence of the message, which says what to do.
 
     Returns:
         The number.
@@ -77,7 +77,7 @@ def two_whole_numbers(argument: str, value: Any) -> tuple[int, int]:
 
     Args:
         argument: the argument's name.
-        value: what came.
+        value: the value.
 
     Returns:
         The pair.
@@ -112,11 +112,11 @@ def number(
 
     Args:
         argument: the argument's name.
-        value: what came.
-        above: it must be more; None: no such bound.
-        least: it must be as much or more; None: no such bound.
-        below: it must be less; None: no such bound.
-        most: it must be as much or less; None: no such bound.
+        value: the value.
+        above: an exclusive lower bound; None: no such bound.
+        least: an inclusive lower bound; None: no such bound.
+        below: an exclusive upper bound; None: no such bound.
+        most: an inclusive upper bound; None: no such bound.
 
     Returns:
         The number.
@@ -153,11 +153,11 @@ def number(
 
 
 def boolean(argument: str, value: Any) -> bool:
-    """Returns True or False. Other values are refused: the text "False" would count as true.
+    """Returns True or False. Other values are refused, because the string "False" is true.
 
     Args:
         argument: the argument's name.
-        value: what came.
+        value: the value.
 
     Returns:
         The same, as a bool.
@@ -180,8 +180,8 @@ def choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
 
     Args:
         argument: the argument's name.
-        value: what came.
-        choices: the values it may have: texts, whole numbers or None.
+        value: the value.
+        choices: the allowed values: strings, whole numbers or None.
 
     Returns:
         The value.

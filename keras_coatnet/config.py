@@ -1,4 +1,4 @@
-"""A network, described as data: every choice as a field, and what is built of them.
+"""A network, described as data: its choices as fields, and the operations that result.
 
 `CoAtNetConfig` has a field for each choice by which the published networks differ. Its methods
 `stem`, `blocks` and `head` describe the network: channels, strides, sublayers and their names. The
@@ -43,8 +43,8 @@ from keras_coatnet.names import (
 )
 from keras_coatnet.sublayers import Kind, Part, Place, Sublayer
 
-# Fields that change neither the variables of a network nor what it computes at inference:
-# weights fit any value of them.
+# Fields that change neither the variables of a network nor its outputs at inference. Weights fit
+# any value of them.
 FREE_FIELDS = ("stochastic_depth", "batch_norm_momentum", "input_size")
 
 
@@ -179,7 +179,7 @@ class CoAtNetConfig:
             object.__setattr__(self, field.name, value)
         if len(self.pixel_mean) != len(self.pixel_std) or not self.pixel_mean:
             raise ValueError(
-                "`pixel_mean` and `pixel_std` need one value a channel each. Received: "
+                "`pixel_mean` and `pixel_std` must have one value for each channel. Received: "
                 f"pixel_mean={self.pixel_mean}, pixel_std={self.pixel_std}"
             )
         self._check_stages()
@@ -201,7 +201,7 @@ class CoAtNetConfig:
     def _check_stages(self) -> None:
         if not len(self.widths) == len(self.depths) == len(self.layout) or not self.widths:
             raise ValueError(
-                "`widths`, `depths` and `layout` must have one entry a stage. Received: "
+                "`widths`, `depths` and `layout` must have one entry for each stage. Received: "
                 f"widths={self.widths}, depths={self.depths}, layout={self.layout}"
             )
         for stage, kinds in enumerate(self.layout):
@@ -221,10 +221,10 @@ class CoAtNetConfig:
                 for index, part in enumerate(_pair(entry)):
                     inside = f"[{index}]" if isinstance(entry, tuple) else ""
                     whole_number(f"{field}[{stage}]{inside}", part, most=most)
-        blocks = sum(sum(_pair(depths)) for depths in self.depths)
-        if blocks > MOST_BLOCKS:
+        if self._block_count > MOST_BLOCKS:
             raise ValueError(
-                f"`depths` must be at most {MOST_BLOCKS} blocks in all. Received {blocks} blocks."
+                f"`depths` must be at most {MOST_BLOCKS} blocks in total. Received "
+                f"{self._block_count} blocks."
             )
 
     def _check_order(self) -> None:
@@ -257,8 +257,8 @@ class CoAtNetConfig:
         )
         if total > MOST_PARAMETERS:
             raise ValueError(
-                f"The network would have {total:.1e} parameters, and the most is "
-                f"{MOST_PARAMETERS:.0e}. Lower `widths`, `depths`, `expansion`, `squeeze_ratio` or "
+                f"A network must have at most {MOST_PARAMETERS:.0e} parameters. Received "
+                f"{total:.1e}. Lower `widths`, `depths`, `expansion`, `squeeze_ratio` or "
                 "`ffn_expansion`."
             )
 
@@ -283,19 +283,12 @@ class CoAtNetConfig:
 
     def blocks(self) -> Iterator[Block]:
         """Yields the residual blocks in order."""
-        runs = [
-            (stage, kind, depth, filters)
-            for stage, (kinds, depths, widths) in enumerate(
-                zip(self.layout, self.depths, self.widths, strict=True), start=1
-            )
-            for kind, depth, filters in zip(kinds, _pair(depths), _pair(widths), strict=True)
-        ]
-        total = sum(depth for _, _, depth, _ in runs)
-        number, filters_in, index, current = 0, self.stem_widths[1], 0, 0
-        for stage, kind, depth, filters in runs:
-            for _ in range(depth):
-                index = index + 1 if stage == current else 1
-                current = stage
+        number, filters_in, last = 0, self.stem_widths[1], max(self._block_count - 1, 1)
+        stages = zip(self.layout, self.depths, self.widths, strict=True)
+        for stage, (kinds, depths, widths) in enumerate(stages, start=1):
+            runs = zip(kinds, _pair(depths), _pair(widths), strict=True)
+            blocks = [(kind, filters) for kind, depth, filters in runs for _ in range(depth)]
+            for index, (kind, filters) in enumerate(blocks, start=1):
                 yield Block(
                     config=self,
                     kind=kind,
@@ -304,7 +297,7 @@ class CoAtNetConfig:
                     filters_in=filters_in,
                     filters=filters,
                     strides=2 if index == 1 else 1,
-                    stochastic_depth=self.stochastic_depth * number / max(total - 1, 1),
+                    stochastic_depth=self.stochastic_depth * number / last,
                 )
                 number, filters_in = number + 1, filters
 
@@ -317,31 +310,11 @@ class CoAtNetConfig:
         Returns:
             A `Part`.
         """
-        filters, sublayers = self.output_filters, []
-        if self.final_norm == "before_pool":
-            sublayers.append(_norm(self.transformer_norm, FINAL_NORM, filters))
-        if classes is not None:
-            sublayers.append(Sublayer("global_pool", "", filters, filters))
-            if self.final_norm == "after_pool":
-                sublayers.append(_norm(self.transformer_norm, FINAL_NORM, filters, "vector"))
-            if self.hidden_head:
-                sublayers.append(
-                    Sublayer(
-                        "dense", HIDDEN, filters, filters, "vector", use_bias=True, split="filters"
-                    )
-                )
-            sublayers.append(
-                Sublayer(
-                    "dense",
-                    CLASSIFIER,
-                    filters,
-                    classes,
-                    "vector",
-                    use_bias=True,
-                    split="filters_in",
-                )
-            )
-        return Part("", filters, 1, tuple(sublayers))
+        return Part("", self.output_filters, 1, tuple(_head_sublayers(self, classes)))
+
+    @property
+    def _block_count(self) -> int:
+        return sum(sum(_pair(depths)) for depths in self.depths)
 
     @property
     def input_sides(self) -> tuple[int, int]:
@@ -430,7 +403,7 @@ class CoAtNetConfig:
         return cls(**fields)
 
 
-# The values of the fields that take one of a few.
+# The possible values of the fields that take one of a few.
 CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
     {
         field.name: field.metadata["choices"]
@@ -515,11 +488,7 @@ class Block:
         return self.config.ffn_expansion * self.filters
 
     def check(self) -> None:
-        """Checks that the block's channels fit together.
-
-        Raises:
-            ValueError: they do not.
-        """
+        """Raises a ValueError if the block's channels do not fit together."""
         if self.layer == "TransformerBlock" and self.attention_dim % self.config.head_dim:
             raise ValueError(
                 f"The attention of {self.name} has {self.attention_dim} channels, which "
@@ -527,9 +496,9 @@ class Block:
             )
         if self.layer == "ConvNeXtBlock" and self.filters % self.filters_in:
             raise ValueError(
-                f"The depthwise convolution of {self.name} makes {self.filters} channels of "
-                f"{self.filters_in}: with conv_block='convnext' that must be a multiple. Change "
-                "`widths` or `stem_width`."
+                "With conv_block='convnext', the channels of a block must be a multiple of its "
+                f"input's. Received: {self.name} with {self.filters} channels for "
+                f"{self.filters_in} of its input. Change `widths` or `stem_width`."
             )
 
     @property
@@ -549,7 +518,7 @@ class Block:
 
     @property
     def sublayers(self) -> tuple[Sublayer, ...]:
-        """What the block computes. The last one is the residual sum that is the output."""
+        """The operations of the block. The last one is the residual sum that is the output."""
         describe = {
             "MBConv": _mbconv_sublayers,
             "ConvNeXtBlock": _convnext_sublayers,
@@ -558,20 +527,28 @@ class Block:
         return tuple(describe[self.layer](self))
 
 
-def _mbconv_options(block: Block) -> dict[str, Any]:
+def _conv_options(block: Block) -> dict[str, Any]:
+    """Returns the arguments that `MBConv` and `ConvNeXtBlock` share."""
     config = block.config
     return {
         "expanded_filters": block.expanded_filters,
-        "squeezed_filters": block.squeezed_filters,
         "stride_on": config.stride_on,
         "pool": config.conv_pool,
         "stride_pool": config.conv_stride_pool,
         "padding": config.conv_padding,
         "activation": config.conv_activation,
+        "use_bias": config.conv_bias,
+    }
+
+
+def _mbconv_options(block: Block) -> dict[str, Any]:
+    config = block.config
+    return {
+        **_conv_options(block),
+        "squeezed_filters": block.squeezed_filters,
         "prenorm_activation": config.conv_prenorm_activation,
         "squeeze_activation": config.squeeze_activation,
         "squeeze_place": config.squeeze_place,
-        "use_bias": config.conv_bias,
         "batch_norm_epsilon": config.batch_norm_epsilon,
         "batch_norm_momentum": config.batch_norm_momentum,
     }
@@ -580,13 +557,7 @@ def _mbconv_options(block: Block) -> dict[str, Any]:
 def _convnext_options(block: Block) -> dict[str, Any]:
     config = block.config
     return {
-        "expanded_filters": block.expanded_filters,
-        "stride_on": config.stride_on,
-        "pool": config.conv_pool,
-        "stride_pool": config.conv_stride_pool,
-        "padding": config.conv_padding,
-        "activation": config.conv_activation,
-        "use_bias": config.conv_bias,
+        **_conv_options(block),
         "norm_epsilon": config.batch_norm_epsilon,
         "layer_scale": config.conv_layer_scale,
     }
@@ -612,7 +583,7 @@ def _transformer_options(block: Block) -> dict[str, Any]:
     }
 
 
-# --- Sublayers, by the names under which the classes in `layers/` add them ----------------------
+# --- Sublayers, with the names that the classes in `layers/` give them ---------------------------
 
 
 def _norm(
@@ -641,7 +612,7 @@ def _mbconv_sublayers(block: Block) -> Iterator[Sublayer]:
     config, filters_in = block.config, block.filters_in
     wide, squeezed = block.expanded_filters, block.squeezed_filters
     act = config.conv_activation
-    # The map has its new size from the operation on that has the stride.
+    # The map has its new size after the operation with the stride.
     place: Place = "input" if config.stride_on == "depthwise" else "output"
 
     yield _norm("batch", "input_norm", filters_in, "input")
@@ -699,15 +670,8 @@ def _transformer_sublayers(block: Block) -> Iterator[Sublayer]:
     else:
         between = config.relative_position_hidden_dim
         yield Sublayer("dense", "attention/position/hidden", 2, between, "offsets", use_bias=True)
-        yield Sublayer(
-            "dense",
-            "attention/position/values",
-            between,
-            heads,
-            "offsets",
-            use_bias=True,
-            split="filters",
-        )
+        values = "attention/position/values"
+        yield Sublayer("dense", values, between, heads, "offsets", use_bias=True, split="filters")
     yield Sublayer("attention_weights", "", attention_dim, heads, split="filters")
     yield Sublayer("attention_values", "", heads, attention_dim, split="filters")
     yield Sublayer(
@@ -725,3 +689,19 @@ def _transformer_sublayers(block: Block) -> Iterator[Sublayer]:
     if config.layer_scale is not None:
         yield Sublayer("scale", "ffn_scale", filters, filters)
     yield Sublayer("add", "", filters, filters)
+
+
+def _head_sublayers(config: CoAtNetConfig, classes: int | None) -> Iterator[Sublayer]:
+    filters = config.output_filters
+    if config.final_norm == "before_pool":
+        yield _norm(config.transformer_norm, FINAL_NORM, filters)
+    if classes is None:
+        return
+    yield Sublayer("global_pool", "", filters, filters)
+    if config.final_norm == "after_pool":
+        yield _norm(config.transformer_norm, FINAL_NORM, filters, "vector")
+    if config.hidden_head:
+        yield Sublayer("dense", HIDDEN, filters, filters, "vector", use_bias=True, split="filters")
+    yield Sublayer(
+        "dense", CLASSIFIER, filters, classes, "vector", use_bias=True, split="filters_in"
+    )

@@ -1,4 +1,4 @@
-"""What the constructors share: they check arguments, find weights, and build the model."""
+"""The code that all constructors share: checks arguments, finds weights, and builds the model."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class Candidates:
     """The networks that a constructor may build.
 
     Attributes:
-        function: the constructor as error messages call it.
+        function: the name of the constructor in error messages.
         default: the network that is built without weights.
-        size: the size that words such as `"imagenet"` are looked up for; None: it has none.
-        others: networks whose weights may be loaded, too.
+        size: the size for which words such as `"imagenet"` are looked up; None: it has none.
+        others: further networks whose weights may be loaded.
     """
 
     function: str
@@ -56,10 +56,10 @@ class Candidates:
 
 
 def of_size(function: str, default: str) -> Candidates:
-    """The networks of one size.
+    """Returns the networks of one size.
 
     Args:
-        function: the constructor as error messages call it.
+        function: the name of the constructor in error messages.
         default: the architecture that is built without weights.
     """
     size = size_of(default)
@@ -101,7 +101,7 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
         name=arguments.name,
     )
     if source is not None:
-        # Layers ahead of `input_tensor` are the caller's, and not in the file.
+        # The file does not have the caller's layers ahead of `input_tensor`.
         tensor = arguments.input_tensor
         network = model if tensor is None else keras.Model(tensor, model.output)
         source.load(network, fresh)
@@ -130,7 +130,7 @@ def _checked(arguments: Arguments) -> Arguments:
 def _make_inputs(
     arguments: Arguments, config: CoAtNetConfig, source: Source | None
 ) -> tuple[Tensor, list[Tensor] | None]:
-    """Returns the tensor that the network starts from, and the inputs behind the caller's."""
+    """Returns the network's input, and the inputs that `input_tensor` was computed from."""
     inputs: Tensor
     if arguments.input_tensor is not None:
         inputs = arguments.input_tensor
@@ -149,7 +149,7 @@ def _make_inputs(
 
 
 def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
-    """Returns the architecture of the weights, with the overrides that leave them fitting."""
+    """Returns the architecture of the weights with the overrides, which the weights must fit."""
     config = source.architecture.replace(**overrides)
     if not config.same_network(source.architecture):
         fixed = {
@@ -167,7 +167,7 @@ def _overridden(source: Source, overrides: dict[str, Any]) -> CoAtNetConfig:
 
 
 def _classes_with(weights: Any, source: Source, classes: int | None) -> tuple[int, str | None]:
-    """Returns the number of classes to build, and the part of the head that stays random."""
+    """Returns the number of classes, and the part of the head that keeps its random values."""
     if classes is None:
         classes = source.classes or DEFAULT_CLASSES
     if source.classes in (None, classes):
@@ -225,7 +225,7 @@ def _check_activation(activation: Any) -> None:
 def _checked_shape(
     include_top: bool, input_tensor: Any, input_shape: Any
 ) -> tuple[int | None, int | None, int] | None:
-    """Returns the shape of the input without the batch, or None if the caller did not say."""
+    """Returns the shape of the input without the batch; None if it was not given."""
     if input_tensor is not None:
         if not isinstance(input_tensor, keras.KerasTensor):
             raise ValueError(

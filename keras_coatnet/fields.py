@@ -1,4 +1,4 @@
-"""What the fields of `CoAtNetConfig` are declared with: a default and a check of the value.
+"""Functions that declare the fields of `CoAtNetConfig`, with a default and a check of the value.
 
 A check takes the field's name and its value. It returns the value as Python's own type, or raises a
 `ValueError`. `CoAtNetConfig.__post_init__` runs all checks.
@@ -13,9 +13,8 @@ from typing import Any
 
 from keras_coatnet.arguments import as_python, boolean, choice, number, whole_number
 
-# No network that can be trained exceeds these limits. Mistakes and damaged files are refused here,
-# before they take all of the machine's memory. The paper's largest network has 56 blocks, 3072
-# channels and 2.4 billion parameters.
+# Limits that refuse mistakes and damaged files before they take all of the machine's memory. The
+# paper's largest network has 56 blocks, 3072 channels and 2.4 billion parameters.
 MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 1_000, 1 << 16, 1 << 14
 MOST_PARAMETERS = 10**11
 
@@ -37,7 +36,7 @@ def true_or_false(default: bool) -> Any:
 
 
 def count(default: int) -> Any:
-    """Declares a field that takes a whole number of channels or a factor on it, at least 1."""
+    """Declares a field that takes a whole number of at least 1: channels, or a factor of them."""
     return checked(functools.partial(whole_number, most=MOST_CHANNELS), default=default)
 
 
@@ -70,7 +69,7 @@ def as_stem_width(name: str, value: Any) -> tuple[int, ...]:
     widths = as_tuple(name, value if isinstance(value, (tuple, list)) else (value, value))
     if len(widths) != 2:
         raise ValueError(
-            f"`{name}` must be one number or a pair, of the stem's two convolutions. "
+            f"`{name}` must be one number or a pair, for the stem's two convolutions. "
             f"Received: {name}={widths}"
         )
     return tuple(whole_number(name, width, most=MOST_CHANNELS) for width in widths)

@@ -1,4 +1,4 @@
-"""`fuse`: the same network for inference, in fewer operations.
+"""`fuse`, which builds the same network for inference in fewer operations.
 
 At inference, a BatchNorm is an affine map of each channel, `x * scale + shift`, and so are the last
 step of a LayerNorm, a layer scale and the scaling of q in attention. A dense layer or convolution
@@ -107,16 +107,15 @@ def fuse(model: CoAtNetModel, jit_compile: bool = True) -> keras.Model:
     """
     _check(model)
     jit_compile = boolean("jit_compile", jit_compile)
-    config = model.architecture
+    identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
     layers: Layers = {layer.name: layer for layer in model.layers}
     inputs = keras.Input(batch_shape=model.input_shape, dtype=model.inputs[0].dtype)
     x = inputs
     if PREPROCESSING in layers:
         x = _call_copy(layers[PREPROCESSING], x)
-    identity = dataclasses.replace(Identity.from_dict(model.identity()), fused=True)
     x = NetworkIdentity(identity.to_dict(), name=NETWORK)(x)
     x = _fuse_stem(layers, x, jit_compile)
-    for block in config.blocks():
+    for block in identity.architecture.blocks():
         layer = layers[block.name]
         if isinstance(layer, TransformerBlock):
             x = _fuse_transformer(layer, x)
@@ -139,10 +138,9 @@ def _check(model: Any) -> None:
         )
     if model.architecture is None:
         raise ValueError(
-            "The model does not say which CoAtNet it is, as its layers are not those of one whole "
-            f"network, from the input to an end that CoAtNet builds. Its last layer is "
-            f"{model.layers[-1].name!r}. Fuse the CoAtNet alone, and put your layers around the "
-            "result."
+            "The model does not say which CoAtNet it is: its layers are not those of one whole "
+            f"network. Its last layer is {model.layers[-1].name!r}. Fuse the CoAtNet alone, and "
+            "put your layers around the result."
         )
     if model.fused:
         raise ValueError("The model is fused already. Fuse the model that it was made from.")
@@ -153,7 +151,7 @@ def _check(model: Any) -> None:
             "width, channels) and load the weights."
         )
     blocks = {block.name for block in model.architecture.blocks()}
-    own = [
+    added = [
         layer.name
         for layer in model.layers
         if not isinstance(layer, keras.layers.InputLayer)
@@ -162,9 +160,9 @@ def _check(model: Any) -> None:
             layer.name in blocks and isinstance(layer, (ConvNeXtBlock, MBConv, TransformerBlock))
         )
     ]
-    if own:
+    if added:
         raise ValueError(
-            f"The model has layers of its own, which cannot be fused: {', '.join(own)}. Fuse the "
+            f"The model has added layers, which cannot be fused: {', '.join(added)}. Fuse the "
             "CoAtNet alone, and put them around the result."
         )
     if any(layer.quantization_mode for layer in model._flatten_layers()):
@@ -279,15 +277,15 @@ def _pointwise(
 
 
 def _whole_norm(norm: Norm, x: Tensor, name: str) -> Tensor:
-    """Keeps a normalization as it is, where its affine map cannot be folded."""
+    """Applies a copy of a norm that cannot be folded."""
     config = {**norm.get_config(), "name": name, "trainable": False}
     return _call_new(type(norm).from_config(config), x, *map(_to_float64, norm.weights))
 
 
 def _split_norm(norm: Norm, x: Tensor, name: str) -> tuple[Tensor, Affine]:
-    """Keeps what cannot be folded of a normalization, and returns the affine map to be folded.
+    """Applies the part of a norm that cannot be folded, and returns the affine map to be folded.
 
-    Of a BatchNorm nothing is kept. Of a LayerNorm, mean and variance of each position are.
+    All of a BatchNorm can be folded. The mean and the variance of a LayerNorm cannot.
     """
     if isinstance(norm, keras.layers.LayerNormalization):
         config = {**norm.get_config(), "name": name, "center": False, "scale": False}
@@ -324,7 +322,7 @@ def _fuse_stem(layers: Layers, x: Tensor, jit_compile: bool) -> Tensor:
 
 
 def _fuse_shortcut(block: MBConv | ConvNeXtBlock, x: Tensor) -> Tensor:
-    """Builds the shortcut of a convolutional block, in which there is nothing to fold."""
+    """Builds the shortcut of a convolutional block, which has no norm to fold."""
     name, dtype = block.name, _inference_dtype(block)
     if block.shortcut_pooling is not None:
         x = Downsample(block.pool, dtype=dtype, name=f"{name}_shortcut_pooling")(x)
@@ -338,8 +336,8 @@ def _fuse_mbconv(block: MBConv, x: Tensor, jit_compile: bool) -> Tensor:
     activation = get_activation(block.activation)
     shortcut = _fuse_shortcut(block, x)
 
-    # The 1x1 expansion takes the norm after it, and the norm before it if nothing but a mean is in
-    # between: a mean over a window commutes with an affine map, a maximum does not.
+    # The norm after the 1x1 expansion is folded into it. So is the norm before it, unless an
+    # activation or a maximum, which do not commute with an affine map, is in between.
     expand = _linear_of(block.expand).fold_output(_affine_of(block.expand_norm))
     max_pooled = block.stride_pooling is not None and block.stride_pool != "avg2"
     if block.prenorm_activation or max_pooled:
@@ -452,8 +450,8 @@ def _fuse_attention(block: TransformerBlock, x: Tensor, affine: Affine | None) -
 
     Args:
         block: the Transformer block.
-        x: what the attention attends to, `(batch, height, width, channels)`.
-        affine: the affine map of the norm before, to be folded; None: it is computed already.
+        x: its input, `(batch, height, width, channels)`.
+        affine: the affine map to be folded; None: there is none.
 
     Returns:
         The attention's output, with the block's layer scale.

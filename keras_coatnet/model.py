@@ -156,6 +156,12 @@ class CoAtNetModel(keras.Model):
         10
     """
 
+    architecture: CoAtNetConfig | None
+    include_preprocessing: bool | None
+    classes: int | None
+    channels: int | None
+    fused: bool | None
+
     def __init__(
         self,
         inputs: Any,

@@ -1,4 +1,4 @@
-"""Reads from the graph of a model around a CoAtNet which pixels it takes and what it returns."""
+"""Finds out which pixels a model around a CoAtNet takes, and whether it returns logits."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _KEEPS_RANGE = (
     "RandAugment",
 )
 
-# Operations that turn scores into scores, and logits into logits.
+# Operations whose outputs are logits if their inputs are, and scores otherwise.
 _KEEPS_KIND = (
     "Identity",
     "Dropout",
@@ -49,7 +49,7 @@ _LARGEST_NORMALIZED = 10.0
 
 
 def normalization_before(model: keras.Model) -> CoAtNetConfig | None:
-    """Says how raw pixels are to be normalized before a model gets them.
+    """Returns how raw pixels must be normalized before they are given to a model.
 
     Args:
         model: a model of one input, with any number of CoAtNets inside, at any depth.
@@ -60,8 +60,8 @@ def normalization_before(model: keras.Model) -> CoAtNetConfig | None:
         the pixels need.
 
     Raises:
-        ValueError: a CoAtNet without preprocessing stands behind layers of which nobody knows
-            whether they normalize, or several CoAtNets need different pixels.
+        ValueError: a CoAtNet without preprocessing is behind layers that may or may not normalize,
+            or several CoAtNets need different pixels.
 
     Example:
         >>> from keras_coatnet import CoAtNet, CoAtNetConfig
@@ -76,20 +76,20 @@ def normalization_before(model: keras.Model) -> CoAtNetConfig | None:
     if len(values) > 1:
         raise ValueError(
             "The model has several CoAtNets inside, which need different pixels. Build them with "
-            "include_preprocessing=True, so that all take raw ones."
+            "include_preprocessing=True, so that all take raw pixels."
         )
     return needed[0] if needed else None
 
 
 def gives_logits(model: keras.Model) -> bool | None:
-    """Says whether the outputs of a classifier are logits.
+    """Returns whether the outputs of a classifier are logits.
 
     Args:
         model: a model of one output, which may be that of a model inside it.
 
     Returns:
         True for logits, False for the outputs of an activation such as softmax, None if the last
-        layers do not show it.
+        layers do not determine it.
 
     Example:
         >>> inner = keras.Sequential([keras.Input((4,)), keras.layers.Dense(3)])
@@ -98,14 +98,17 @@ def gives_logits(model: keras.Model) -> bool | None:
         >>> gives_logits(keras.Sequential([inner, keras.layers.Softmax()]))
         False
     """
-    return _is_logits(*_end_and_parents(model))
+    parents = _parents(model)
+    if isinstance(model, keras.Sequential):
+        return _is_logits(model.layers[-1], parents)
+    return _is_logits(model.outputs[0]._keras_history[0], parents)
 
 
 # --- The graph ---------------------------------------------------------------------------------
 
 
 def _parents(model: keras.Model) -> dict[Any, list[Any]]:
-    """The operations between a model's inputs and its outputs, with those before each."""
+    """Returns the operations between a model's inputs and outputs, each with those before it."""
     if isinstance(model, keras.Sequential):
         return {
             layer: model.layers[max(0, number - 1) : number]
@@ -125,7 +128,7 @@ def _parents(model: keras.Model) -> dict[Any, list[Any]]:
 
 
 def _ahead(operation: Any, parents: dict[Any, list[Any]]) -> list[Any]:
-    """All operations that an operation's input depends on."""
+    """Returns all operations that an operation's input depends on."""
     found, left = [], list(parents[operation])
     while left:
         each = left.pop()
@@ -136,18 +139,19 @@ def _ahead(operation: Any, parents: dict[Any, list[Any]]) -> list[Any]:
 
 
 def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]:
-    """The CoAtNets inside, each with the operations ahead of it; None where one says nothing."""
+    """Yields the identity of each CoAtNet (None if unknown), and the operations ahead of it."""
     parents = _parents(model)
-    marked = any(isinstance(each, NetworkIdentity) for each in parents)
-    of_old = getattr(model, "architecture", None) and Identity.from_dict(model.identity())
+    has_identity = any(isinstance(each, NetworkIdentity) for each in parents)
+    # Older versions saved no layer with the identity.
+    old_identity = getattr(model, "architecture", None) and Identity.from_dict(model.identity())
     for each in parents:
         if isinstance(each, NetworkIdentity):
             yield Identity.from_dict(each.identity), _ahead(each, parents)
         elif isinstance(each, keras.Model) and _parents(each):
             for identity, inside in _networks(each):
                 yield identity, [*_ahead(each, parents), *inside]
-        elif not marked and each.name == STEM_CONV1:
-            yield of_old, _ahead(each, parents)
+        elif not has_identity and each.name == STEM_CONV1:
+            yield old_identity, _ahead(each, parents)
         elif isinstance(each, keras.layers.Layer):
             for inner in each._flatten_layers(include_self=False):
                 if isinstance(inner, NetworkIdentity):
@@ -155,6 +159,7 @@ def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]
 
 
 def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None:
+    """Returns the configuration with the normalization that a CoAtNet needs; None if it has one."""
     if (identity is not None and identity.include_preprocessing) or any(map(_normalizes, ahead)):
         return None
     if identity is None:
@@ -183,15 +188,9 @@ def _keeps_range(operation: Any) -> bool:
 def _normalizes(operation: Any) -> bool:
     """Whether a layer normalizes raw pixels."""
     if isinstance(operation, keras.layers.Rescaling):
-        white = 255.0 * np.asarray(operation.scale) + np.asarray(operation.offset)
-        return bool(np.abs(white).max() <= _LARGEST_NORMALIZED)
+        highest = 255.0 * np.asarray(operation.scale) + np.asarray(operation.offset)
+        return bool(np.abs(highest).max() <= _LARGEST_NORMALIZED)
     return isinstance(operation, keras.layers.Normalization)
-
-
-def _end_and_parents(model: keras.Model) -> tuple[Any, dict[Any, list[Any]]]:
-    if isinstance(model, keras.Sequential):
-        return model.layers[-1], _parents(model)
-    return model.outputs[0]._keras_history[0], _parents(model)
 
 
 def _is_logits(operation: Any, parents: dict[Any, list[Any]]) -> bool | None:

@@ -1,7 +1,7 @@
 """The names of a network's layers.
 
-Files of weights are read by them, so a name that has been released must not change. The names of
-the layers inside a block are in `config.py`, with their sizes.
+Files of weights refer to them, so released names must not change. The names of the layers inside a
+block are in `config.py`, with their sizes.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The terms in which `config.py` describes what a network computes.
+"""The classes in which `config.py` describes the operations of a network.
 
 `keras_coatnet.counting` derives variables, operations and memory from such descriptions. Keras is
 not imported.
@@ -40,13 +40,13 @@ class Sublayer(NamedTuple):
             has no layer with variables.
         filters_in: channels of its input.
         filters: channels of its output; for `"attention_weights"` and `"table"`, heads.
-        place: where it is computed: on the block's `"input"` map, on its `"output"` map, which is
-            smaller where the block has a stride, on a `"vector"` of channels, or on the relative
-            `"offsets"` between two positions of the output map.
+        place: what it is computed on: the block's `"input"` map, its `"output"` map (smaller if the
+            block has a stride), a `"vector"` of channels, or the relative `"offsets"` between two
+            positions of the output map.
         kernel_size: rows and columns of a convolution's kernel.
         use_bias: whether it has a bias.
-        split: which of its channels are shared out to devices if the model is split:
-            `"filters"`, `"filters_in"`, or None if each device has all.
+        split: which channels are distributed over devices if the model is: `"filters"`,
+            `"filters_in"`, or None if each device has all.
         activation: name of the function, for `"activation"`.
     """
 
@@ -82,7 +82,7 @@ class Part:
             are not inside another layer.
         filters_in: channels of its input.
         strides: 2 if it halves the feature map, else 1.
-        sublayers: what it computes.
+        sublayers: its operations.
     """
 
     name: str

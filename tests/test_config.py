@@ -73,7 +73,7 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
     ("changes", "message"),
     [
         ({"widths": (32, 64, 100, 256)}, "head_dim=32 does not divide"),
-        ({"widths": (32, 64, 128)}, "one entry a stage"),
+        ({"widths": (32, 64, 128)}, "one entry for each stage"),
         ({"widths": 32}, "must be a tuple"),
         ({"depths": (1, 1, -2, 1)}, r"at least 1. Received: depths\[2\]=-2"),
         ({"depths": (1, 1, 0, 1)}, "at least 1. Received: .*=0"),
@@ -97,15 +97,15 @@ def test_stochastic_depth_grows_linearly_over_all_blocks():
         ({"input_size": (64, 16)}, "at least 32"),
         ({"input_size": (64, 64, 3)}, "one number, or a height and a width"),
         ({"pixel_std": (0.5, 0.0, 0.5)}, "`pixel_std`"),
-        ({"pixel_mean": (0.5,)}, "one value a channel"),
+        ({"pixel_mean": (0.5,)}, "one value for each channel"),
         ({"final_norm": "nowhere"}, "`final_norm`"),
         ({"layout": ("C", "CT", "C", "T"), **MIXED}, "No MBConv may come after"),
         ({"conv_block": "resnet"}, "'mbconv', 'convnext'. Received: conv_block='resnet'"),
         ({"conv_layer_scale": 1e-6}, "conv_block='mbconv'. Leave it out"),
         ({"conv_layer_scale": -1.0, **CONVNEXT}, "`conv_layer_scale` must be a number above 0"),
         ({"conv_block": "convnext"}, "stride_on='expansion'. Use stride_on='depthwise'"),
-        ({**CONVNEXT, "stem_width": 24}, "stage1_block1 makes 32 channels of 24.*`stem_width`"),
-        ({**CONVNEXT, "widths": (32, 48, 96, 96)}, "stage2_block1 makes 48 channels of 32"),
+        ({**CONVNEXT, "stem_width": 24}, "stage1_block1 with 32 channels for 24.*`stem_width`"),
+        ({**CONVNEXT, "widths": (32, 48, 96, 96)}, "stage2_block1 with 48 channels for 32"),
     ],
 )
 def test_nonsense_is_refused_at_construction(changes, message):

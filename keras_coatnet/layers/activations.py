@@ -33,6 +33,7 @@ def gelu(x: Tensor) -> Tensor:
     x = ops.convert_to_tensor(x)
     if keras.backend.backend() == "torch":
         return ops.gelu(x, approximate=False)
+    # Pyright infers from Keras's code that `erf` may return None.
     return 0.5 * x * (1.0 + ops.erf(x * math.sqrt(0.5)))  # pyright: ignore[reportOperatorIssue]
 
 
@@ -57,7 +58,8 @@ def gelu_tanh(x: Tensor) -> Tensor:
     # In float16, the cube of 41 overflows, and the gradient is infinity times zero. The tanh of 10
     # is 1 in both, so that clipping changes nothing.
     inner: Tensor = ops.clip(x, -10.0, 10.0)
-    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)  # pyright: ignore[reportOperatorIssue]
+    inner = math.sqrt(2 / math.pi) * (inner + 0.044715 * inner * inner * inner)
+    # Pyright infers from Keras's code that `tanh` may return None.
     return 0.5 * x * (1.0 + ops.tanh(inner))  # pyright: ignore[reportOperatorIssue]
 
 

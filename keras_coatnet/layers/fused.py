@@ -195,7 +195,8 @@ class FusedAttention(CompositeLayer):
         tokens = ops.reshape(x, (-1, channels))  # (batch * positions, channels)
         x = self.query_key_value(tokens)  # (batch * positions, 3 * attention_dim)
         x = ops.reshape(x, (-1, height * width, 3, self.num_heads, self.head_dim))
-        # Each (batch, positions, heads, head_dim).
+        # Each (batch, positions, heads, head_dim). Pyright infers from Keras's code that `unstack`
+        # may return None.
         query, key, value = ops.unstack(x, 3, axis=2)  # pyright: ignore[reportGeneralTypeIssues]
 
         bias = ops.convert_to_tensor(self.bias)  # (heads, positions, positions)

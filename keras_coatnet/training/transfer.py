@@ -22,7 +22,7 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         down to the stem. `AdamW` takes it as `rate_scales`.
 
     Raises:
-        ValueError: `decay` is not a number above 0, or the model is fused or no whole CoAtNet.
+        ValueError: `decay` is not a number above 0, or the model is fused or not a whole CoAtNet.
 
     Example:
         >>> from keras_coatnet import CoAtNet
@@ -33,8 +33,8 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
     _check_not_fused(model)
     if model.architecture is None:
         raise ValueError(
-            f"`model` must be a CoAtNet, whose blocks are known. Received a model of other layers: "
-            f"{model.name!r}"
+            f"`model` must be one whole CoAtNet. Received: {model.name!r}, which has other layers. "
+            "Use the CoAtNet alone."
         )
     blocks = [block.name for block in model.architecture.blocks()]
     depths = {name: depth for depth, name in enumerate(reversed(blocks), start=1)}

@@ -1,4 +1,4 @@
-"""Setting a model's variables from named arrays: all of them, or none."""
+"""Sets a model's variables from named arrays: all of them, or none."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import numpy as np
 from keras_coatnet.layers.relative_position import resize_table
 from keras_coatnet.names import CLASSIFIER, FINAL_NORM, HIDDEN
 
-# First part of the paths of variables that only a model with top has. `norm` is among them in
-# networks that normalize after the pooling.
+# Layers that only a model with top has. `norm` is one of them in networks that normalize after
+# the pooling.
 _HEAD = (FINAL_NORM, HIDDEN, CLASSIFIER)
 
 
@@ -20,18 +20,18 @@ def assign(
 ) -> None:
     """Sets every variable of a network from arrays of the same path.
 
-    Kernels of 1x1 convolutions and of dense layers are taken for one another, those of depthwise
-    convolutions may come as one kernel for each channel of the output, and tables of relative
-    biases are resized. Nothing is changed unless everything fits.
+    Kernels of 1x1 convolutions fit dense layers and the reverse, those of depthwise convolutions
+    may have one kernel for each output channel, and tables of relative biases are resized. Nothing
+    is changed unless everything fits.
 
     Args:
         model: the network.
         values: arrays by the paths of variables.
         name: what error messages call the arrays.
-        fresh: what is left as it is: None, the `"classifier"`, or the whole `"head"`.
+        fresh: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
 
     Raises:
-        ValueError: a variable has no array, an array no variable, or their shapes differ.
+        ValueError: a variable has no array, an array has no variable, or their shapes differ.
     """
     variables = {
         variable.path: variable
@@ -50,9 +50,8 @@ def assign(
     missing = [path for path in variables if path not in values]
     if unexpected or missing:
         raise ValueError(
-            f"{name} does not hold the weights of this network: nothing was loaded. Variables of "
-            f"the network that it lacks: {_listed(missing)}. Values in it that the network has no "
-            f"place for: {_listed(unexpected)}."
+            f"{name} does not hold the weights of this network: nothing was loaded. Missing "
+            f"variables: {_listed(missing)}. Unexpected variables: {_listed(unexpected)}."
         )
     fitted = {path: _fit(values[path], variables[path].shape, path) for path in variables}
     wrong = [
@@ -62,8 +61,8 @@ def assign(
     ]
     if wrong:
         raise ValueError(
-            f"{name} does not hold the weights of this network: nothing was loaded. Of another "
-            f"shape: {_listed(wrong)}."
+            f"{name} does not hold the weights of this network: nothing was loaded. Variables of "
+            f"another shape: {_listed(wrong)}."
         )
     for path, variable in variables.items():
         variable.assign(fitted[path])
@@ -79,13 +78,11 @@ def _belongs_to_absent_head(path: str, variables: Mapping[str, keras.Variable]) 
 
 
 def _fit(value: np.ndarray, shape: tuple[int, ...], path: str) -> np.ndarray | None:
-    """The array in the shape of its variable; None if it cannot be that variable's."""
+    """Returns the array in the shape of its variable; None if it does not fit."""
     shape = tuple(shape)
-    if path.endswith("/kernel") and value.ndim == 4 and len(shape) == 2:
-        shape_as_conv = (1, 1, *shape)
-        return value.reshape(shape) if value.shape == shape_as_conv else None
-    if path.endswith("/kernel") and value.ndim == 2 and len(shape) == 4:
-        return value.reshape(shape) if (1, 1, *value.shape) == shape else None
+    is_kernel = path.endswith("/kernel")
+    if is_kernel and (value.shape == (1, 1, *shape) or (1, 1, *value.shape) == shape):
+        return value.reshape(shape)
     if path.endswith("depthwise_conv/kernel") and value.ndim == len(shape) == 4:
         per_output = (*shape[:2], shape[2] * shape[3], 1)
         return value.reshape(shape) if value.shape in (shape, per_output) else None

@@ -1,13 +1,12 @@
-"""Checks a downloaded file once. A file that passed is recognized by its size and time.
+"""Checks a downloaded file once. Later it is recognized by its size and modification time.
 
-The notes lie under `KERAS_HOME/keras_coatnet/checked`, not beside the files, because the hub's
+The notes are under `KERAS_HOME/keras_coatnet/checked`, not beside the files, because the hub's
 cache has a layout of its own and is often shared and read-only.
 """
 
 from __future__ import annotations
 
 import contextlib
-import dataclasses
 import hashlib
 import json
 import os
@@ -15,74 +14,65 @@ import pathlib
 import struct
 import uuid
 from collections.abc import Iterator
-from typing import Any, NoReturn
+from typing import Any
 
+from keras_coatnet.weights.failures import Expected, Unreadable, WrongContent
 from keras_coatnet.weights.places import keras_home
 
 CHUNK = 1 << 20  # bytes
 
 
-@dataclasses.dataclass(frozen=True)
-class Expected:
-    """What a file must be. A field is None where it is not known.
-
-    Attributes:
-        algorithm: Name of the hash, as `hashlib.new` takes it.
-        digest: The hash in hexadecimal.
-        size: Exact size in bytes.
-    """
-
-    algorithm: str | None = None
-    digest: str | None = None
-    size: int | None = None
-
-
 @contextlib.contextmanager
 def unfinished(target: pathlib.Path) -> Iterator[pathlib.Path]:
-    """A name that no other process uses, gone afterwards whatever happens."""
+    """Yields a path that no other process uses, and removes a file left there afterwards."""
     part = target.with_name(f"{target.name}.{uuid.uuid4().hex[:8]}.incomplete")
     try:
         yield part
     finally:
-        with contextlib.suppress(OSError):  # what happened before is what matters
+        with contextlib.suppress(OSError):  # an earlier error matters more
             part.unlink(missing_ok=True)
 
 
 def check_once(path: pathlib.Path, expected: Expected, url: str) -> None:
-    """Checks a file unless it passed before and is unchanged; removes it if it fails."""
+    """Checks a file unless it passed before and is unchanged.
+
+    Args:
+        path: the file.
+        expected: what it must be.
+        url: the address that it was downloaded from.
+
+    Raises:
+        WrongContent: it is another file, which was removed if possible.
+        Unreadable: it cannot be read.
+    """
     if _is_noted(path, expected):
         return
     try:
         compare(path, expected, url)
     except WrongContent as wrong:
-        raise WrongContent(f"{wrong} {_remove_with_links(path)}") from None
+        wrong.not_removed = _remove_with_links(path)
+        raise
     except OSError as error:
-        raise WrongContent(
-            f"{path} cannot be read: {error}. It should be {url}. Let it be read, or remove it."
-        ) from error
+        raise Unreadable(url, path) from error
     note(path, expected)
-
-
-class WrongContent(Exception):
-    """A file is not what it should be. The message is for the user, and complete."""
 
 
 def compare(path: pathlib.Path, expected: Expected, url: str) -> None:
     """Raises `WrongContent` unless size and content are as expected."""
     size = path.stat().st_size
     if expected.size not in (None, size):
-        _raise_wrong(path, f"{expected.size} bytes", f"{size} bytes", url)
+        raise WrongContent(url, path, f"{expected.size} bytes", f"{size} bytes")
     if expected.algorithm is None:
         _check_layout(path, url)
         return
     digest = _hash(path, expected.algorithm)
     if digest != expected.digest:
-        came = f"{expected.algorithm} {digest} ({size} bytes)"
-        _raise_wrong(path, f"{expected.algorithm} {expected.digest}", came, url)
+        received = f"{expected.algorithm} {digest} ({size} bytes)"
+        raise WrongContent(url, path, f"{expected.algorithm} {expected.digest}", received)
 
 
 def _hash(path: pathlib.Path, algorithm: str) -> str:
-    # MD5 is no defense against forgery, and none is claimed: it is all that was published.
+    # MD5 detects damage, not forgery. For some files no other hash was published.
     hasher = hashlib.new(algorithm, usedforsecurity=False)
     with path.open("rb") as file:
         while chunk := file.read(CHUNK):
@@ -91,10 +81,10 @@ def _hash(path: pathlib.Path, algorithm: str) -> str:
 
 
 def _check_layout(path: pathlib.Path, url: str) -> None:
-    """Checks the one thing that a file of unknown hash tells of itself: how long it should be.
+    """Checks the size of a file of unknown hash: a `.safetensors` put into the cache by hand.
 
-    Only a `.safetensors` that somebody put into the hub's cache by hand comes here. It begins with
-    the length of its header as eight bytes; the header gives the offset at which each tensor ends.
+    The file begins with the length of its header as eight bytes. The header gives the offset at
+    which each tensor ends.
     """
     size = path.stat().st_size
     try:
@@ -104,20 +94,16 @@ def _check_layout(path: pathlib.Path, url: str) -> None:
         ends = [entry["data_offsets"][1] for key, entry in header.items() if key != "__metadata__"]
         whole = 8 + length + max(ends, default=0)
     except (struct.error, ValueError, KeyError, TypeError, AttributeError, IndexError):
-        _raise_wrong(path, "a .safetensors header", "something else", url)
+        raise WrongContent(url, path, "a .safetensors header", "something else") from None
     if whole != size:
-        _raise_wrong(path, f"{whole} bytes, by its own header", f"{size} bytes", url)
+        raise WrongContent(url, path, f"{whole} bytes, by its own header", f"{size} bytes")
 
 
-def _raise_wrong(path: pathlib.Path, expected: str, came: str, url: str) -> NoReturn:
-    raise WrongContent(f"{path} is not what {url} should be: expected {expected}, got {came}.")
+def _remove_with_links(path: pathlib.Path) -> OSError | None:
+    """Removes a file and each link on the way to it. Returns the error if that fails.
 
-
-def _remove_with_links(path: pathlib.Path) -> str:
-    """Removes a file and each link on the way to it, and says what came of it.
-
-    In the hub's cache that is the snapshot's link and the blob. The blob goes first: with it alone
-    left, the client would link to the bad content again instead of downloading it.
+    In the hub's cache, these are the snapshot's link and the blob. The blob is removed first. If
+    only the link were gone, the client would link to the bad content again.
     """
     chain = [path]
     while chain[-1].is_symlink():
@@ -127,15 +113,12 @@ def _remove_with_links(path: pathlib.Path) -> str:
         try:
             part.unlink(missing_ok=True)
         except OSError as error:
-            return (
-                f"The file could not be removed ({error.strerror or error}): remove {part} where "
-                "that is allowed, or set another cache, and call again to download it anew."
-            )
-    return "The file was removed; call again to download it anew."
+            return error
+    return None
 
 
 def _note_path(path: pathlib.Path) -> pathlib.Path:
-    # One note for each file: two processes never write into each other's.
+    # One note for each file, so that processes that check different files do not conflict.
     key = hashlib.sha256(os.path.realpath(path).encode()).hexdigest()[:32]
     return keras_home() / "keras_coatnet" / "checked" / f"{key}.json"
 
@@ -158,11 +141,10 @@ def _is_noted(path: pathlib.Path, expected: Expected) -> bool:
 
 
 def note(path: pathlib.Path, expected: Expected) -> None:
-    """Notes that a file passed, with its size and time."""
-    # Without the note the file is checked again next time: slower, not wrong.
-    with contextlib.suppress(OSError):
-        note = _note_path(path)
-        note.parent.mkdir(parents=True, exist_ok=True)
-        with unfinished(note) as part:
+    """Notes that a file passed, with its size and modification time."""
+    with contextlib.suppress(OSError):  # without a note, the file is only checked again next time
+        target = _note_path(path)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with unfinished(target) as part:
             part.write_text(json.dumps(_state(path, expected)), "utf-8")
-            os.replace(part, note)
+            os.replace(part, target)

@@ -1,22 +1,38 @@
-"""Why a file could not be fetched: the one place where a failure becomes a message."""
+"""Why a file could not be fetched. `explain` is the one place that words the messages."""
 
 from __future__ import annotations
 
+import dataclasses
 import errno
 import os
+import pathlib
 
-from keras_coatnet.weights.checking import Expected, WrongContent
 from keras_coatnet.weights.places import place_of
-from keras_coatnet.weights.registry import Checkpoint
+from keras_coatnet.weights.registry import SAFE_SUFFIXES, Checkpoint
 
-# Seconds until a server must have said what it holds. The hub's client alone takes 23 to give up.
-# A user whose server is far away raises the limit by the variable that this client reads as well.
+# Seconds in which a server must answer; the hub's client alone gives up after 23. The variable,
+# which that client reads as well, raises the limit.
 ANSWER_SECONDS = 3.5
 ANSWER_VARIABLE = "HF_HUB_ETAG_TIMEOUT"
 
 
+@dataclasses.dataclass(frozen=True)
+class Expected:
+    """What a file must be. A field is None if it is not known.
+
+    Attributes:
+        algorithm: name of the hash, as `hashlib.new` takes it.
+        digest: the hash in hexadecimal.
+        size: exact size in bytes.
+    """
+
+    algorithm: str | None = None
+    digest: str | None = None
+    size: int | None = None
+
+
 class FetchFailure(Exception):
-    """A step of fetching failed. Its `__cause__` says how, `explain` says it to the user.
+    """A step of fetching failed. Its `__cause__` is the error behind it, if there is one.
 
     Args:
         url: the address that was asked.
@@ -27,12 +43,16 @@ class FetchFailure(Exception):
         self.url = url
 
 
+class UnsafeFormat(FetchFailure):
+    """A file of that format may run code when it is read."""
+
+
 class Offline(FetchFailure):
     """`HF_HUB_OFFLINE` forbids the request."""
 
 
 class NoAnswer(FetchFailure):
-    """The server did not say what it holds."""
+    """The server did not answer, or refused the request."""
 
 
 class OtherFile(FetchFailure):
@@ -50,11 +70,11 @@ class OtherFile(FetchFailure):
 
 
 class NoHash(FetchFailure):
-    """Neither the registry nor the server knows a hash, so that no download can be checked.
+    """Neither the registry nor the server has a hash, so a download could not be checked.
 
     Args:
         url: the address that was asked.
-        etag: what the server announces in place of a hash; None: it was not asked.
+        etag: what the server announces instead of a hash; None: it was not asked.
     """
 
     def __init__(self, url: str, etag: str | None = None) -> None:
@@ -63,7 +83,7 @@ class NoHash(FetchFailure):
 
 
 class DownloadFailed(FetchFailure):
-    """A download began, and did not end well.
+    """A download was not completed.
 
     Args:
         url: the address of the file.
@@ -75,28 +95,81 @@ class DownloadFailed(FetchFailure):
         self.expected = expected
 
 
+class WrongContent(FetchFailure):
+    """A file is not the one expected.
+
+    Args:
+        url: the address that the file was downloaded from.
+        path: the file.
+        expected: its expected size or hash, for the message.
+        received: its actual size or hash.
+
+    Attributes:
+        not_removed: the error that prevented the removal of the file; None: it was removed.
+    """
+
+    def __init__(self, url: str, path: pathlib.Path, expected: str, received: str) -> None:
+        super().__init__(url)
+        self.path, self.expected, self.received = path, expected, received
+        self.not_removed: OSError | None = None
+
+
+class Unreadable(FetchFailure):
+    """A file in the cache cannot be read.
+
+    Args:
+        url: the address that the file was downloaded from.
+        path: the file.
+    """
+
+    def __init__(self, url: str, path: pathlib.Path) -> None:
+        super().__init__(url)
+        self.path = path
+
+
 def answer_seconds() -> float:
-    """Seconds that a server may take to answer: the hub's variable, or `ANSWER_SECONDS`."""
+    """Returns the seconds that a server may take to answer."""
     return float(os.environ.get(ANSWER_VARIABLE) or ANSWER_SECONDS)
 
 
-def explain(failure: FetchFailure | WrongContent, checkpoint: Checkpoint) -> str:
-    """Says why a checkpoint's file could not be fetched, and what to do.
+def explain(failure: FetchFailure, checkpoint: Checkpoint) -> str:
+    """Returns why a checkpoint's file could not be fetched, and what to do.
 
     Args:
         failure: what the step raised.
         checkpoint: what was to be fetched.
 
     Returns:
-        A few sentences: what happened, what was expected, and how to go on, by hand if need be.
+        A few sentences: what happened, what was expected, and what to do.
     """
-    if isinstance(failure, WrongContent):
-        return str(failure)
     url, cause, by_path = failure.url, failure.__cause__, _by_path(checkpoint)
+    if isinstance(failure, UnsafeFormat):
+        return (
+            f"Refusing to fetch {checkpoint.filename!r}: expected a plain file name that ends in "
+            f"{' or '.join(SAFE_SUFFIXES)}. Other formats may run code when they are read. Convert "
+            "the file to .safetensors, if you trust it."
+        )
+    if isinstance(failure, WrongContent):
+        removal = "The file was removed: call again to download it again."
+        error = failure.not_removed
+        if error is not None:
+            removal = (
+                f"The file could not be removed ({error.strerror or error}): remove "
+                f"{error.filename} or choose another cache, and call again to download it again."
+            )
+        return (
+            f"{failure.path} is not the file at {url}: expected {failure.expected}, received "
+            f"{failure.received}. {removal}"
+        )
+    if isinstance(failure, Unreadable):
+        return (
+            f"{failure.path} cannot be read: {cause}. It should be {url}. Change its permissions, "
+            "or remove it."
+        )
     if isinstance(failure, Offline):
         return (
-            f"{url} is not cached, and HF_HUB_OFFLINE forbids to download it. Unset it where "
-            f"there is a network. {_by_hand(checkpoint)}"
+            f"{url} is not cached, and HF_HUB_OFFLINE forbids downloading it. Unset it, if there "
+            f"is a network. {_by_hand(checkpoint)}"
         )
     if isinstance(failure, OtherFile):
         return (
@@ -116,11 +189,11 @@ def explain(failure: FetchFailure | WrongContent, checkpoint: Checkpoint) -> str
         advice = _advice(status, on_hub=checkpoint.repo is not None)
         return f"{url} answered with HTTP status {status}: {advice} {by_path}"
     if isinstance(cause, OSError) and (cause.filename or cause.errno == errno.ENOSPC):
-        # A disk's error names a file, a network's does not. The client reads a token first.
+        # Errors of a disk name a file. Those of a network do not.
         variable = "HF_HOME" if checkpoint.repo else "KERAS_HOME"
         return (
-            f"Could not store {url}: {_one_line(cause)}. Make room, or set {variable} to a folder "
-            "that can be written to."
+            f"Could not store {url}: {_one_line(cause)}. Make room, or set {variable} to a "
+            "writable folder."
         )
     if isinstance(failure, DownloadFailed):
         expected = failure.expected
@@ -138,7 +211,7 @@ def explain(failure: FetchFailure | WrongContent, checkpoint: Checkpoint) -> str
 
 
 def http_status(error: BaseException | None) -> int | None:
-    """The HTTP status behind an error. The hub's client wraps some of its errors in others."""
+    """Returns the HTTP status behind an error, which the hub's client may wrap in others."""
     while error is not None:
         response = getattr(error, "response", None)
         if response is not None:
@@ -154,21 +227,21 @@ def _advice(status: int, on_hub: bool) -> str:
             "page, and set HF_TOKEN to a token that may read it."
         )
     if status in (401, 403):
-        return "access denied. Is there a proxy between that wants a password?"
+        return "access denied. Does a proxy in between need a password?"
     if status == 404:
         question = "Is HF_ENDPOINT set to another server?" if on_hub else "Was it moved?"
         return f"no such file or revision there. {question}"
     if status == 429:
         return "too many requests. Try again later, or set HF_TOKEN."
     if status >= 500:
-        return "the server is at fault. Try again later."
-    return "an answer that was not expected."
+        return "an error of the server. Try again later."
+    return "an unexpected answer."
 
 
 def _by_hand(checkpoint: Checkpoint) -> str:
     return (
-        f"By hand: download {checkpoint.url} elsewhere and put it at {place_of(checkpoint)}. Or "
-        f"leave it where you like. {_by_path(checkpoint)}"
+        f"By hand: download {checkpoint.url} elsewhere and put it at {place_of(checkpoint)}, or "
+        f"anywhere else. {_by_path(checkpoint)}"
     )
 
 
@@ -177,6 +250,6 @@ def _by_path(checkpoint: Checkpoint) -> str:
 
 
 def _one_line(error: BaseException | None) -> str:
-    """An error's first sentence. The rest is advice about other functions than ours."""
+    """Returns an error's type and first line. The rest is advice about the client's functions."""
     lines = str(error).splitlines()
     return f"{type(error).__name__}: {lines[0].rstrip('.')}" if lines else type(error).__name__

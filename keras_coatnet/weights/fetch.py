@@ -1,15 +1,15 @@
-"""Downloads a published checkpoint's file: whole and checked, or not at all.
+"""Downloads the files of published checkpoints, and checks them.
 
 timm's files come from the Hugging Face hub through its own client, into its own cache, so that
 they are shared with timm and obey `HF_HOME`, `HF_HUB_CACHE`, `HF_ENDPOINT`, `HF_TOKEN` and
 `HF_HUB_OFFLINE`. The files of keras_cv_attention_models come from a plain address into
 `KERAS_HOME/models/keras_coatnet`.
 
-The hub's client and `keras.utils.get_file` leave three things to their caller:
+This module adds what the hub's client and `keras.utils.get_file` do not do:
 
-- the content is compared with its hash, once per file (`checking`);
-- a file that fails is removed, and the error says what was expected and what came (`failures`);
-- without a network the answer comes within five seconds and says what to do.
+- The content is compared with its hash, once per file (`checking`).
+- A file with wrong content is removed, and the error says what was expected (`failures`).
+- Without a network, the call fails within five seconds.
 """
 
 from __future__ import annotations
@@ -26,62 +26,55 @@ import time
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from keras_coatnet.weights.checking import (
-    Expected,
-    WrongContent,
-    check_once,
-    compare,
-    note,
-    unfinished,
-)
+from keras_coatnet.weights.checking import check_once, compare, note, unfinished
 from keras_coatnet.weights.failures import (
     DownloadFailed,
+    Expected,
     FetchFailure,
     NoAnswer,
     NoHash,
     Offline,
     OtherFile,
+    UnsafeFormat,
     answer_seconds,
     explain,
     http_status,
 )
 from keras_coatnet.weights.passwords import hide, hide_in_error, hide_in_logs
 from keras_coatnet.weights.places import find_cached, place_of, revisions
-from keras_coatnet.weights.registry import Checkpoint
+from keras_coatnet.weights.registry import SAFE_SUFFIXES, Checkpoint
 
-# Neither format can run code when it is read. torch's own, a pickle, can.
-SAFE_SUFFIXES = (".safetensors", ".h5")
-
-STALE_SECONDS = 24 * 3600  # after which an unfinished file surely has no process behind it
+STALE_SECONDS = 24 * 3600  # an older unfinished file was left by a process that was killed
 
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
 
 
 def fetch(checkpoint: Checkpoint) -> pathlib.Path:
-    """Returns the path of a checkpoint's file, and downloads it first if need be.
+    """Returns the path of a checkpoint's file, which is downloaded if it is not cached.
 
-    A file that is cached is returned without any request. A download shows a progress bar (one
-    line where the error stream is no terminal; nothing with `HF_HUB_DISABLE_PROGRESS_BARS=1`), is
-    resumed when the connection breaks, and gets its final name only when it is complete.
+    For a cached file, no request is made. A download shows a progress bar on a terminal, and prints
+    one line elsewhere (neither with `HF_HUB_DISABLE_PROGRESS_BARS=1`). It is resumed when the
+    connection breaks, and gets its final name only when it is complete.
 
     Args:
         checkpoint: from `keras_coatnet.weights.registry`.
 
     Returns:
-        Path of the file in the hub's cache (timm's) or in Keras's folder (the others).
+        The path, in the hub's cache (timm's files) or in Keras's folder (the others).
 
     Raises:
-        ValueError: the file could not be fetched (no network, no such file, no permission, a server
-            out of order, a broken connection), or is not the one expected. The message names the
-            address, what came, and how to go on by hand.
+        ValueError: the file could not be fetched, or is not the one expected. The message names the
+            address, the failure, and how to fetch the file by hand.
 
     Example, which needs a network or a cached file:
         path = fetch(find("imagenet", "coatnet0"))
     """
-    _refuse_unsafe(checkpoint.filename)
     hide_in_logs()
     try:
+        filename = checkpoint.filename
+        if not filename.endswith(SAFE_SUFFIXES) or pathlib.PurePath(filename).name != filename:
+            raise UnsafeFormat(checkpoint.url)
         path = find_cached(checkpoint)
         if path is not None:
             check_once(path, _expected_of_cached(checkpoint, path), checkpoint.url)
@@ -89,27 +82,18 @@ def fetch(checkpoint: Checkpoint) -> pathlib.Path:
         if checkpoint.repo is not None:
             return _download_from_hub(checkpoint, checkpoint.repo)
         return _download_from_address(checkpoint)
-    except (FetchFailure, WrongContent) as failure:
+    except FetchFailure as failure:
         error = ValueError(explain(failure, checkpoint))
         error.__cause__ = failure.__cause__
         shown = hide_in_error(error)
-    raise shown  # here, where no other error is being handled that would be shown with it
-
-
-def _refuse_unsafe(filename: str) -> None:
-    if not filename.endswith(SAFE_SUFFIXES) or pathlib.PurePath(filename).name != filename:
-        raise ValueError(
-            f"Refusing to fetch {filename!r}: expected a plain file name that ends in "
-            f"{' or '.join(SAFE_SUFFIXES)}. Other formats may run code when they are read; convert "
-            "such a file to .safetensors where you trust it."
-        )
+    raise shown  # outside `except`, so that the traceback does not show `failure` as well
 
 
 def _expected_of_cached(checkpoint: Checkpoint, path: pathlib.Path) -> Expected:
-    """What is known without a request: the record, or the name that the hub's client gave.
+    """Returns what is known without a request: the registry's hash, or the hub client's.
 
-    The client stores a large file under its SHA-256 and links to that. One step of the link is
-    what counts: the next may lead to a store of the client's where names are other hashes.
+    The client stores a large file under its SHA-256, and links to that. Only the first link is
+    read: further ones may lead to files of the client that are named by other hashes.
     """
     if checkpoint.repo is None:
         return _recorded(checkpoint)
@@ -139,25 +123,25 @@ def _download_from_hub(checkpoint: Checkpoint, repo: str) -> pathlib.Path:
 
 
 def _ask_hub(checkpoint: Checkpoint, repo: str) -> tuple[str, Any]:
-    """Asks the hub what it holds, and answers `(revision, metadata)` within seconds."""
+    """Returns the revision that the hub has, and the metadata of its file."""
     from huggingface_hub import get_hf_file_metadata, hf_hub_url
 
     seconds = answer_seconds()
-    *others, last = revisions(checkpoint)
-    for revision in (*others, last):
+    candidates = revisions(checkpoint)
+    for revision in candidates:
         url = hf_hub_url(repo, checkpoint.filename, revision=revision)
         _refuse_if_offline(url)
         ask = functools.partial(get_hf_file_metadata, url, timeout=seconds)
         try:
             return revision, _within(seconds, ask)
         except Exception as error:  # as above
-            if revision == last or http_status(error) != 404:
+            if revision == candidates[-1] or http_status(error) != 404:
                 raise NoAnswer(url) from error
     raise AssertionError("`revisions` returns at least one")
 
 
 def _expected_of_answer(checkpoint: Checkpoint, metadata: Any, url: str) -> Expected:
-    """Combines the registry's hash with the hub's. They must agree before anything is loaded."""
+    """Returns the registry's hash or the hub's, which must agree, and the hub's size."""
     promised = _sha256_or_none(metadata.etag)
     if checkpoint.sha256 and promised and checkpoint.sha256 != promised:
         raise OtherFile(url, checkpoint.sha256, promised)
@@ -175,7 +159,7 @@ def _sha256_or_none(text: str | None) -> str | None:
 
 
 def _download_from_address(checkpoint: Checkpoint) -> pathlib.Path:
-    # With its retries and its progress bar. Documented, but not among the client's top names.
+    # It has retries and a progress bar. It is documented, but not among the client's public names.
     from huggingface_hub.file_download import http_get
 
     url, target, expected = checkpoint.url, place_of(checkpoint), _recorded(checkpoint)
@@ -187,13 +171,9 @@ def _download_from_address(checkpoint: Checkpoint) -> pathlib.Path:
         with unfinished(target) as part:
             with part.open("wb") as file:
                 http_get(url, file, displayed_filename=checkpoint.filename)
-            try:
-                compare(part, expected, url)
-            except WrongContent as wrong:
-                text = f"{wrong} Nothing was kept: call again to retry."
-                raise WrongContent(text) from None
-            os.replace(part, target)  # same folder: never a moment with half a file
-    except WrongContent:
+            compare(part, expected, url)
+            os.replace(part, target)  # atomic within a folder
+    except FetchFailure:
         raise
     except Exception as error:  # each version of the client has another transport's errors
         raise DownloadFailed(url, expected) from error
@@ -209,7 +189,7 @@ def _recorded(checkpoint: Checkpoint) -> Expected:
 
 
 def _ask_address(url: str) -> int | None:
-    """Asks for a file's size, and answers within seconds."""
+    """Returns the size of the file at an address; None if the server does not say it."""
     from huggingface_hub import get_session
 
     _refuse_if_offline(url)
@@ -223,7 +203,7 @@ def _ask_address(url: str) -> int | None:
 
 
 def _remove_stale(target: pathlib.Path) -> None:
-    """Removes what killed downloads of this file left behind, and spares running ones."""
+    """Removes unfinished files of killed downloads, but not those of running ones."""
     for part in target.parent.glob(f"{target.name}.*.incomplete"):
         with contextlib.suppress(OSError):  # another process may be removing it as well
             if time.time() - part.stat().st_mtime > STALE_SECONDS:
@@ -234,7 +214,7 @@ def _remove_stale(target: pathlib.Path) -> None:
 
 
 def _refuse_if_offline(url: str) -> None:
-    """Obeys the hub's switch for other addresses too: it is set where no request may be made."""
+    """Obeys `HF_HUB_OFFLINE`, also for addresses outside the hub."""
     from huggingface_hub import constants
 
     if constants.HF_HUB_OFFLINE:
@@ -242,7 +222,7 @@ def _refuse_if_offline(url: str) -> None:
 
 
 def announce(url: str, size: int | None) -> None:
-    """Says what is being downloaded: the bars that follow appear on terminals only."""
+    """Prints what is downloaded. The progress bar that follows appears on terminals only."""
     from huggingface_hub.utils import are_progress_bars_disabled
 
     if not are_progress_bars_disabled():
@@ -251,18 +231,17 @@ def announce(url: str, size: int | None) -> None:
 
 
 def _within(seconds: float, call: Callable[[], _T]) -> _T:
-    """Calls with a limit on the whole time.
+    """Calls a function with a limit on its whole time.
 
-    A socket's timeout starts anew with each address of a host and each byte received, and does not
-    cover the look-up of the name at all. The thread is a daemon: it may outlast the call, but not
-    the process.
+    A socket's timeout starts again for each address of a host and each byte received, and does not
+    cover the look-up of the host's name. The thread may outlast this call, but not the process.
     """
     outcomes: queue.SimpleQueue[tuple[Any, Exception | None]] = queue.SimpleQueue()
 
     def run() -> None:
         try:
             outcomes.put((call(), None))
-        except Exception as error:  # handed over to the caller, below
+        except Exception as error:  # raised below, in the caller's thread
             outcomes.put((None, error))
 
     threading.Thread(target=run, daemon=True).start()

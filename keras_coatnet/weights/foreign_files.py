@@ -1,4 +1,4 @@
-"""Reading the files of other libraries: safely, whole, and never as code."""
+"""Reads files of weights of other libraries."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
         Arrays by name; of an h5 file by "layer/variable".
 
     Raises:
-        ValueError: the file is damaged, is of another kind, or holds values of another type, NaN
-            or infinity.
+        ValueError: the file is damaged or of another kind, or holds values of another type, NaN or
+            infinity.
     """
     tensors = _read_safetensors(path) if path.suffix == ".safetensors" else _read_h5(path)
     if not tensors:
         raise ValueError(f"{path} holds no weights.")
     for name, tensor in tensors.items():
-        # A sum is infinite or NaN as soon as one value is, and needs no array of its own.
+        # If a value is not finite, neither is the sum, which needs no temporary array.
         with np.errstate(over="ignore", invalid="ignore"):
             total = float(np.sum(tensor, dtype=np.float64))
         if not np.isfinite(total):
@@ -44,13 +44,13 @@ def read(path: pathlib.Path) -> dict[str, np.ndarray]:
 def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
     import safetensors
 
-    tensors, brain_floats = {}, []
+    tensors, bfloat16 = {}, []
     try:
         with safetensors.safe_open(path, framework="numpy") as file:
             for name in file.keys():
                 kind = file.get_slice(name).get_dtype()
                 if kind == "BF16":
-                    brain_floats.append(name)
+                    bfloat16.append(name)
                 elif kind in _FLOATS:
                     tensors[name] = file.get_tensor(name).astype("float32", copy=False)
                 elif not name.endswith(("num_batches_tracked", "relative_position_index")):
@@ -62,13 +62,13 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise ValueError(
             f"{path} is cut short, damaged, or no safetensors file: {error}. Fetch it again."
         ) from error
-    if brain_floats:
-        tensors.update(_read_bfloat16(path, brain_floats))
+    if bfloat16:
+        tensors.update(_read_bfloat16(path, bfloat16))
     return timm_layout.without_prefixes(tensors)
 
 
 def _read_bfloat16(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[str, np.ndarray]]:
-    """Tensors of a type that NumPy has not: a float32's upper half. The file was found sound."""
+    """Yields bfloat16 tensors, which NumPy lacks, of a file that `safe_open` has checked."""
     with path.open("rb") as file:
         (length,) = struct.unpack("<Q", file.read(8))
         header = json.loads(file.read(length))
@@ -76,6 +76,7 @@ def _read_bfloat16(path: pathlib.Path, names: Iterable[str]) -> Iterator[tuple[s
             start, end = header[name]["data_offsets"]
             file.seek(8 + length + start)
             halves = np.frombuffer(file.read(end - start), "<u2").astype("uint32")
+            # A bfloat16 is the upper half of a float32.
             yield name, (halves << 16).view("float32").reshape(header[name]["shape"])
 
 
@@ -91,12 +92,12 @@ def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
 
 
 def _read_keras_2(path: pathlib.Path) -> dict[str, np.ndarray]:
-    """Weights as Keras 2 saved them: <layer>/<layer>/<variable>:0, perhaps in `model_weights`."""
+    """Reads weights of Keras 2: `layer/layer/variable:0`, of whole models in `model_weights`."""
     tensors: dict[str, np.ndarray] = {}
     with open_hdf5(path) as (file, datasets):
         if "model_weights" in datasets:
-            raise Refused(f"{path} is damaged: its model_weights are no group.")
-        # That library saves its models whole.
+            raise Refused(f"{path} is damaged: its model_weights is no group. Fetch it again.")
+        # keras_cv_attention_models saves whole models, so those with its layers are read.
         if not any(name.split("/")[-2:-1] == [kecam_layout.FIRST_LAYER] for name in datasets):
             refuse_whole_model(file, path)
         whole = {name: item for name, item in datasets.items() if name.startswith("model_weights/")}
@@ -105,8 +106,8 @@ def _read_keras_2(path: pathlib.Path) -> dict[str, np.ndarray]:
             variable = variable.removesuffix(":0")
             if item.dtype.kind != "f" or item.dtype.itemsize > 8:
                 raise Refused(
-                    f"{path} holds {name} as {item.dtype}; weights must be float. Is it a file of "
-                    "keras_cv_attention_models?"
+                    f"{path} holds {name} as {item.dtype}; weights must be float. Give a file of "
+                    "keras_cv_attention_models."
                 )
             if f"{layer}/{variable}" in tensors:
                 raise Refused(f"{path} holds {layer}/{variable} twice.")

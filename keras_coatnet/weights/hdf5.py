@@ -1,8 +1,8 @@
 """Opening HDF5 files of unknown origin.
 
-An HDF5 file can name other files whose content is read as if it were its own, and can declare
-arrays that are far larger than what it stores. Neither is ever needed for weights. A file that does
-so is refused as a whole, before any array is read.
+An HDF5 file can refer to other files, whose content HDF5 reads as well, and can declare arrays far
+larger than what it stores. Files of weights need neither, so such files are refused before any
+array is read.
 """
 
 from __future__ import annotations
@@ -19,18 +19,18 @@ from typing import TYPE_CHECKING, NoReturn
 if TYPE_CHECKING:
     import h5py
 
-# A file may declare `FREE_BYTES` plus `EXPANSION` times its own size. Keras stores arrays as they
-# are; compressed files of real weights, with all moments of an optimizer still 0, need about 3.
+# A file may declare `FREE_BYTES` plus `EXPANSION` times its own size. Keras does not compress.
+# Compressed weights, with an optimizer whose moments are all 0, expand about 3 times.
 FREE_BYTES, EXPANSION = 64 << 20, 16
 MOST_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
 MOST_CHUNKS = 200_000
-DEEPEST = 64  # groups within groups; on 5,000 HDF5's own visitor took over 45 seconds
+DEEPEST = 64  # groups within groups; for 5,000, HDF5's own visitor takes over 45 seconds
 
-_HEAP = b"GCOL\1\0\0\0"  # how a heap begins
+_HEAP = b"GCOL\1\0\0\0"  # the first bytes of a heap
 _MOST_HEAP = 16 << 20
 _BLOCK = 4 << 20
 
-# What h5py raises for a damaged file, depending on where the damage is.
+# What h5py raises for damaged files.
 DAMAGE = (
     OSError,
     RuntimeError,
@@ -55,31 +55,27 @@ def open_hdf5(
 
     Args:
         path: the file.
-        content: the HDF5 file, where it is a part of `path`; None: all of `path`.
+        content: the HDF5 file, if it is a part of `path`; None: all of `path`.
 
     Yields:
         The open file, and its datasets by their paths. All of them hold numbers.
 
     Raises:
-        Refused: it refers to other files, or to places within itself; or it declares far more than
-            it stores.
-        Exception: one of `DAMAGE`, here or later in reading: it is damaged or no HDF5 file. The
-            caller knows what the file should have been, and says so.
+        Refused: it has links, to other files or within itself, or declares far more than it stores.
+        Exception: one of `DAMAGE`, here or in later reading: it is damaged or no HDF5 file. The
+            caller words the message.
     """
     import h5py
 
     size = path.stat().st_size
-    if content is None:
-        with path.open("rb") as whole:
-            _check_heaps(whole, path)
-    else:
-        _check_heaps(content, path)
+    with path.open("rb") as whole:
+        _check_heaps(whole if content is None else content, path)
     with h5py.File(path if content is None else content, "r") as file:
         yield file, _checked_datasets(file, path, size)
 
 
 def refuse_whole_model(file: h5py.File, path: pathlib.Path) -> None:
-    """Refuses what `model.save` wrote in Keras's old format, and says how to get a file to read.
+    """Refuses a whole model in Keras's old format, and says how to convert it.
 
     Args:
         file: the open file.
@@ -99,34 +95,32 @@ def refuse_whole_model(file: h5py.File, path: pathlib.Path) -> None:
 
 
 def _check_heaps(file: io.IOBase, path: pathlib.Path) -> None:
-    """Texts of any length stand in heaps, and HDF5 goes through a damaged one for ever."""
-    file.seek(0)
-    before, block, start = b"", file.read(_BLOCK), 0
-    while block:
-        block = before + block
+    """Checks the heaps, which hold strings: HDF5 reads a damaged one in an endless loop."""
+    start = 0
+    while True:
+        file.seek(start)
+        block = file.read(_BLOCK)
+        if len(block) < len(_HEAP):
+            return
         at = block.find(_HEAP)
         while at >= 0:
             _check_heap(file, start + at, path)
             at = block.find(_HEAP, at + 1)
-        before = block[1 - len(_HEAP) :]
-        start += len(block) - len(before)
-        file.seek(start + len(before))
-        block = file.read(_BLOCK)
-    file.seek(0)
+        start += len(block) - len(_HEAP) + 1  # a heap may begin in one block and end in the next
 
 
 def _check_heap(file: io.IOBase, start: int, path: pathlib.Path) -> None:
     file.seek(start + len(_HEAP))
     size = int.from_bytes(file.read(8), "little")
     if size > _MOST_HEAP:
-        _refuse(path, f"it claims a text of {size} bytes")
-    heap, place = file.read(size - 16), 0  # 16 bytes are its own head
+        _refuse(path, f"it declares a string of {size} bytes")
+    heap, place = file.read(size - 16), 0  # 16 bytes are its own header
     while place + 16 <= len(heap):
         number, _, _, length = struct.unpack_from("<HHIQ", heap, place)
-        # What number 0 is, free space, counts its own head; all others do not.
+        # Number 0 is free space, whose length includes its own header.
         step = 16 + (length + 7) // 8 * 8 if number else length
         if step < 16 or place + step > size - 16:
-            _refuse(path, "the list of its texts is damaged")
+            _refuse(path, "the list of its strings is damaged")
         place += step
 
 
@@ -152,33 +146,33 @@ def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[st
                 _refuse(path, f"it has more than {MOST_LINKS} entries")
             name = f"{prefix}{raw.decode('utf-8', 'backslashreplace')}"
             if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
-                _refuse(path, f"{name} is a link, to another file or to another place in it")
+                _refuse(path, f"{name} is a link to another file or to another place in this one")
             item = h5py.h5o.open(group, raw)
             if isinstance(item, h5py.h5g.GroupID):
                 groups.append((f"{name}/", item))
                 continue
             if not isinstance(item, h5py.h5d.DatasetID):
                 _refuse(path, f"{name} is neither a group nor an array")
-            of_this, chunks_of_this = _declared(item, name, path)
-            declared, chunks = declared + of_this, chunks + chunks_of_this
+            item_bytes, item_chunks = _declared(item, name, path)
+            declared, chunks = declared + item_bytes, chunks + item_chunks
             if declared > FREE_BYTES + EXPANSION * size:
                 _refuse(
                     path,
-                    f"up to {name} it claims {declared} bytes of arrays, in a file of {size} bytes",
+                    f"up to {name} it declares {declared} bytes of arrays, but has {size} bytes",
                 )
             if chunks > MOST_CHUNKS:
-                _refuse(path, f"its arrays are in more than {MOST_CHUNKS} pieces")
+                _refuse(path, f"its arrays have more than {MOST_CHUNKS} chunks")
             _check_compression(item, name, path)
             found[name] = h5py.Dataset(item)
     return found
 
 
 def _declared(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) -> tuple[int, int]:
-    """Bytes of memory that an array takes, and in how many pieces it is stored."""
+    """Returns the bytes of memory that an array takes, and its number of chunks."""
     import h5py
 
     plan = item.get_create_plist()
-    # First of all, as its shape may already be another file's.
+    # Checked first, as even the shape of a virtual array may come from another file.
     if plan.get_layout() == h5py.h5d.VIRTUAL:
         _refuse(path, f"{name} is a virtual array, whose values are in other files")
     if plan.get_external_count():
@@ -190,21 +184,21 @@ def _declared(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) -> tuple[
     declared, chunks = math.prod(item.shape) * kind.itemsize, 0
     if plan.get_layout() == h5py.h5d.CHUNKED:
         chunk = plan.get_chunk()
-        pieces = zip(item.shape, chunk, strict=True)
-        chunks = math.prod(math.ceil(side / piece) for side, piece in pieces)
+        sides = zip(item.shape, chunk, strict=True)
+        chunks = math.prod(math.ceil(whole / part) for whole, part in sides)
         declared = max(declared, math.prod(chunk) * kind.itemsize)
     return declared, chunks
 
 
 def _check_compression(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) -> None:
-    """HDF5 unpacks a piece to whatever size it has, not to the size that is declared."""
+    """Checks the sizes of compressed chunks: HDF5 decompresses more than what is declared."""
     import h5py
 
     plan = item.get_create_plist()
     filters = [plan.get_filter(index)[0] for index in range(plan.get_nfilters())]
     allowed = (h5py.h5z.FILTER_DEFLATE, h5py.h5z.FILTER_SHUFFLE, h5py.h5z.FILTER_FLETCHER32)
     if not set(filters) <= set(allowed) or filters.count(h5py.h5z.FILTER_DEFLATE) > 1:
-        _refuse(path, f"{name} is compressed in a way that weights are not; h5repack undoes that")
+        _refuse(path, f"{name} has an unknown compression, which h5repack can undo")
     if h5py.h5z.FILTER_DEFLATE not in filters:
         return
     most = math.prod(plan.get_chunk()) * item.dtype.itemsize + 4  # and a checksum
@@ -214,13 +208,13 @@ def _check_compression(item: h5py.h5d.DatasetID, name: str, path: pathlib.Path) 
         mask, packed = item.read_direct_chunk(offset)
         if mask & (1 << filters.index(h5py.h5z.FILTER_DEFLATE)):  # stored as it is
             continue
-        with contextlib.suppress(zlib.error):  # damaged, which HDF5 notices as well
+        with contextlib.suppress(zlib.error):  # damaged, which HDF5 detects in reading
             if len(zlib.decompressobj().decompress(packed, most + 1)) > most:
-                _refuse(path, f"a piece of {name} unpacks to more than it declares")
+                _refuse(path, f"a chunk of {name} decompresses to more than it declares")
 
 
 def _refuse(path: pathlib.Path, why: str) -> NoReturn:
     raise Refused(
-        f"{path} is refused: {why}. Files of weights hold their own values and nothing else. Do "
-        "not use the file, unless you know where it comes from; then save it again."
+        f"{path} is refused: {why}. Files of weights need no such thing. If you trust its origin, "
+        "save it again. Otherwise do not use it."
     )

@@ -1,8 +1,8 @@
-"""keras_cv_attention_models' layout of a CoAtNet, as its `.h5` files have it.
+"""keras_cv_attention_models' layout of a CoAtNet, in its `.h5` files.
 
-Kernels are Keras's already; q, k and v are one product whose channels run over ({q, k, v}, head,
-dim); a bias table is (heads, offsets) and is indexed by query minus key, where ours goes by key
-minus query. Only tables of square maps have that order.
+Kernels are as Keras has them. One layer computes q, k and v; its channels are ordered as
+({q, k, v}, head, dim). A bias table is (heads, offsets). Its offsets are query minus key, ours are
+key minus query: tables are mirrored. Only tables of square maps have that order.
 """
 
 from __future__ import annotations
@@ -45,27 +45,26 @@ _PARTS = ("kernel", "bias", "gamma", "beta", "moving_mean", "moving_variance")
 def translate(
     tensors: Mapping[str, np.ndarray],
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Gives keras_cv_attention_models' variables the paths and layouts of ours.
+    """Translates keras_cv_attention_models' variables to the paths and layouts of ours.
 
     Args:
         tensors: arrays by "layer/variable", e.g. `"stem_1_conv/kernel"`.
 
     Returns:
-        Arrays by the paths of our variables, and the names that the layout does not have.
+        Arrays by the paths of our variables, and the names that are not part of the layout.
 
     Raises:
-        ValueError: an array has a shape that its name does not allow.
+        ValueError: an array has the wrong shape.
     """
     values, unknown = {}, []
     for name, tensor in tensors.items():
         layer, _, part = name.rpartition("/")
         match = _BLOCK.fullmatch(layer)
-        if match is None:
-            found = list(_translate_one(layer, part, tensor, _OUTSIDE_BLOCKS, name))
-            prefix = ""
-        else:
-            found = list(_translate_one(match[3], part, tensor, _IN_BLOCKS, name))
-            prefix = f"{block_name(match[1], match[2])}/"
+        prefix, layers = "", _OUTSIDE_BLOCKS
+        if match is not None:
+            prefix, layers = f"{block_name(match[1], match[2])}/", _IN_BLOCKS
+            layer = match[3]
+        found = list(_translate_one(layer, part, tensor, layers, name))
         if not found or any(prefix + path in values for path, _ in found):
             unknown.append(name)  # or a second array for the same variable
         values.update((prefix + path, value) for path, value in found)
@@ -77,7 +76,7 @@ def _translate_one(
 ) -> Iterator[tuple[str, np.ndarray]]:
     if layer == "mhsa_qkv_conv" and part == "kernel":
         if tensor.ndim != 4 or tensor.shape[-1] % 3:
-            raise ValueError(f"{name} must be (1, 1, in, 3 * width). Received: {tensor.shape}")
+            raise ValueError(f"{name} must be (1, 1, in, 3 * channels). Received: {tensor.shape}")
         for ours, kernel in zip(("query", "key", "value"), np.split(tensor, 3, -1), strict=True):
             yield f"attention/{ours}/kernel", kernel
     elif layer == "mhsa_pos_emb" and part == "positional_embedding":
@@ -89,17 +88,18 @@ def _translate_one(
 
 
 def _mirrored_table(table: np.ndarray, name: str) -> np.ndarray:
-    """(heads, offsets) of a square map to our (heads, 2H - 1, 2W - 1)."""
+    """Converts (heads, offsets), of a square map, to our (heads, 2H - 1, 2W - 1)."""
     side = round(table.shape[1] ** 0.5) if table.ndim == 2 else 0
     if not side % 2 or side**2 != table.shape[1]:
         raise ValueError(
-            f"{name} must be (heads, (2 * size - 1) ** 2), of a square map. Received: {table.shape}"
+            f"{name} must be (heads, (2 * size - 1) ** 2), for a square map. "
+            f"Received: {table.shape}"
         )
     return table.reshape(-1, side, side)[:, ::-1, ::-1]
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Reads off a file those fields of a `CoAtNetConfig` that show in its names and shapes.
+    """Returns those fields of a `CoAtNetConfig` that a file's names and shapes determine.
 
     Args:
         tensors: arrays by "layer/variable".
@@ -108,8 +108,10 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         Values by field.
     """
     depths: dict[int, int] = {}
-    for match in filter(None, (_BLOCK.fullmatch(name.rpartition("/")[0]) for name in tensors)):
-        depths[int(match[1])] = max(depths.get(int(match[1]), 0), int(match[2]))
+    for name in tensors:
+        if match := _BLOCK.fullmatch(name.rpartition("/")[0]):
+            stage, block = int(match[1]), int(match[2])
+            depths[stage] = max(depths.get(stage, 0), block)
     return {
         "depths": tuple(depths[stage] for stage in sorted(depths)),
         "final_norm": None,

@@ -1,4 +1,4 @@
-"""Reading `.weights.h5` and `.keras` files, and which network they belong to."""
+"""Reads `.weights.h5` and `.keras` files, and which network they belong to."""
 
 from __future__ import annotations
 
@@ -35,9 +35,9 @@ if TYPE_CHECKING:
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
 
-MOST_CONFIG = 8 << 20  # bytes; that of a CoAtNet has about 3,500 a block
-# Values of the network that a file may name, beyond those it holds: quantized weights are packed,
-# two or more to a byte.
+MOST_CONFIG = 8 << 20  # bytes; a CoAtNet's has about 3,500 for each block
+# A file's network may have `FREE_VALUES` plus `PACKED` times the values that the file holds:
+# quantized weights are packed, two or more to a byte.
 FREE_VALUES, PACKED = 1 << 20, 4
 
 
@@ -51,8 +51,8 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         An `Identity`, or None if the file was not saved from one of this package's models.
 
     Raises:
-        ValueError: the file is damaged or no file of that kind, refers to other files, or claims
-            far more than it holds.
+        ValueError: the file is damaged or of another kind, refers to other files, or declares far
+            more than it holds.
     """
     try:
         is_archive = path.suffix == ".keras"
@@ -66,35 +66,31 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         ) from error
     if found is None:
         return None
-    identity = _as_identity(found, path)
-    _check_size(path, identity, values)
-    return identity
-
-
-def _as_identity(found: Mapping[str, Any], path: pathlib.Path) -> Identity:
     try:
-        return Identity.from_dict(found)
+        identity = Identity.from_dict(found)
     except NewerFormat as error:
         raise ValueError(f"{path} was {error}") from error
     except ValueError as error:
         raise ValueError(f"{path} is damaged: {error} Save it again.") from error
+    _check_size(path, identity, values)
+    return identity
 
 
 def _check_size(path: pathlib.Path, identity: Identity, values: int) -> None:
-    """Refuses a small file that names a huge network: to build that would take all memory."""
+    """Refuses a small file of a huge network, which would take all memory to build."""
     config, top = identity.architecture, identity.classes is not None
     shape = (*config.input_sides, identity.channels)
     listed = variables(config, shape, identity.classes or 1, include_top=top)
     needed = sum(math.prod(variable.shape) for variable in listed)
     if needed > FREE_VALUES + PACKED * values:
         raise ValueError(
-            f"{path} is damaged: it names a network of {needed} values and holds {values}. Save it "
+            f"{path} is damaged: its network has {needed} values, but it holds {values}. Save it "
             "again."
         )
 
 
 def _read_archive(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
-    """The identity in a `.keras` file, if there is one, and how many values its arrays hold."""
+    """Returns the identity in a `.keras` file, if any, and the number of values in its arrays."""
     with zipfile.ZipFile(path) as archive:
         members = _checked_members(archive, path)
         with archive.open(members[_CONFIG]) as file:
@@ -104,34 +100,38 @@ def _read_archive(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
                 values = _count(datasets)
     found = config["config"]
     if not isinstance(found, dict):
-        raise TypeError(f"the config in its {_CONFIG} is a {type(found).__name__}, no dictionary")
+        raise TypeError(
+            f"the config in its {_CONFIG} is a {type(found).__name__}, not a dictionary"
+        )
     return found.get(IDENTITY), values
 
 
 def _checked_members(archive: zipfile.ZipFile, path: pathlib.Path) -> Mapping[str, zipfile.ZipInfo]:
     members = {member.filename: member for member in archive.infolist()}
     if len(members) < len(archive.infolist()):
-        raise Refused(f"{path} is refused: a name stands in it twice. Save it again.")
+        raise Refused(f"{path} is refused: it has a member twice. Save it again.")
     for name in (_CONFIG, _WEIGHTS):
         if name not in members:
-            raise Refused(f"{path} is no file that Keras saved: it holds no {name}. Save it again.")
+            raise Refused(f"{path} is no file that Keras saved: it has no {name}. Save it again.")
     for name, member in members.items():
         if member.flag_bits & 1:
             raise Refused(
                 f"{path} is encrypted, which Keras cannot read. Unpack it with its password, and "
-                "pack it again without one."
+                "compress it again without one."
             )
         if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-            raise Refused(f"{path} is refused: {name} is packed in a way that Keras never uses.")
+            raise Refused(
+                f"{path} is refused: {name} has a compression that Keras never uses. Save it again."
+            )
     declared, size = sum(m.file_size for m in members.values()), path.stat().st_size
     if declared > FREE_BYTES + EXPANSION * size:
         raise Refused(
-            f"{path} is refused: it claims {declared} bytes, packed into {size}. Save it again."
+            f"{path} is refused: it declares {declared} bytes, but has {size}. Save it again."
         )
     if members[_CONFIG].file_size > MOST_CONFIG:
         raise Refused(
-            f"{path} is refused: its {_CONFIG} has {members[_CONFIG].file_size} bytes, and at most "
-            f"{MOST_CONFIG} are read."
+            f"{path} is refused: its {_CONFIG} has {members[_CONFIG].file_size} bytes, and may "
+            f"have at most {MOST_CONFIG}."
         )
     return members
 
@@ -140,9 +140,9 @@ def _checked_members(archive: zipfile.ZipFile, path: pathlib.Path) -> Mapping[st
 def _member(
     path: pathlib.Path, archive: zipfile.ZipFile, member: zipfile.ZipInfo
 ) -> Iterator[io.RawIOBase]:
-    """A part of an archive as a file in which one can jump back and forth."""
+    """Yields a member of an archive as a file with fast seeks, which zipfile does not have."""
     with contextlib.ExitStack() as stack:
-        packed = stack.enter_context(archive.open(member))  # checks that it is where it should be
+        packed = stack.enter_context(archive.open(member))  # checks the member's header
         if member.compress_type == zipfile.ZIP_STORED:
             file = stack.enter_context(path.open("rb", buffering=0))
             file.seek(member.header_offset)
@@ -156,7 +156,7 @@ def _member(
 
 
 class _Part(io.RawIOBase):
-    """Some bytes of a file, as a file to read from."""
+    """A range of bytes of a file, as a file for reading."""
 
     def __init__(self, file: io.RawIOBase, start: int, size: int) -> None:
         self._file, self._start, self._size, self._position = file, start, size, 0
@@ -181,14 +181,14 @@ class _Part(io.RawIOBase):
 
 
 def _read_weights(path: pathlib.Path) -> tuple[Mapping[str, Any] | None, int]:
-    """The same of a `.weights.h5` file."""
+    """Returns the same as `_read_archive`, for a `.weights.h5` file."""
     with open_hdf5(path) as (file, datasets):
         if IDENTITY not in file.attrs:
-            refuse_whole_model(file, path)  # `save`, where `save_weights` was meant
+            refuse_whole_model(file, path)  # perhaps of `save` instead of `save_weights`
             return None, 0
         found, values = json.loads(_text(file, path)), _count(datasets)
     if not isinstance(found, dict):
-        raise TypeError(f"its attribute {IDENTITY} is a {type(found).__name__}, no dictionary")
+        raise TypeError(f"its attribute {IDENTITY} is a {type(found).__name__}, not a dict")
     return found, values
 
 
@@ -197,7 +197,7 @@ def _text(file: h5py.File, path: pathlib.Path) -> str:
 
     attribute = file.attrs.get_id(IDENTITY)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
-        raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no text. Save it again.")
+        raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no string. Save it again.")
     return str(file.attrs[IDENTITY])
 
 
@@ -213,36 +213,34 @@ def load(
     Args:
         model: a `CoAtNetModel`.
         path: a `.weights.h5` or `.keras` file.
-        fresh: what is left as it is: None, the `"classifier"`, or the whole `"head"`.
+        fresh: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
         identity: what `read_identity` returned.
 
     Raises:
         ValueError: the file's variables are not the model's.
     """
-    # Keras matches layers by class and order: without the last ones, all others keep theirs.
+    # Keras matches layers by class and order, so the last ones can be left out.
     if fresh == "classifier":
         model = keras.Model(model.inputs, model.get_layer(CLASSIFIER).input)
     elif fresh == "head":
         model = keras.Model(model.inputs, model.get_layer(AVG_POOL).input)
     try:
         with warnings.catch_warnings():
-            # Keras warns of containers in which it only looks for layers a second time.
+            # Keras warns of containers that it visits a second time.
             warnings.filterwarnings("ignore", "Skipping nested container")
             model.load_weights(path)
-    except Exception as error:  # Keras raises what the first part that fails does
-        raise ValueError(_why_it_does_not_fit(path, identity, error)) from error
+    except Exception as error:  # Keras has no class of its own for this
+        raise ValueError(_mismatch(path, identity, error)) from error
 
 
-def _why_it_does_not_fit(path: pathlib.Path, identity: Identity | None, error: Exception) -> str:
+def _mismatch(path: pathlib.Path, identity: Identity | None, error: Exception) -> str:
     whole = f"Load it whole, with keras.models.load_model({str(path)!r})."
+    changed = "was changed after it was built, for example quantized, so its weights fit no other"
     if path.suffix == ".keras" and identity is None:
         return (
-            f"{path} holds a model that is no CoAtNet alone, such as a classifier built around "
+            f"{path} holds a model that is not a CoAtNet alone, such as a classifier built around "
             f"one. {whole}"
         )
-    changed = (
-        "was changed after it was built, for example quantized, so that its weights fit no other"
-    )
     if path.suffix == ".keras":
         return f"{path} holds a CoAtNet that {changed}. {whole}"
     if identity is not None:
@@ -250,9 +248,9 @@ def _why_it_does_not_fit(path: pathlib.Path, identity: Identity | None, error: E
             f"{path} holds the weights of a CoAtNet that {changed}. Build the model without "
             "weights, change it in the same way, and call its load_weights with this file."
         )
-    # The rest is a list of all that could not be loaded, over many lines.
+    # The rest of Keras's message is a long list of objects.
     reason = " ".join(str(error).partition("List of objects")[0].split())
     return (
-        f"The weights in {path} do not fit the model that was asked for. Give the arguments with "
-        f"which the saved model was built. Keras says: {reason}"
+        f"The weights in {path} do not fit the model. Give the arguments with which the saved "
+        f"model was built. Keras says: {reason}"
     )

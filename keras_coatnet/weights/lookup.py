@@ -1,6 +1,6 @@
-"""What a `weights` argument means, as far as that shows before a file is opened.
+"""What a `weights` argument means, without opening a file.
 
-Nothing here imports Keras: the command line checks its arguments with it.
+Keras is not imported, because the command line checks its arguments with this module.
 """
 
 from __future__ import annotations
@@ -16,25 +16,25 @@ from keras_coatnet.weights import foreign_files, pickles, registry
 
 KERAS_SUFFIXES = (".weights.h5", ".keras")
 SUFFIXES = (*KERAS_SUFFIXES, *foreign_files.LAYOUTS)
-_OF_A_RUN = ("final.weights.h5", "best.weights.h5")  # what `train` writes, the one to prefer first
+_OF_A_RUN = ("final.weights.h5", "best.weights.h5")  # what `train` writes, the preferred one first
 
 
 def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
-    """Finds the file that a `weights` argument means, and sees that it may be read.
+    """Finds the file that a `weights` argument means, and checks that it can be read.
 
     Args:
-        weights: as of `find_source`.
+        weights: as in `find_source`.
 
     Returns:
-        The path of a file whose name ends in one of `SUFFIXES`; None: it is a name, which
+        The path of a file that ends in one of `SUFFIXES`. None if the argument is a name, which
         `registry.find` may know.
 
     Raises:
         ValueError: it is empty, a remote address, a folder, a missing file, a file of another
-            kind, or one that may not be read.
+            kind, or one without permission to read.
     """
     check_local(weights, "weights", names="hf://")
-    # A name is a name, whatever files and folders there are.
+    # Names take precedence over files and folders of the same name.
     if isinstance(weights, str) and registry.is_name(weights):
         return None
     path = pathlib.Path(weights)
@@ -43,8 +43,8 @@ def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
             raise pickles.refusal(path)
         if not path.name.endswith(SUFFIXES):
             raise ValueError(
-                f"A file of weights must end in {', '.join(SUFFIXES)}: as Keras saves them, as "
-                f"timm, or as keras_cv_attention_models does. Received: weights={str(weights)!r}"
+                f"A file of weights must end in {', '.join(SUFFIXES)}: a file of Keras, of timm or "
+                f"of keras_cv_attention_models. Received: weights={str(weights)!r}"
             )
         _check_readable(path)
         return path
@@ -57,23 +57,23 @@ def find_file(weights: str | os.PathLike) -> pathlib.Path | None:
 
 
 def _check_readable(path: pathlib.Path) -> None:
-    """Tells a file that is not the user's to read from a damaged one."""
+    """Raises a ValueError if a file cannot be read, so that it is not reported as damaged."""
     try:
         path.open("rb").close()
     except OSError as error:
         raise ValueError(
-            f"The file {path} cannot be read: {error.strerror}. Give a file that you may read."
+            f"The file {path} cannot be read: {error.strerror}. Give a readable file."
         ) from error
 
 
 def _instead_of_a_file(path: pathlib.Path) -> tuple[str, str]:
-    """What there is of that name, and what to give."""
+    """Returns what the path is instead, to follow "There is no file of that name", and advice."""
     advice = (
         f"Give a file that ends in {', '.join(SUFFIXES)}, or one of the names of "
         "keras_coatnet.checkpoints()."
     )
     if not os.path.isdir(path):
-        return ", but a device or a pipe" * os.path.exists(path), advice
+        return ", but a device or a pipe" if os.path.exists(path) else "", advice
     held = [path / name for name in _OF_A_RUN if (path / name).is_file()]
     if not held and not (path / "recipe.json").is_file():
         return ", but a folder", advice
@@ -89,7 +89,7 @@ def _instead_of_a_file(path: pathlib.Path) -> tuple[str, str]:
 def _is_file(path: pathlib.Path) -> bool:
     try:
         return path.is_file()
-    except OSError as error:  # a name that is too long, a folder that may not be looked into
+    except OSError as error:  # for example, the name is too long
         raise ValueError(
             f"There is no file of that name: {error.strerror}. Received: weights={str(path)!r}"
         ) from error
@@ -115,15 +115,15 @@ def unknown_architecture(path: pathlib.Path) -> ValueError:
 
 
 def check_offered(
-    name: str, architecture: CoAtNetConfig, candidates: Sequence[CoAtNetConfig], asker: str
+    name: str, architecture: CoAtNetConfig, candidates: Sequence[CoAtNetConfig], caller: str
 ) -> None:
     """Checks that the network of weights is one that the caller may build.
 
     Args:
-        name: What error messages call the weights.
+        name: The name of the weights in error messages.
         architecture: The network that they belong to.
         candidates: The networks that the caller may build.
-        asker: What error messages call the caller, e.g. `"CoAtNet0"`.
+        caller: The name of the caller in error messages, e.g. `"CoAtNet0"`.
 
     Raises:
         ValueError: It is none of them.
@@ -133,10 +133,10 @@ def check_offered(
     known = [n for n, config in ARCHITECTURES.items() if architecture.same_network(config)]
     if not known:
         raise ValueError(
-            f"The weights {name} belong to a network without a name, and {asker} builds another "
+            f"The weights {name} belong to a network without a name, and {caller} builds another "
             f"one. Use CoAtNet(config, weights=...) with config={architecture}."
         )
     raise ValueError(
-        f"The weights {name} belong to the architecture {known[0]!r}, and {asker} builds another "
+        f"The weights {name} belong to the architecture {known[0]!r}, and {caller} builds another "
         f"one. Use CoAtNet({known[0]!r}, weights=...)."
     )

@@ -1,4 +1,4 @@
-"""Keeping passwords out of errors and logs.
+"""Keeps passwords out of errors and logs.
 
 `HF_ENDPOINT` may hold one, `https://user:password@host`, and the hub's client puts the whole
 address into its errors and its log.
@@ -17,9 +17,9 @@ import urllib.parse
 from typing import Any
 
 _HIDDEN = "***"
-# Marks the factory of log records that is ours.
+# An attribute of the log record factory that `_hiding` makes.
 _MARK = "hides_passwords"
-# All before the last @ of an address's host: a password may hold that character too.
+# All before the last @ of an address's host, because a password may contain that character.
 _IN_ADDRESS = re.compile(r"(?<=://)[^/?#\s'\"]*@")
 
 
@@ -44,13 +44,13 @@ def hide(text: str) -> str:
 
 
 def hide_in_error(error: ValueError) -> ValueError:
-    """Returns an error without passwords, neither in its text nor in those it came from.
+    """Returns an error without passwords in its message and in the errors behind it.
 
     Args:
-        error: what was raised.
+        error: the error.
 
     Returns:
-        The error itself if there is no password in it.
+        The same error if there is no password in it, else a new one.
     """
     shown = "".join(traceback.format_exception_only(error))
     behind: BaseException | None = error
@@ -75,7 +75,7 @@ def _hiding(make: Any) -> Any:
     @functools.wraps(make)
     def make_hidden(*args: Any, **kwargs: Any) -> logging.LogRecord:
         record = make(*args, **kwargs)
-        with contextlib.suppress(TypeError, ValueError):  # a format that does not fit its values
+        with contextlib.suppress(TypeError, ValueError):  # the format does not fit the values
             record.msg, record.args = hide(record.getMessage()), None
         if record.exc_info:
             record.exc_text = hide(logging.Formatter().formatException(record.exc_info))
@@ -86,16 +86,16 @@ def _hiding(make: Any) -> Any:
 
 
 def _secrets() -> set[str]:
-    """The password of `HF_ENDPOINT` as it may appear: as it is, and with and without %-signs."""
+    """Returns the password of `HF_ENDPOINT` as given, percent-decoded and percent-encoded."""
     addresses = {os.environ.get("HF_ENDPOINT", "")}
     client = sys.modules.get("huggingface_hub.constants")
-    if client is not None:  # which has read the variable when it was imported
+    if client is not None:  # it read the variable when it was imported
         addresses.add(str(client.ENDPOINT))
     found = set()
     for address in addresses:
         access = address.partition("://")[2].rpartition("@")[0]
         user, _, password = access.partition(":")
-        secret = password or user  # a token may stand in the place of the user
+        secret = password or user  # a token may be given as the user
         unquoted = urllib.parse.unquote(secret)
         found |= {secret, unquoted, urllib.parse.quote(unquoted, safe="")}
     return {secret for secret in found if len(secret) > 2}  # shorter ones are parts of words

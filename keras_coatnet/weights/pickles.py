@@ -1,4 +1,4 @@
-"""PyTorch's pickled files: never opened, as a pickle may run any program; how to convert them."""
+"""Refuses PyTorch's pickled files, which may run any program, and says how to convert them."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ import shlex
 
 SUFFIXES = (".bin", ".pth.tar", ".pth", ".pt", ".ckpt")
 
-# `weights_only` keeps torch from running what a pickle asks for. timm's own training writes its
-# arguments into its checkpoints, as a Namespace, which holds data alone.
+# `weights_only` keeps torch from running code in a pickle. timm's training saves its arguments as a
+# Namespace, which holds only data.
 _SCRIPT = (
     "import argparse, torch; from safetensors.torch import save_file; "
     "torch.serialization.add_safe_globals([argparse.Namespace]); "
@@ -21,13 +21,13 @@ _SCRIPT = (
 
 
 def conversion(path: str | os.PathLike) -> str:
-    """The line for a shell that makes a `.safetensors` file of a pickled one.
+    """Returns the shell command that converts a pickled file to `.safetensors`.
 
     Args:
         path: a file that ends in one of `SUFFIXES`.
 
     Returns:
-        A command that needs torch and safetensors; the new file lies beside the old one.
+        A command that needs torch and safetensors. It writes the new file beside the old one.
 
     Example:
         >>> conversion("a/model.bin").endswith("'")
@@ -44,20 +44,20 @@ def conversion(path: str | os.PathLike) -> str:
 
 
 def refusal(weights: str | os.PathLike) -> ValueError:
-    """The error for a pickled file.
+    """Returns the error for a pickled file.
 
     Args:
         weights: a `weights` argument that ends in one of `SUFFIXES`.
 
     Returns:
-        A `ValueError` whose message has the line that converts the file.
+        A `ValueError` whose message has the command that converts the file.
 
     Example:
         >>> "weights_only=True" in str(refusal("model.bin"))
         True
     """
     return ValueError(
-        "A pickled file of PyTorch may run any program when it is opened, so it is not. Received: "
-        f"weights={str(weights)!r}. Convert it, where torch and safetensors are installed, and "
-        f"load the file that this writes: {conversion(weights)}"
+        "A pickled file of PyTorch may run any program when it is opened, so it is not opened. "
+        f"Received: weights={str(weights)!r}. Convert it, with torch and safetensors installed, "
+        f"and give the new file: {conversion(weights)}"
     )

@@ -12,16 +12,16 @@ _FULL_COMMIT = re.compile(r"[0-9a-f]{40}")
 
 
 def keras_home() -> pathlib.Path:
-    """Keras's own folder. Keras has no public function for it."""
+    """Returns Keras's folder, for which Keras has no public function."""
     home = os.environ.get("KERAS_HOME") or os.path.join("~", ".keras")
     return pathlib.Path(home).expanduser()
 
 
 def revisions(checkpoint: Checkpoint) -> list[str]:
-    """The revisions to ask the hub for, best first.
+    """Returns the revisions to ask the hub for, the preferred one first.
 
-    For some checkpoints only the first seven digits of the commit are on record. The hub resolves
-    them, but its mirrors may not. Their `main` serves as well: the content is checked in any case.
+    For some checkpoints, only the first seven digits of the commit are known. The hub resolves
+    them, but its mirrors may not. `main` can be used instead, because the content is checked.
     """
     revision = checkpoint.revision or "main"
     if revision == "main" or _FULL_COMMIT.fullmatch(revision):
@@ -30,7 +30,7 @@ def revisions(checkpoint: Checkpoint) -> list[str]:
 
 
 def place_of(checkpoint: Checkpoint) -> pathlib.Path:
-    """The path at which a checkpoint's file is found without a download."""
+    """Returns the path at which `find_cached` looks for a checkpoint's file."""
     if checkpoint.repo is None:
         return keras_home() / "models" / "keras_coatnet" / checkpoint.filename
     from huggingface_hub import constants
@@ -41,13 +41,13 @@ def place_of(checkpoint: Checkpoint) -> pathlib.Path:
 
 
 def find_cached(checkpoint: Checkpoint) -> pathlib.Path | None:
-    """Finds a checkpoint's file on this machine, without a request.
+    """Finds a checkpoint's file in the caches, without a request.
 
     Args:
         checkpoint: from `keras_coatnet.weights.registry`.
 
     Returns:
-        The path of the file, whose content is yet to be checked; None: it is not here.
+        The path of the file, whose content is not checked; None if it is not cached.
     """
     if checkpoint.repo is None:
         path = place_of(checkpoint)
@@ -56,6 +56,6 @@ def find_cached(checkpoint: Checkpoint) -> pathlib.Path | None:
 
     for revision in revisions(checkpoint):
         found = try_to_load_from_cache(checkpoint.repo, checkpoint.filename, revision=revision)
-        if isinstance(found, str):  # else None, or the client's mark for "known not to exist"
+        if isinstance(found, str):  # else None, or the client's object for "does not exist"
             return pathlib.Path(found)
     return None

@@ -1,6 +1,6 @@
-"""The published checkpoints: what exists, where it lies, and how it was measured.
+"""The published checkpoints: their files, networks and accuracies.
 
-The facts are data (`checkpoints.json`, beside this file); this module only names and finds them.
+`checkpoints.json`, beside this file, has the data.
 """
 
 from __future__ import annotations
@@ -21,22 +21,22 @@ class Checkpoint:
         architecture: Name of the network that the weights fit, as `keras_coatnet.CoAtNet` takes it.
         source: Whose layout the file has: `"timm"` or `"keras_cv_attention_models"`.
         repo: Repository on the Hugging Face hub, or `None` for a file at a plain address.
-        filename: Name of the file, always `.safetensors` or `.h5`: nothing that is unpickled.
+        filename: Name of the file. It ends in one of `SAFE_SUFFIXES`.
         revision: Commit of `repo` to take, in full or abbreviated; `None` means branch `main`.
         url: Full address of the file, for a browser or another machine.
-        sha256: SHA-256 of the file in hexadecimal, or `None` where nobody recorded it.
-        md5: MD5 of the file in hexadecimal, or `None` where nobody recorded it.
+        sha256: SHA-256 of the file in hexadecimal, or `None` if unknown.
+        md5: MD5 of the file in hexadecimal, or `None` if unknown.
         size: Approximate size of the file in bytes (published as rounded megabytes), or `None`.
         license: License of the weights.
-        classes: Width of the classifier: 1000 for ImageNet-1k, 11821 for ImageNet-12k.
-        input_size: Height and width in pixels that it was trained, or last fine-tuned, at.
-        mean: Mean of red, green and blue that its training subtracted, of pixels in 0..1.
-        std: Standard deviation of the three that it divided by, of pixels in 0..1.
+        classes: Outputs of the classifier: 1000 for ImageNet-1k, 11821 for ImageNet-12k.
+        input_size: Height and width in pixels of its training, or of its last fine-tuning.
+        mean: What training subtracted from red, green and blue, of pixels in 0..1.
+        std: What training then divided them by.
         interpolation: How images were resized for the measurement.
         crop_pct: Fraction of the resized image's side that the measurement kept, in (0, 1].
         crop_mode: `"center"` (the shorter side is resized, the middle is cut out) or `"squash"`
             (both sides are resized, nothing is cut off).
-        pretraining: What it was trained on, in words.
+        pretraining: Description of its training data.
         top1: ImageNet-1k validation top-1 accuracy in percent, or `None` if nobody published one.
         top5: The same for top-5.
         measured_by: Where the two figures come from, or `None` without figures.
@@ -78,14 +78,17 @@ def _read_registry() -> dict[str, Checkpoint]:
 
 
 def _as_checkpoint(entry: dict[str, Any]) -> Checkpoint:
-    # JSON knows lists only; a frozen dataclass should hold nothing that can be changed.
+    # JSON has lists. A frozen dataclass should have immutable values.
     triples = {key: tuple(entry[key]) for key in ("mean", "std")}
     return Checkpoint(**{**entry, **triples})
 
 
 CHECKPOINTS: dict[str, Checkpoint] = _read_registry()
 
-# What the words in `weights=` mean for each size. All other checkpoints are reached by their name.
+# Neither format can run code when it is read. PyTorch's own format, a pickle, can.
+SAFE_SUFFIXES = (".safetensors", ".h5")
+
+# What the words in `weights=` mean for each size. All checkpoints can also be given by name.
 SIZES: dict[str, dict[str, str]] = {
     "coatnet0": {"imagenet": "coatnet_0_rw_224.sw_in1k"},
     "coatnet1": {
@@ -94,7 +97,7 @@ SIZES: dict[str, dict[str, str]] = {
         "imagenet12k": "coatnet_rmlp_1_rw2_224.sw_in12k",
     },
     "coatnet2": {
-        # Nobody published a plain ImageNet-1k training of this very network.
+        # No training on ImageNet-1k alone was published for this network.
         "imagenet": "coatnet_2_rw_224.sw_in12k_ft_in1k",
         "imagenet12k_ft": "coatnet_2_rw_224.sw_in12k_ft_in1k",
         "imagenet12k": "coatnet_2_rw_224.sw_in12k",
@@ -107,7 +110,7 @@ SIZES: dict[str, dict[str, str]] = {
     "coatnet_nano": {"imagenet": "coatnet_rmlp_nano_rw_224.sw_in1k"},
 }
 
-# Values of `weights=` that mean a checkpoint of the size that is asked for.
+# Values of `weights=` that mean a checkpoint of the constructor's size.
 WORDS = ("imagenet", "imagenet12k", "imagenet12k_ft")
 
 
@@ -145,9 +148,9 @@ def find(weights: str, size: str | None) -> Checkpoint:
 
     Args:
         weights: `"imagenet"`, `"imagenet12k"`, `"imagenet12k_ft"`, or a checkpoint's name; timm's
-            ones also with a leading `timm/` or `hf://timm/`. Paths are not for this function.
-        size: A key of `SIZES`, such as `"coatnet0"`: the constructor that asks. `None` is the
-            generic constructor, for which the three words mean nothing.
+            ones also with a leading `timm/` or `hf://timm/`.
+        size: A key of `SIZES`, such as `"coatnet0"`: the constructor's size. `None` is the generic
+            constructor, for which the three words are not defined.
 
     Returns:
         The checkpoint.
@@ -172,7 +175,7 @@ def find(weights: str, size: str | None) -> Checkpoint:
 
 
 def check_architecture(checkpoint: Checkpoint, architecture: object) -> None:
-    """Checks that an architecture, if one is named beside a checkpoint, is the checkpoint's own.
+    """Checks that an architecture that was given with a checkpoint is the checkpoint's.
 
     Args:
         checkpoint: The checkpoint.
@@ -205,7 +208,7 @@ def _refuse_size_without_weights(weights: str, size: str) -> None:
 def _find_word(word: str, size: str | None) -> Checkpoint:
     if size is None:
         raise ValueError(
-            f"weights={word!r} means something only to the constructors of one size, such as "
+            f"weights={word!r} is defined only for the constructors of one size, such as "
             "CoAtNet0. CoAtNet takes a checkpoint's own name: "
             f"{', '.join(CHECKPOINTS)}; or None, or a path."
         )
@@ -220,7 +223,7 @@ def _find_word(word: str, size: str | None) -> Checkpoint:
 
 
 def _without_prefix(weights: str) -> str:
-    """Strips the address of timm's account, and only from the names of timm's own files."""
+    """Removes the address of timm's account from names of timm's checkpoints."""
     for prefix in ("hf://timm/", "timm/"):
         bare = weights.removeprefix(prefix)
         if bare != weights and bare in CHECKPOINTS and CHECKPOINTS[bare].source == "timm":

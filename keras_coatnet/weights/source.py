@@ -1,4 +1,7 @@
-"""From the `weights` argument to a file, the network that it belongs to, and how to load it."""
+"""Finds the weights that a `weights` argument means, their network, and how to load them.
+
+`lookup` has the parts that need no Keras.
+"""
 
 from __future__ import annotations
 
@@ -19,18 +22,17 @@ from keras_coatnet.weights.lookup import KERAS_SUFFIXES, check_offered, find_fil
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """Weights that were found, and what they are made for.
+    """Weights, and the network that they belong to.
 
     Attributes:
-        name: what error messages call them.
+        name: their name in error messages.
         architecture: the network that they belong to.
-        classes: outputs of the classifier they bring; 0 if they bring none, None if that shows
-            only in loading.
-        channels: channels of the images they are made for; None if that shows only in loading.
-        include_preprocessing: whether their network was saved for raw pixels; None if they do not
-            say so.
-        load: loads them into a model. The second argument says what is left as it is: None, the
-            `"classifier"`, or the whole `"head"`. Raises ValueError if they do not fit.
+        classes: outputs of their classifier; 0 if they have none, None if not known before loading.
+        channels: channels of the images of their network; None if not known before loading.
+        load: a function that loads them into a model. Its second argument is what keeps its values:
+            None, the `"classifier"`, or the whole `"head"`. It raises ValueError if they do not
+            fit.
+        include_preprocessing: whether their network takes raw pixels; None if not known.
     """
 
     name: str
@@ -45,16 +47,16 @@ def find_source(
     weights: str | os.PathLike,
     candidates: Sequence[CoAtNetConfig],
     size: str | None,
-    asker: str,
+    caller: str,
 ) -> Source:
     """Finds the weights that a `weights` argument means. Nothing is fetched before `load`.
 
     Args:
         weights: `"imagenet"`, `"imagenet12k"`, `"imagenet12k_ft"`, a checkpoint's name, or the path
             of a `.weights.h5`, `.keras`, `.safetensors` or `.h5` file.
-        candidates: the networks that the caller may build, the one it builds by default first.
+        candidates: the networks that the caller may build, its default first.
         size: the caller's size, e.g. `"coatnet0"`; None: it has none.
-        asker: what error messages call the caller, e.g. `"CoAtNet0"`.
+        caller: the name of the caller in error messages, e.g. `"CoAtNet0"`.
 
     Returns:
         A `Source`, whose architecture is one of the candidates.
@@ -64,53 +66,52 @@ def find_source(
     """
     path = find_file(weights)
     if path is None:
-        return _named_source(registry.find(str(weights), size), candidates, asker)
+        return _named_source(registry.find(str(weights), size), candidates, caller)
     if path.name.endswith(KERAS_SUFFIXES):
-        return _keras_source(path, candidates, asker)
-    return _foreign_source(path, candidates, asker)
+        return _keras_source(path, candidates, caller)
+    return _foreign_source(path, candidates, caller)
 
 
-def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
+def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], caller: str) -> Source:
     identity = keras_files.read_identity(path)
     if identity is not None and identity.fused:
         raise ValueError(
             f"{path} holds the weights of a model that `fuse` made, which fit no other. Give the "
-            "file of the model before it was fused; or load this one with "
-            "fuse(model).load_weights(path), or, as a whole .keras file, with "
+            "file of the model before it was fused. Or load this one with "
+            "fuse(model).load_weights(path) or, if it is a .keras file, with "
             "keras.saving.load_model(path)."
         )
-    preprocessing = None
-    if identity is None:
-        architecture, classes, channels = candidates[0], None, None
-    else:
-        architecture, classes = identity.architecture, identity.classes or 0
-        channels, preprocessing = identity.channels, identity.include_preprocessing
-        check_offered(str(path), architecture, candidates, asker)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         keras_files.load(model, path, fresh, identity)
 
-    return Source(str(path), architecture, classes, channels, load, preprocessing)
+    if identity is None:
+        return Source(str(path), candidates[0], None, None, load)
+    check_offered(str(path), identity.architecture, candidates, caller)
+    return Source(
+        name=str(path),
+        architecture=identity.architecture,
+        classes=identity.classes or 0,
+        channels=identity.channels,
+        load=load,
+        include_preprocessing=identity.include_preprocessing,
+    )
 
 
-def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], asker: str) -> Source:
+def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], caller: str) -> Source:
     tensors = foreign_files.read(path)
     try:
         shown = foreign_files.LAYOUTS[path.suffix].describe(tensors)
-    except (ValueError, IndexError) as error:  # of names and shapes that no CoAtNet has
+    except (ValueError, IndexError) as error:  # from names and shapes that no CoAtNet has
         raise ValueError(f"{path} does not hold the weights of a CoAtNet: {error}") from error
-    fitting = [
-        config
-        for config in candidates
-        if all(getattr(config, field) == value for field, value in shown.items())
-    ]
-    if not fitting:
-        _refuse(str(path), shown, asker)
-    values = _translated(path, tensors, fitting[0])
+    architecture = next((config for config in candidates if _has_fields(config, shown)), None)
+    if architecture is None:
+        raise _other_network(path, shown, caller)
+    values = _translated(path, tensors, architecture)
     classifier, stem = values.get("predictions/kernel"), values.get("stem_conv1/kernel")
     return Source(
         name=str(path),
-        architecture=fitting[0],
+        architecture=architecture,
         classes=classifier.shape[-1] if classifier is not None and classifier.ndim else 0,
         channels=None if stem is None or stem.ndim != 4 else stem.shape[2],
         load=lambda model, fresh: assign(model, values, str(path), fresh),
@@ -118,10 +119,10 @@ def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], ask
 
 
 def _named_source(
-    checkpoint: registry.Checkpoint, candidates: Sequence[CoAtNetConfig], asker: str
+    checkpoint: registry.Checkpoint, candidates: Sequence[CoAtNetConfig], caller: str
 ) -> Source:
     architecture = ARCHITECTURES[checkpoint.architecture].replace(input_size=checkpoint.input_size)
-    check_offered(checkpoint.name, architecture, candidates, asker)
+    check_offered(checkpoint.name, architecture, candidates, caller)
 
     def load(model: keras.Model, fresh: str | None) -> None:
         from keras_coatnet.weights.fetch import fetch
@@ -145,26 +146,25 @@ def _translated(
     if unknown:
         shown = ", ".join(unknown[:8]) + (" ..." if len(unknown) > 8 else "")
         raise ValueError(
-            f"{path} holds values that its layout does not have: {shown}. It is not the file of a "
-            "CoAtNet, or of a later version."
+            f"{path} holds values that are unknown in its layout: {shown}. Expected the weights of "
+            "a CoAtNet alone. Give another file."
         )
     return values
 
 
-def _refuse(name: str, shown: Mapping[str, object], asker: str) -> None:
-    fitting = [
-        known
-        for known, config in ARCHITECTURES.items()
-        if all(getattr(config, field) == value for field, value in shown.items())
-    ]
+def _has_fields(config: CoAtNetConfig, fields: Mapping[str, object]) -> bool:
+    return all(getattr(config, field) == value for field, value in fields.items())
+
+
+def _other_network(path: pathlib.Path, shown: Mapping[str, object], caller: str) -> ValueError:
+    fitting = [name for name, config in ARCHITECTURES.items() if _has_fields(config, shown)]
     advice = (
         f"They fit CoAtNet({fitting[0]!r}, weights=...)."
         if fitting
-        else "No architecture of keras_coatnet.architectures() is like that; for a network of your "
-        "own use CoAtNet(config, weights=...)."
+        else "No architecture of keras_coatnet.architectures() has these fields. For a network of "
+        "your own use CoAtNet(config, weights=...)."
     )
-    raise ValueError(
-        f"The weights in {name} do not belong to the network that {asker} builds. "
-        f"The file shows {', '.join(f'{field}={value!r}' for field, value in shown.items())}. "
-        + advice
+    return ValueError(
+        f"The weights in {path} do not belong to the network that {caller} builds. Their network "
+        f"has {', '.join(f'{field}={value!r}' for field, value in shown.items())}. {advice}"
     )

@@ -1,9 +1,9 @@
-"""timm's layout of a CoAtNet (timm/models/maxxvit.py), as its `.safetensors` files have it.
+"""timm's layout of a CoAtNet (timm/models/maxxvit.py), in its `.safetensors` files.
 
-Kernels are (out, in, height, width); q, k and v are one product whose channels run over (head,
-{q, k, v}, dim); a bias table is (offsets, heads) and is indexed by query minus key, where ours
-goes by key minus query. That mirrors a table, and turns the sign of an MLP's coordinates, which
-are odd functions of the offset.
+Kernels are (out, in, height, width). One layer computes q, k and v; its channels are ordered as
+(head, {q, k, v}, dim). A bias table is (offsets, heads). Its offsets are query minus key, ours are
+key minus query: tables are mirrored, and the first kernel of an MLP over offsets is negated, as its
+inputs are odd functions of the offset.
 """
 
 from __future__ import annotations
@@ -70,11 +70,11 @@ _TRANSFORMER = {
     "mlp.fc2": "ffn_project",
     "ls2": "ffn_scale",
 }
-# A module of a block that says which kind it is of.
+# Modules that only one kind of block has.
 _KINDS = {"attn": _TRANSFORMER, "conv_dw": _CONVNEXT, "conv2_kxk": _MBCONV}
 
-# What is put before every name by torch's DataParallel, its compiler, and trainers that hold the
-# network as an attribute.
+# Prefixes of all names, from torch's DataParallel, from torch.compile, and from trainers that hold
+# the network as an attribute.
 _PREFIXES = ("module.", "_orig_mod.", "model.")
 _NORM_PARTS = {
     "weight": "gamma",
@@ -85,13 +85,13 @@ _NORM_PARTS = {
 
 
 def without_prefixes(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """Takes off what wrappers of a model put before all of its names, in any order of them.
+    """Removes the prefixes that wrappers of a model put before all of its names.
 
     Args:
         tensors: arrays by name.
 
     Returns:
-        The same arrays. A prefix that only some of the names have is left: it is none of a wrapper.
+        The same arrays. A prefix that only some of the names have is kept.
 
     Example:
         >>> list(without_prefixes({"module._orig_mod.norm.weight": np.ones(8)}))
@@ -109,17 +109,17 @@ def without_prefixes(tensors: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]
 def translate(
     tensors: Mapping[str, np.ndarray], head_dim: int = 32
 ) -> tuple[dict[str, np.ndarray], list[str]]:
-    """Gives timm's tensors the paths and layouts of our variables.
+    """Translates timm's tensors to the paths and layouts of our variables.
 
     Args:
         tensors: arrays by timm's names.
         head_dim: channels of one attention head.
 
     Returns:
-        Arrays by the paths of our variables, and the names that timm's layout does not have.
+        Arrays by the paths of our variables, and the names that are not part of timm's layout.
 
     Raises:
-        ValueError: a tensor has a rank that its name does not allow.
+        ValueError: a tensor has the wrong rank or size.
     """
     values, unknown = {}, []
     kinds = _kinds(tensors)
@@ -141,7 +141,7 @@ def translate(
 
 
 def _kinds(names: Iterable[str]) -> dict[tuple[str, str], Mapping[str, str]]:
-    """The modules that each block's kind has, by (stage, block) as timm counts them."""
+    """Returns the modules of each block's kind, by timm's numbers of stage and block."""
     kinds = {}
     for match in filter(None, map(_BLOCK.fullmatch, names)):
         module = match[3].partition(".")[0]
@@ -160,19 +160,21 @@ def _translate_one(
         yield "attention/position/table", _mirrored_table(tensor, full_name)
     elif module in modules:
         ours = modules[module]
-        if ours.endswith("norm") and part in _NORM_PARTS:
-            yield f"{ours}/{_NORM_PARTS[part]}", tensor
-        elif ours.endswith("_scale") and part == "gamma":
-            yield f"{ours}/scale", tensor
-        elif not ours.endswith(("norm", "_scale")) and part == "bias":
+        if ours.endswith("norm"):
+            if part in _NORM_PARTS:
+                yield f"{ours}/{_NORM_PARTS[part]}", tensor
+        elif ours.endswith("_scale"):
+            if part == "gamma":
+                yield f"{ours}/scale", tensor
+        elif part == "bias":
             yield f"{ours}/bias", tensor
-        elif not ours.endswith(("norm", "_scale")) and part == "weight":
+        elif part == "weight":
             kernel = _kernel(tensor, ours in ("depthwise", "depthwise_conv"), full_name)
             yield f"{ours}/kernel", -kernel if ours == "attention/position/hidden" else kernel
 
 
 def _kernel(weight: np.ndarray, depthwise: bool, name: str) -> np.ndarray:
-    """(out, in, ...) to Keras's (..., in, out), or (..., out, 1) for a depthwise one."""
+    """Transposes (out, in, ...) to (..., in, out), and a depthwise kernel to (..., out, 1)."""
     if weight.ndim not in (2, 4) or (depthwise and weight.ndim != 4):
         raise ValueError(f"{name} must be a kernel of rank 2 or 4. Received: {weight.shape}")
     if weight.ndim == 2:
@@ -186,7 +188,7 @@ def _split_qkv(
     allowed = (1,) if part == "bias" else (2, 4)
     if tensor.ndim not in allowed or not tensor.size or len(tensor) % (3 * head_dim):
         raise ValueError(
-            f"{name} must have a multiple of {3 * head_dim} rows, q, k and v of each head. "
+            f"{name} must have a multiple of {3 * head_dim} rows (q, k and v of each head). "
             f"Received: {tensor.shape}"
         )
     rows = tensor.reshape(-1, 3, head_dim, tensor[0].size)
@@ -199,29 +201,29 @@ def _split_qkv(
 
 
 def _mirrored_table(table: np.ndarray, name: str) -> np.ndarray:
-    """(offsets, heads) of a square map to our (heads, 2H - 1, 2W - 1)."""
+    """Converts (offsets, heads), of a square map, to our (heads, 2H - 1, 2W - 1)."""
     side = round(len(table) ** 0.5) if table.ndim == 2 else 0
     if not side % 2 or side**2 != len(table):
         raise ValueError(
-            f"{name} must be ((2 * size - 1) ** 2, heads), of a square map. Received: {table.shape}"
+            f"{name} must be ((2 * size - 1) ** 2, heads), for a square map. "
+            f"Received: {table.shape}"
         )
     return table.T.reshape(-1, side, side)[:, ::-1, ::-1]
 
 
 def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
-    """Reads off a file those fields of a `CoAtNetConfig` that show in its names and shapes.
+    """Returns those fields of a `CoAtNetConfig` that a file's names and shapes determine.
 
     Args:
         tensors: arrays by timm's names.
 
     Returns:
-        Values by field; no more than the file shows.
+        Values by field.
     """
-    names = set(tensors)
     runs = _runs(tensors)
 
     def has(pattern: str) -> bool:
-        return any(re.fullmatch(pattern, name) for name in names)
+        return any(re.fullmatch(pattern, name) for name in tensors)
 
     mlp = [t for n, t in tensors.items() if n.endswith("rel_pos.mlp.fc1.weight")]
     convnext = has(r".*\.conv_dw\..*")
@@ -241,10 +243,9 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
         f"stages.{stage}.blocks.{block}.shortcut.expand"
         for (stage, block), modules in _kinds(tensors).items()
         if modules is _TRANSFORMER
-        and f"stages.{stage}.blocks.{block}.shortcut.expand.weight" in names
     ]
-    if projections:
-        fields["transformer_shortcut_bias"] = any(f"{name}.bias" in names for name in projections)
+    if any(f"{name}.weight" in tensors for name in projections):
+        fields["transformer_shortcut_bias"] = any(f"{name}.bias" in tensors for name in projections)
     if not convnext:
         early = has(r".*\.se_early\..*")
         fields["squeeze_place"] = "before_norm" if early else "after_norm"
@@ -258,31 +259,26 @@ def describe(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:
     if mlp and mlp[0].ndim:
         fields["relative_position_hidden_dim"] = len(mlp[0])
     stem = [tensors.get(f"stem.conv{number}.weight") for number in (1, 2)]
-    known = [len(kernel) for kernel in stem if kernel is not None and kernel.ndim]
-    if len(known) == 2:
-        fields["stem_width"] = tuple(known)
+    stem_width = tuple(len(kernel) for kernel in stem if kernel is not None and kernel.ndim)
+    if len(stem_width) == 2:
+        fields["stem_width"] = stem_width
     return fields
 
 
 def _runs(names: Iterable[str]) -> list[list[list[str]]]:
-    """Names of the blocks of each stage, the attention blocks apart from those before them."""
-    stages: dict[int, dict[bool, set[int]]] = {}
+    """Returns each stage's blocks: the convolutional ones, then the Transformer ones."""
     kinds = _kinds(names)
-    for match in filter(None, map(_BLOCK.fullmatch, names)):
-        stage, block = int(match[1]), int(match[2])
-        attends = kinds.get((match[1], match[2])) is _TRANSFORMER
-        stages.setdefault(stage, {}).setdefault(attends, set()).add(block)
-    return [
-        [
-            [f"stages.{stage}.blocks.{block}" for block in sorted(stages[stage][attends])]
-            for attends in sorted(stages[stage])
-        ]
-        for stage in sorted(stages)
-    ]
+    blocks = {(int(m[1]), int(m[2])) for m in map(_BLOCK.fullmatch, names) if m}
+    runs: dict[int, dict[bool, list[str]]] = {}
+    for stage, block in sorted(blocks):
+        is_transformer = kinds.get((str(stage), str(block))) is _TRANSFORMER
+        run = runs.setdefault(stage, {}).setdefault(is_transformer, [])
+        run.append(f"stages.{stage}.blocks.{block}")
+    return [[stage[kind] for kind in sorted(stage)] for stage in runs.values()]
 
 
 def _width(tensors: Mapping[str, np.ndarray], block: str) -> int | None:
-    """Channels of a block's output; None if its last layer is not there."""
+    """Returns the channels of a block's output; None if its last layer is missing."""
     for layer in ("conv3_1x1", "mlp.fc2"):
         kernel = tensors.get(f"{block}.{layer}.weight")
         if kernel is not None and kernel.ndim:

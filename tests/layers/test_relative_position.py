@@ -23,6 +23,7 @@ from tests.helpers import (
     assert_same_after_serialization,
     assert_slopes,
     bias_tolerance,
+    call_layer,
     precision,
     random_map,
     randomize,
@@ -99,7 +100,7 @@ def test_table_equals_the_reference(size, tensors):
     layer, table = table_layer()
     height, width = map(as_tensor, size) if tensors else size
     offsets = reference.fit_table(table, *size)
-    biases = layer(height=height, width=width)
+    biases = call_layer(layer, height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
     # Sizes that are tensors may fit, but the resize cannot be left out.
     allowed = bias_tolerance(computed=size != (4, 5))
@@ -147,7 +148,7 @@ def test_mlp_equals_the_reference(size, tensors):
     layer, weights = mlp_layer()
     height, width = map(as_tensor, size) if tensors else size
     offsets = reference.mlp_offsets(weights, *size)
-    biases = layer(height=height, width=width)
+    biases = call_layer(layer, height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
     allowed = bias_tolerance(computed=True)
     assert_matches(biases, reference.spread_to_pairs(offsets, *size), allowed)
@@ -198,7 +199,7 @@ def test_weights_load_at_another_size(tmp_path, size):
     assert_matches(table, expected, 3e-6)
     x = random_map(2, *size, 8, dtype="float32")
     weights["position/table"] = expected
-    assert_matches(loaded(x), reference.attention(x.astype("float64"), weights, 4), 1e-5)
+    assert_matches(call_layer(loaded, x), reference.attention(x.astype("float64"), weights, 4), 1e-5)
 
 
 def test_weights_of_other_heads_do_not_load(tmp_path):
@@ -239,15 +240,16 @@ def test_every_size_works_in_every_dtype(make, dtype):
     other = type(layer).from_config({**layer.get_config(), "dtype": dtype})
     own = other(height=4, width=5)
     # Not the policy's word for it: float64 is float32 on JAX.
-    dtypes = {keras.backend.standardize_dtype(other(height=h, width=w).dtype) for h, w in SIZES}
+    found = [call_layer(other, height=height, width=width) for height, width in SIZES]
+    dtypes = {keras.backend.standardize_dtype(biases.dtype) for biases in found}
     assert dtypes == {keras.backend.standardize_dtype(own.dtype)}
     for variable, value in zip(other.variables, layer.get_weights(), strict=True):
         variable.assign(value.astype(keras.backend.standardize_dtype(variable.dtype)))
     # Half precision rounds the values once or twice; their sizes and places are right.
     allowed = {"float64": 1e-5, "mixed_bfloat16": 2e-2}.get(dtype, 4e-3)
     for height, width in SIZES:
-        expected = to_numpy(layer(height=height, width=width))
-        assert_matches(other(height=height, width=width), expected, allowed)
+        expected = to_numpy(call_layer(layer, height=height, width=width))
+        assert_matches(call_layer(other, height=height, width=width), expected, allowed)
 
 
 @pytest.mark.parametrize("dtype", ["mixed_float16", "mixed_bfloat16"])
@@ -256,6 +258,6 @@ def test_mixed_precision_keeps_variables_in_float32(make, dtype):
     layer, _ = make()
     mixed = type(layer).from_config({**layer.get_config(), "dtype": dtype})
     for size in ((4, 5), (3, 4)):
-        biases = mixed(height=size[0], width=size[1])
+        biases = call_layer(mixed, height=size[0], width=size[1])
         assert keras.backend.standardize_dtype(biases.dtype) == dtype.removeprefix("mixed_")
     assert {keras.backend.standardize_dtype(v.dtype) for v in mixed.variables} == {"float32"}

@@ -1,7 +1,6 @@
-"""Files of other libraries: read whole or refused whole, and what a model does with them.
+"""Files of other libraries are read or refused as a whole, and set all variables of a model.
 
-A damaged or foreign file is a ValueError that names the file, whatever is wrong with it, and leaves
-the model that it was meant for as it was.
+A damaged or foreign file raises a ValueError that names the file, and the model is not changed.
 """
 
 import io
@@ -37,7 +36,7 @@ KECAM = ARCHITECTURES["kecam_coatnet0"].replace(
 SIZE = 64
 SMALL = {"depths": (1, 1, 2, 1), "img_size": SIZE}
 
-# Names of a few tensors, one of each kind that is read in a way of its own.
+# Names of a few tensors, one of each kind that is translated differently.
 STEM = "stem.conv1.weight"
 DEPTHWISE = "stages.0.blocks.0.conv2_kxk.weight"
 VARIANCE = "stages.0.blocks.0.norm1.running_var"
@@ -83,7 +82,7 @@ def timm_file(images, tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def victim(timm_file):
-    """The model that bad files are loaded into, and what it held before the first of them."""
+    """A model into which bad files are loaded, and its values before that."""
     model = build(timm_file[0], None, classes=timm_models.CLASSES)
     return model, snapshot(model)
 
@@ -93,7 +92,7 @@ def load_into(model, config, path):
 
 
 def assert_refused(path, victim, config, match=None):
-    """A ValueError that names the file, and no variable of the model is another than before."""
+    """Asserts that a ValueError names the file, and that no variable of the model has changed."""
     model, before = victim
     try:
         with warnings.catch_warnings():
@@ -105,7 +104,7 @@ def assert_refused(path, victim, config, match=None):
         changed = [n for n, value in before.items() if not np.array_equal(after[n], value)]
         assert not changed
     except BaseException:
-        for variable in model.variables:  # one failure is not the next test's
+        for variable in model.variables:  # a failure does not affect the next test
             variable.assign(before[variable.path])
         raise
     assert path.name in str(caught.value), f"the file is not named: {caught.value}"
@@ -150,7 +149,7 @@ def test_a_missing_tensor_is_refused(refused, timm_file, name):
 def test_missing_and_surplus_variables_are_both_listed(refused, timm_file):
     moved = {n.replace("blocks.1.mlp.fc1", "blocks.1.norm9"): t for n, t in timm_file[2].items()}
     assert "norm9" in refused(moved)
-    # A name of the layout for which this network has no place, and one that it lacks.
+    # The new name is of timm's layout, but not of this network, and the old one is missing.
     moved = {n.replace("blocks.1.mlp.fc1", "blocks.1.ls1"): t for n, t in timm_file[2].items()}
     moved["stages.2.blocks.1.ls1.gamma"] = np.ones(64, "float32")
     del moved["stages.2.blocks.1.ls1.weight"], moved["stages.2.blocks.1.ls1.bias"]
@@ -195,7 +194,7 @@ def test_a_surplus_tensor_is_refused(refused, timm_file, name):
     ],
 )
 def test_two_tensors_for_one_variable_are_refused(refused, timm_file, name, twin):
-    """Whichever of them came last would win, and the other be dropped without a word."""
+    """Otherwise the last one would replace the other without a message."""
     refused({**timm_file[2], twin: timm_file[2][name]})
 
 
@@ -247,8 +246,8 @@ def test_whole_numbers_are_refused(refused, timm_file, dtype):
     assert QKV in refused({**timm_file[2], QKV: tensor}, "weights must be")
 
 
-def test_bfloat16_is_taken_as_it_is(timm_file, images, tmp_path):
-    """Values of a type that NumPy has not, some of them beside float32: to the last bit."""
+def test_bfloat16_is_read_exactly(timm_file, images, tmp_path):
+    """NumPy has no bfloat16. Some files have it beside float32."""
     timm_models.import_timm()
     import torch
     from safetensors.torch import save_file as save_torch
@@ -282,14 +281,14 @@ def test_bfloat16_that_is_not_finite_is_refused(timm_file, victim, tmp_path):
     assert QKV in assert_refused(path, victim, timm_file[0], "NaN or infinite")
 
 
-# --- what wraps a model, and what torch pickles ----------------------------------------------
+# --- wrapped models, and pickled files -------------------------------------------------------
 
 
 @pytest.mark.parametrize(
     "prefix",
     ["module.", "_orig_mod.", "model.", "module._orig_mod.", "_orig_mod.module.", "model.module."],
 )
-def test_the_names_of_a_wrapped_model_are_taken(timm_file, images, tmp_path, prefix):
+def test_the_names_of_a_wrapped_model_are_read(timm_file, images, tmp_path, prefix):
     config, _, tensors, expected = timm_file
     path = tmp_path / "model.safetensors"
     save_file({prefix + name: tensor for name, tensor in tensors.items()}, path)
@@ -297,7 +296,7 @@ def test_the_names_of_a_wrapped_model_are_taken(timm_file, images, tmp_path, pre
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod.", "model.", "ema.", "modules."])
-def test_a_prefix_of_some_names_or_of_nothing_known_is_refused(refused, timm_file, prefix):
+def test_an_unknown_prefix_or_one_of_some_names_is_refused(refused, timm_file, prefix):
     tensors = timm_file[2]
     refused({prefix + n if n == FC else n: tensor for n, tensor in tensors.items()})
     if prefix in ("ema.", "modules."):
@@ -317,7 +316,7 @@ def test_a_prefix_of_some_names_or_of_nothing_known_is_refused(refused, timm_fil
         ("last.ckpt", "wrapped"),
     ],
 )
-def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
+def test_a_pickled_file_is_refused_with_the_command_that_converts_it(
     timm_file, images, tmp_path, filename, form
 ):
     timm_models.import_timm()
@@ -338,8 +337,8 @@ def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
     torch.save(content, path)
     with pytest.raises(ValueError, match="weights_only=True") as caught:
         build(config, path)
-    line = str(caught.value).partition("this writes: python ")[2]
-    if form == "training":  # as a shell takes it; `python` is that of the tests
+    line = str(caught.value).partition("give the new file: python ")[2]
+    if form == "training":  # in a shell, with the Python of the tests
         subprocess.run(f"{sys.executable} {line}", shell=True, check=True)
     else:  # the same program, without a process that imports torch
         option, program = shlex.split(line)
@@ -350,12 +349,12 @@ def test_a_pickled_file_is_refused_with_the_line_that_converts_it(
     np.testing.assert_allclose(compute(build(config, converted), images), expected, atol=2e-5)
 
 
-def test_a_pickle_that_runs_something_is_not_opened_by_the_line_either(tmp_path):
+def test_the_command_does_not_open_a_pickle_that_runs_code(tmp_path):
     trace, path = tmp_path / "trace", tmp_path / "model.bin"
     path.write_bytes(pickle.dumps(Trap(str(trace))))
     with pytest.raises(ValueError, match="may run any program") as caught:
         keras_coatnet.CoAtNet0(weights=path)
-    _, program = shlex.split(str(caught.value).partition("this writes: python ")[2])
+    _, program = shlex.split(str(caught.value).partition("give the new file: python ")[2])
     with pytest.raises(pickle.UnpicklingError):
         exec(program, {})
     assert not trace.exists()
@@ -370,7 +369,7 @@ def test_a_pickle_that_runs_something_is_not_opened_by_the_line_either(tmp_path)
     ],
     ids=["predict", "train", "missing"],
 )
-def test_the_command_line_says_it_in_one_line(tmp_path, capsys, command):
+def test_the_command_line_refuses_a_pickled_file_in_one_line(tmp_path, capsys, command):
     for name in ("image.jpg", "model.bin", "model.pth"):
         (tmp_path / name).write_bytes(b"")
     status = cli.main([argument.format(folder=tmp_path) for argument in command])
@@ -384,7 +383,7 @@ def test_the_command_line_says_it_in_one_line(tmp_path, capsys, command):
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [("float16", 0.05), ("float64", 2e-5)])
-def test_other_precisions_are_taken(timm_file, images, tmp_path, dtype, tolerance):
+def test_other_precisions_are_read(timm_file, images, tmp_path, dtype, tolerance):
     config, _, tensors, expected = timm_file
     path = tmp_path / "model.safetensors"
     save_file({n: t if t.ndim == 0 else t.astype(dtype) for n, t in tensors.items()}, path)
@@ -394,8 +393,8 @@ def test_other_precisions_are_taken(timm_file, images, tmp_path, dtype, toleranc
 
 
 @pytest.mark.parametrize("ending", ["qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"])
-def test_kernels_of_rank_two_and_four_are_taken(timm_file, images, tmp_path, ending):
-    """timm has written both, of 1x1 convolutions and of dense layers, over the years."""
+def test_kernels_of_rank_two_and_four_are_read(timm_file, images, tmp_path, ending):
+    """timm has saved both: of 1x1 convolutions and of dense layers."""
     config, _, tensors, expected = timm_file
     kernels = [name for name in tensors if name.endswith(ending)]
     assert {tensors[name].ndim for name in kernels} == {4}
@@ -404,7 +403,7 @@ def test_kernels_of_rank_two_and_four_are_taken(timm_file, images, tmp_path, end
     np.testing.assert_allclose(compute(build(config, path), images), expected, atol=2e-5)
 
 
-def test_bookkeeping_is_ignored(timm_file, images, tmp_path):
+def test_counters_and_indices_are_ignored(timm_file, images, tmp_path):
     config, _, tensors, expected = timm_file
     assert any(name.endswith("num_batches_tracked") for name in tensors)
     without = {n: t for n, t in tensors.items() if not n.endswith("num_batches_tracked")}
@@ -425,7 +424,7 @@ def test_a_file_cut_short_is_refused(refused, timm_file, share):
     refused(content[:length], "cut short|damaged|no safetensors")
 
 
-def test_a_file_with_something_behind_it_is_refused(refused, timm_file):
+def test_a_file_with_bytes_after_its_end_is_refused(refused, timm_file):
     refused(timm_file[1].read_bytes() + b"\0")
 
 
@@ -483,7 +482,7 @@ def test_damaged_headers_are_refused(refused, content):
 
 
 class Trap:
-    """An object whose unpickling leaves a trace."""
+    """An object that writes a file when it is unpickled."""
 
     def __init__(self, path):
         self.path = path
@@ -512,7 +511,7 @@ def test_a_zip_is_refused(timm_file, victim, tmp_path, suffix):
     assert not (tmp_path / "trace").exists()
 
 
-def test_a_safetensors_file_under_another_ending_is_refused(timm_file, victim, tmp_path):
+def test_a_safetensors_file_with_another_suffix_is_refused(timm_file, victim, tmp_path):
     for suffix in (".h5", ".weights.h5", ".keras", ".bin"):
         path = tmp_path / f"bad{suffix}"
         shutil.copy(timm_file[1], path)
@@ -561,7 +560,7 @@ GAMMA_H5 = "stack_1_block_1_preact_bn/gamma:0"
 KINDS_H5 = ("stem_1_conv/kernel:0", "predictions/kernel:0", QKV_H5, TABLE_H5, GAMMA_H5)
 
 
-def test_the_recorded_h5_is_taken(kecam_victim):
+def test_the_recorded_h5_is_read(kecam_victim):
     model, before = kecam_victim
     load_into(model, KECAM, KECAM_FILE)
     assert not np.array_equal(snapshot(model)["stem_conv1/kernel"], before["stem_conv1/kernel"])
@@ -608,8 +607,8 @@ def test_two_datasets_for_one_variable_are_refused(refused_h5, twin):
     refused_h5(lambda file: file.create_dataset(twin, data=np.ones(32, "float32")))
 
 
-def test_a_dataset_that_claims_more_than_any_memory_is_refused(refused_h5):
-    """HDF5 stores no chunk that was never written: the file stays small."""
+def test_a_dataset_that_declares_more_than_any_memory_is_refused(refused_h5):
+    """HDF5 does not store chunks that were never written, so the file is small."""
 
     def claim(file):
         replace(file, GAMMA_H5, None)
@@ -635,13 +634,13 @@ def test_an_h5_cut_short_is_refused(refused_h5, share):
 
 
 def test_an_h5_overwritten_in_places_is_refused_or_read(kecam_victim, tmp_path):
-    """Whatever stands where: an error of ours or a model, never another exception."""
+    """It is read, or refused with a ValueError. There is no other exception."""
     rng = np.random.default_rng(0)
     content = np.frombuffer(KECAM_FILE.read_bytes(), "uint8")
     path = tmp_path / "bad.h5"
     for _ in range(30):
         damaged = content.copy()
-        # The front holds the tree of groups, which is what the reader walks.
+        # The front has the tree of groups, which is read first.
         places = rng.integers(0, 40_000, 40)
         damaged[places] = rng.integers(0, 256, 40)
         path.write_bytes(damaged.tobytes())
@@ -651,7 +650,7 @@ def test_an_h5_overwritten_in_places_is_refused_or_read(kecam_victim, tmp_path):
             assert path.name in str(error)
 
 
-def test_an_h5_that_is_another_s_is_refused(refused_h5, tmp_path):
+def test_an_h5_of_another_library_is_refused(refused_h5, tmp_path):
     def empty(file):
         for name in list(file):
             del file[name]
@@ -677,7 +676,9 @@ def test_an_h5_that_is_another_s_is_refused(refused_h5, tmp_path):
         ("CoAtNet0", "coatnet_1_rw_224"),
     ],
 )
-def test_another_size_s_file_is_refused_and_told_where_it_belongs(tmp_path, constructor, name):
+def test_the_file_of_another_size_is_refused_and_its_architecture_named(
+    tmp_path, constructor, name
+):
     path = tmp_path / "other.safetensors"
     timm_models.save(timm_models.build(name, num_classes=1000), path)
     with pytest.raises(ValueError) as caught:
@@ -694,7 +695,7 @@ def test_a_reduced_file_fits_no_architecture(timm_file):
 
 
 def test_other_widths_of_the_same_layout_are_refused(timm_file, victim, tmp_path):
-    """Everything alike but a stage's width."""
+    """Only the channels of one stage differ."""
     narrow, _ = timm_models.reduced("coatnet_0_rw_224", **SMALL)
     path = tmp_path / "bad.safetensors"
     tensors = {n: t.numpy() for n, t in narrow.state_dict().items()}
@@ -753,7 +754,7 @@ def test_fine_tuned_weights_load_again_without_a_name(of_size_zero, images, tmp_
     np.testing.assert_allclose(compute(again, raw), compute(model, raw), rtol=0, atol=1e-6)
 
 
-# --- what can be made of a file --------------------------------------------------------------
+# --- models from a file ----------------------------------------------------------------------
 
 
 def test_a_new_number_of_classes_gets_a_new_classifier_alone(timm_file):
@@ -819,7 +820,7 @@ def test_other_sizes_get_a_resized_table(timm_file, size):
     assert compute(build(config, path, input_shape=(*size, 3)), images).shape == (2, 10)
 
 
-def test_the_table_of_the_file_s_size_is_the_file_s(timm_file):
+def test_a_table_is_not_changed_at_the_size_of_the_file(timm_file):
     config, path, tensors, _ = timm_file
     table = snapshot(build(config, path))["stage3_block2/attention/position/table"]
     heads, rows, columns = table.shape
@@ -844,6 +845,6 @@ def test_half_precision_takes_a_float32_file(timm_file, images):
     np.testing.assert_allclose(scores, expected, rtol=0, atol=1)
 
 
-def test_a_file_in_memory_is_no_path():
+def test_the_bytes_of_a_file_are_not_a_path():
     with pytest.raises(ValueError, match=r"a name or a path.*bytes"):
         build(ARCHITECTURES["coatnet_0_rw_224"], save({"a": np.zeros(1, "float32")}))

@@ -1,7 +1,7 @@
-"""Files of weights that somebody made to do harm, or that are damaged so that they would.
+"""Malicious files of weights, and damaged files that would do the same harm.
 
-Each is refused with a ValueError that names the file, at once and in little memory, by whichever
-way a user's file comes in: a constructor, `open_model`, or the command line.
+Each is refused with a ValueError that names the file, at once and in little memory, by each way to
+open a file: a constructor, `open_model`, and the command line.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ SECONDS, MEGABYTES = 2.0, 200
 
 @pytest.fixture(scope="module")
 def saved(tmp_path_factory) -> dict[str, Any]:
-    """A sound file of each kind, by suffix, and the values of ours."""
+    """A valid file of each kind, by suffix, and the values of our model."""
     folder = tmp_path_factory.mktemp("sound")
     model = keras_coatnet.CoAtNet(TINY, input_shape=(32, 32, 3), classes=CLASSES)
     model.save(folder / "model.keras")
@@ -58,14 +58,14 @@ def saved(tmp_path_factory) -> dict[str, Any]:
 
 
 def peak() -> float:
-    """The most memory that this process has had, in megabytes, since `reset_peak`."""
+    """The peak memory of this process in megabytes, since it was reset."""
     (line,) = (x for x in open("/proc/self/status") if x.startswith("VmHWM"))
     return int(line.split()[1]) / 1024
 
 
 @contextlib.contextmanager
 def at_once_and_in_little_memory():
-    pathlib.Path("/proc/self/clear_refs").write_text("5")  # the peak is what there is now
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # resets the peak
     before, start = peak(), time.process_time()
     yield
     took, grown = time.process_time() - start, peak() - before
@@ -97,7 +97,7 @@ def assert_refused(path: pathlib.Path, match: str | None, capsys) -> None:
 
 @pytest.fixture
 def refused(saved, tmp_path, capsys):
-    """Changes a sound file of one kind, or writes another, and asserts that it is refused."""
+    """Changes a valid file of one kind, and asserts that it is refused."""
 
     def check(suffix: str, change, match: str) -> None:
         path = tmp_path / f"bad{suffix}"
@@ -127,7 +127,7 @@ def write_archive(path: pathlib.Path, content: dict[str, bytes], **options) -> N
 
 
 def a_dataset(file: h5py.File) -> tuple[h5py.Group, str, np.ndarray]:
-    """Takes one array out of a file: what stood where, and what it was."""
+    """Removes one array from a file. Returns its group, name and values."""
     found = []
     file.visititems(lambda name, item: found.append(name) if hasattr(item, "shape") else None)
     group, _, name = found[-1].rpartition("/")
@@ -136,12 +136,12 @@ def a_dataset(file: h5py.File) -> tuple[h5py.Group, str, np.ndarray]:
     return file[group], name, value
 
 
-# --- what belongs to other files -----------------------------------------------------------------
+# --- references to other files -------------------------------------------------------------------
 
 
 @pytest.fixture
 def elsewhere(tmp_path):
-    """Another file of this machine: as an HDF5 file, and as plain bytes."""
+    """Other files of this machine: an HDF5 file, and plain bytes."""
     values = np.random.default_rng(0).normal(size=1_000_000).astype("float32")
     with h5py.File(tmp_path / "private.h5", "w") as file:
         file["values"] = values
@@ -223,12 +223,12 @@ ELSEWHERE = {
 
 @pytest.mark.parametrize("case", ELSEWHERE)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_points_elsewhere_is_refused(refused, elsewhere, suffix, case):
+def test_references_are_refused(refused, elsewhere, suffix, case):
     change, match = ELSEWHERE[case]
     refused(suffix, lambda file: change(file, elsewhere), match)
 
 
-# --- arrays that claim more than they store ------------------------------------------------------
+# --- arrays that declare more than they store ----------------------------------------------------
 
 GIGABYTE = 1 << 28  # values of float32
 
@@ -240,13 +240,13 @@ def _zeros(file, total=6 * GIGABYTE, pieces=24, **options):
 
 
 def _unpacks_to_more(file):
-    """A piece of 16 kB whose packed bytes unpack to 32 MB."""
+    """A chunk of 16 kB that decompresses to 32 MB."""
     item = file.create_dataset("packed", (4096,), "float32", chunks=(4096,), compression="gzip")
     item.id.write_direct_chunk((0,), zlib.compress(bytes(32 << 20), 9))
 
 
-def _in_many_pieces(file):
-    file.create_dataset("pieces", (1 << 24,), "float32", chunks=(1,))
+def _in_many_chunks(file):
+    file.create_dataset("values", (1 << 24,), "float32", chunks=(1,))
 
 
 def _deep(file):
@@ -256,7 +256,7 @@ def _deep(file):
 
 
 def _around(file):
-    """A group within itself is no harm, and no end."""
+    """A group within itself is allowed, and does not end the search for arrays."""
     group = file.create_group("group")
     group["self"] = group
     group["root"] = file["/"]
@@ -269,13 +269,16 @@ BOMBS = {
     "in one": (lambda file: _zeros(file, pieces=1), "bytes of arrays"),
     "in many": (lambda file: _zeros(file, pieces=1000), "bytes of arrays"),
     "huge": (lambda file: _zeros(file, 1 << 60, 1, chunks=(1 << 20,)), "bytes of arrays"),
-    "a huge piece": (
+    "a huge chunk": (
         lambda file: file.create_dataset("a", (8,), "f4", maxshape=(None,), chunks=(1 << 29,)),
         "bytes of arrays",
     ),
-    "unpacks to more": (_unpacks_to_more, "unpacks to more"),
-    "pieces": (_in_many_pieces, "pieces"),
-    "lzf": (lambda file: _zeros(file, 4096, 1, chunks=(64,), compression="lzf"), "compressed"),
+    "unpacks to more": (_unpacks_to_more, "decompresses to more"),
+    "many chunks": (_in_many_chunks, "chunks"),
+    "lzf": (
+        lambda file: _zeros(file, 4096, 1, chunks=(64,), compression="lzf"),
+        "unknown compression",
+    ),
     "deep": (_deep, "deep"),
     "around": (_around, "bytes of arrays"),
 }
@@ -283,14 +286,14 @@ BOMBS = {
 
 @pytest.mark.parametrize("case", BOMBS)
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_what_claims_more_than_it_stores_is_refused(refused, suffix, case):
+def test_a_file_that_declares_more_than_it_stores_is_refused(refused, suffix, case):
     change, match = BOMBS[case]
     refused(suffix, change, match)
 
 
 @pytest.mark.parametrize("suffix", SUFFIXES)
-def test_weights_that_are_packed_are_read(saved, tmp_path, suffix):
-    """As `h5repack -f GZIP=9 -f SHUF` packs them, with checksums; archives by any program."""
+def test_compressed_weights_are_read(saved, tmp_path, suffix):
+    """HDF5 as `h5repack -f GZIP=9 -f SHUF` writes it, with checksums, and compressed archives."""
     content = io.BytesIO()
     source = saved[suffix]
     if suffix == ".keras":
@@ -323,11 +326,11 @@ def test_weights_that_are_packed_are_read(saved, tmp_path, suffix):
             np.testing.assert_array_equal(value, expected)
 
 
-# --- archives, and what they say of their network ------------------------------------------------
+# --- archives, and the network that they name ----------------------------------------------------
 
 
 def with_config(path: pathlib.Path, saved, config) -> pathlib.Path:
-    """A `.keras` file with another configuration: bytes, or what JSON makes of it."""
+    """Writes a `.keras` file with another configuration: bytes, or an object for JSON."""
     text = config if isinstance(config, bytes) else json.dumps(config).encode()
     write_archive(path, {**members(saved[".keras"]), "config.json": text})
     return path
@@ -352,7 +355,7 @@ ODD_CONFIGS = {
 
 
 @pytest.mark.parametrize("case", ODD_CONFIGS)
-def test_odd_configurations_are_refused(saved, tmp_path, capsys, case):
+def test_invalid_configurations_are_refused(saved, tmp_path, capsys, case):
     config, match = ODD_CONFIGS[case]
     assert_refused(with_config(tmp_path / "bad.keras", saved, config), match, capsys)
 
@@ -415,7 +418,7 @@ def test_impossible_identities_are_refused(saved, tmp_path, capsys, field, value
 
 
 @pytest.mark.parametrize("value", [1, [1, 2], b"\xff", "[]", "[" * 30_000, np.zeros(3)], ids=repr)
-def test_an_identity_that_is_no_text_is_refused(saved, tmp_path, capsys, value):
+def test_an_identity_that_is_not_a_string_is_refused(saved, tmp_path, capsys, value):
     path = tmp_path / "bad.weights.h5"
     shutil.copy(saved[".weights.h5"], path)
     with h5py.File(path, "r+") as file:
@@ -461,8 +464,8 @@ def _twice(path, content):
                 archive.writestr(name, data)
 
 
-def _claims(size):
-    """Says in the directory that the configuration has another size."""
+def _declares(size):
+    """Writes another size of the configuration into the archive's directory."""
 
     def change(path, content):
         write_archive(path, content)
@@ -482,21 +485,21 @@ def _without(name):
 
 
 ARCHIVES = {
-    "bombed config": (_bombed_config, "claims"),
+    "bombed config": (_bombed_config, "declares"),
     "large config": (_large_config, "at most"),
-    "bombed weights": (_bombed_weights, "claims"),
-    "bombed asset": (_bombed_asset, "claims"),
+    "bombed weights": (_bombed_weights, "declares"),
+    "bombed asset": (_bombed_asset, "declares"),
     "encrypted": (_encrypted, "encrypted"),
     "twice": (_twice, "twice"),
-    "claims 4 GB": (_claims(2**32 - 2), "claims"),
-    "claims 1 MB": (_claims(1 << 20), "damaged"),
-    "claims nothing": (_claims(0), "damaged"),
+    "declares 4 GB": (_declares(2**32 - 2), "declares"),
+    "declares 1 MB": (_declares(1 << 20), "damaged"),
+    "declares nothing": (_declares(0), "damaged"),
     "no config": (_without("config.json"), "no config.json"),
     "no weights": (_without("model.weights.h5"), "no model.weights.h5"),
     "empty": (lambda path, content: write_archive(path, {}), "no config.json"),
     "bzip2": (
         lambda path, content: write_archive(path, content, compression=zipfile.ZIP_BZIP2),
-        "packed in a way",
+        "compression that Keras never uses",
     ),
     "cut": (
         lambda path, content: (
@@ -509,7 +512,7 @@ ARCHIVES = {
 
 
 @pytest.mark.parametrize("case", ARCHIVES)
-def test_odd_archives_are_refused(saved, tmp_path, capsys, case):
+def test_invalid_archives_are_refused(saved, tmp_path, capsys, case):
     write, match = ARCHIVES[case]
     write(tmp_path / "bad.keras", members(saved[".keras"]))
     assert_refused(tmp_path / "bad.keras", match, capsys)
@@ -532,7 +535,7 @@ def test_odd_archives_are_refused(saved, tmp_path, capsys, case):
     ids=lambda text: text[:12],
 )
 @pytest.mark.parametrize("option", ["recipe", "model"])
-def test_odd_json_files_are_one_line(tmp_path, capsys, option, text, match):
+def test_invalid_json_files_are_refused_in_one_line(tmp_path, capsys, option, text, match):
     path = tmp_path / "bad.json"
     path.write_bytes(text.encode("utf-8", "surrogateescape"))
     words = [str(path)] if option == "recipe" else ["transfer", "--model", str(path)]

@@ -55,7 +55,7 @@ def test_gives_the_recorded_logits(recorded, size):
 
 
 @both_files
-def test_every_variable_is_the_file_s(recorded, size):
+def test_every_variable_has_the_value_in_the_file(recorded, size):
     one, other = (build(FIXTURES / FILES[size], size) for _ in range(2))
     for ours, theirs in zip(one.variables, other.variables, strict=True):
         if "seed_generator" not in ours.path:
@@ -63,7 +63,7 @@ def test_every_variable_is_the_file_s(recorded, size):
 
 
 def test_normalizes_raw_pixels_itself(recorded):
-    """With ImageNet's mean and deviation, as its author's preprocessing has it."""
+    """With ImageNet's mean and standard deviation, as keras_cv_attention_models does."""
     images = recorded["images_64"]
     mean, std = np.array([0.485, 0.456, 0.406]), np.array([0.229, 0.224, 0.225])
     raw = (255 * (images * std + mean)).astype("float32")
@@ -71,7 +71,7 @@ def test_normalizes_raw_pixels_itself(recorded):
     np.testing.assert_allclose(compute(model, raw), recorded["logits_64"], rtol=0, atol=1e-4)
 
 
-def test_without_top_it_is_what_the_classifier_sees(recorded):
+def test_without_top_it_returns_the_input_of_the_classifier(recorded):
     images, path = recorded["images_64"], FIXTURES / FILES[64]
     features = compute(build(path, 64, include_top=False), images)
     assert features.shape == (2, 2, 2, 32)
@@ -84,7 +84,7 @@ def test_without_top_it_is_what_the_classifier_sees(recorded):
 
 
 def test_the_file_of_one_size_loads_at_another(recorded):
-    """A table for 64 pixels, resized when a model of 96 is built, or when an open one is run."""
+    """A table for 64 pixels is resized for 96: at build, or at run time if the size is unknown."""
     images, path = recorded["images_96"], FIXTURES / FILES[64]
     static = compute(build(path, 96, include_top=False, pooling="avg"), images)
     unknown = build(path, None, include_top=False, pooling="avg", input_size=64)
@@ -112,7 +112,7 @@ def changed_copy(tmp_path, change):
     return path
 
 
-def test_a_mirrored_table_would_show(recorded, tmp_path):
+def test_a_mirrored_table_changes_the_logits(recorded, tmp_path):
     def mirror(name, dataset):
         if "positional_embedding" in name:
             dataset[:] = dataset[:][:, ::-1]
@@ -120,7 +120,7 @@ def test_a_mirrored_table_would_show(recorded, tmp_path):
     assert error(build(changed_copy(tmp_path, mirror), 96), recorded, 96) > 1e-3
 
 
-def test_another_order_of_q_k_v_would_show(recorded, tmp_path):
+def test_another_order_of_q_k_v_changes_the_logits(recorded, tmp_path):
     def reorder(name, dataset):
         if "mhsa_qkv_conv/kernel" in name:
             values = dataset[:]
@@ -148,6 +148,6 @@ def test_another_order_of_q_k_v_would_show(recorded, tmp_path):
         ("batch_norm_epsilon", 1e-3),
     ],
 )
-def test_a_wrong_switch_would_show(recorded, field, value):
+def test_a_wrong_field_changes_the_logits(recorded, field, value):
     model = build(FIXTURES / FILES[64], 64, CONFIG.replace(**{field: value}))
     assert error(model, recorded, 64) > 1e-4

@@ -5,7 +5,7 @@ import pytest
 from keras_coatnet.architectures import ARCHITECTURES
 from keras_coatnet.weights import kecam_layout, timm_layout
 
-# What has no row of its own: q, k and v are one product in both layouts, and tables are mirrored.
+# Not in the tables: one layer computes q, k and v in both layouts, and bias tables are mirrored.
 ATTENTION = {f"attention/{name}" for name in ("query", "key", "value", "position")}
 
 

@@ -1,7 +1,7 @@
-"""Sound files of weights, changed anywhere: an answer, or a ValueError that names the file.
+"""Valid files of weights with random changes are read, or refused with a ValueError.
 
-Never another exception, a crash or a hang of the library that reads them, seconds or gigabytes. A
-process of its own reads the files: HDF5 is C, and what it does with a damaged file may end it.
+There is no other exception, no crash, no hang, and little use of time and memory. Another process
+reads the files, because HDF5 is a C library that a damaged file may crash.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from tests.conftest import TINY
 
 pytestmark = pytest.mark.tensorflow_only
 
-# More of them, and other ones each time: KERAS_COATNET_EXAMPLES=5000 pytest tests/weights/...
+# For more examples, new ones in each run: KERAS_COATNET_EXAMPLES=5000 pytest tests/weights/...
 EXAMPLES = os.environ.get("KERAS_COATNET_EXAMPLES")
 many = settings(
     max_examples=int(EXAMPLES or 60),
@@ -37,9 +37,9 @@ many = settings(
     database=None,
     suppress_health_check=list(HealthCheck),
 )
-SECONDS, MEGABYTES = 10, 200  # of one file; a hang takes for ever, and the machine may be busy
+SECONDS, MEGABYTES = 10, 200  # for one file; the machine may be busy
 
-# Reads each file whose path comes in, and answers with one line.
+# Reads each file whose path is on a line of stdin, and prints one line.
 READER = """
 import json, pathlib, sys, warnings
 warnings.simplefilter("ignore")
@@ -71,7 +71,7 @@ for line in sys.stdin:
 
 
 class Reader:
-    """The process that reads, started anew after it died."""
+    """A process that reads files. It is restarted if it dies."""
 
     def __init__(self) -> None:
         self.process = None
@@ -84,7 +84,7 @@ class Reader:
             stderr=subprocess.DEVNULL,
             text=True,
             cwd=pathlib.Path(keras_coatnet.__file__).parents[1],
-            env={**os.environ, "KERAS_BACKEND": "numpy"},  # seconds less to import
+            env={**os.environ, "KERAS_BACKEND": "numpy"},  # imports seconds faster
         )
         assert self.process.stdout.readline() == "ready\n"
 

@@ -42,7 +42,7 @@ def compute(model, x):
 
 @dataclasses.dataclass(frozen=True)
 class Hub:
-    """The server, the home of those who ask it, and what it should lead to."""
+    """The server, the home folder of its clients, and the expected results."""
 
     server: HubServer
     home: object
@@ -107,7 +107,7 @@ def test_imagenet_gives_timm_s_logits_then_again_without_the_network(hub):
 
     first = hub.output
     (hub.home / "out.npy").unlink()
-    hub.run(LOGITS, HF_ENDPOINT="http://127.0.0.1:9")  # nobody listens there
+    hub.run(LOGITS, HF_ENDPOINT="http://127.0.0.1:9")  # no server
     np.testing.assert_array_equal(hub.output, first)
     assert hub.server.requests == []
 
@@ -130,7 +130,7 @@ print(json.dumps({"warm": warm, "bare": bare, "same": same}))
 
 
 @pytest.mark.slow
-def test_all_names_lead_to_one_file_and_a_cached_one_is_quick(hub, capsys):
+def test_all_names_find_the_same_file_and_a_cached_one_loads_fast(hub, capsys):
     seconds, _ = hub.run(WAYS)
     for output in hub.output[1:]:
         np.testing.assert_array_equal(output, hub.output[0])
@@ -145,7 +145,7 @@ def test_all_names_lead_to_one_file_and_a_cached_one_is_quick(hub, capsys):
     assert ratio < 3  # under 2 on an idle machine
 
 
-# What must be refused before anybody is asked for anything, and words of the message.
+# Calls that must be refused before any request, and words of the message.
 REFUSED = [
     ('CoAtNet3(weights="imagenet")', ["imagenet12k"]),
     ('CoAtNet3(weights="imagenet12k_ft")', ["imagenet12k"]),
@@ -188,20 +188,20 @@ print(json.dumps([outcome(call) for call in CALLS]))
 
 @pytest.fixture(scope="module")
 def refusals(hub):
-    """What each of these calls came to, and the requests that arrived meanwhile."""
+    """The error of each of these calls, and the requests that arrived."""
     outcomes, _ = hub.run(REFUSALS)
     return dict(zip([c for c, _ in REFUSED], outcomes, strict=True)), list(hub.server.requests)
 
 
 @pytest.mark.parametrize(("call", "words"), REFUSED, ids=[call for call, _ in REFUSED])
-def test_what_makes_no_sense_is_refused(refusals, call, words):
+def test_invalid_calls_are_refused(refusals, call, words):
     outcome = refusals[0][call]
     assert outcome.startswith("ValueError: "), outcome
     for word in words:
         assert word in outcome
 
 
-def test_a_refusal_asks_nobody(refusals):
+def test_a_refusal_makes_no_request(refusals):
     assert refusals[1] == []
 
 
@@ -214,7 +214,7 @@ print(json.dumps({"shape": model.output_shape, "classes": model.classes}))
 
 @pytest.mark.slow
 def test_imagenet12k_brings_its_11821_classes(hub):
-    """Without `classes`, whose default of 1000 would fit no file."""
+    """Without `classes`, whose default of 1000 does not fit the file."""
     theirs = timm_models.random_model(
         "coatnet_rmlp_1_rw2_224", 64, num_classes=CHECKPOINTS[NAME_12K].classes, img_size=64
     )
@@ -224,7 +224,7 @@ def test_imagenet12k_brings_its_11821_classes(hub):
     path.unlink()
     result, _ = hub.run(IMAGENET_12K)
     assert result == {"shape": [None, 11821], "classes": 11821}
-    # Its bias is made by an MLP, which means the same at every size: timm's at 64 is the same.
+    # An MLP computes its biases, so they are the same at every size, such as timm's 64.
     images = (hub.raw[:, 80:144, 80:144] / 255 - 0.5) / 0.5
     expected = timm_models.logits(theirs, images)
     np.testing.assert_allclose(hub.output, expected, rtol=0, atol=2e-5)

@@ -1,4 +1,4 @@
-"""The registry: its data is whole, and names lead where they should."""
+"""The registry has complete data, and names find the right checkpoints."""
 
 import dataclasses
 import re
@@ -33,7 +33,7 @@ def test_every_entry_is_complete_and_plausible(checkpoint):
     assert 0 < checkpoint.crop_pct <= 1 and checkpoint.crop_mode in ("center", "squash")
     assert checkpoint.sha256 is None or re.fullmatch("[0-9a-f]{64}", checkpoint.sha256)
     assert checkpoint.md5 is None or re.fullmatch("[0-9a-f]{32}", checkpoint.md5)
-    # A figure without its source is worth nothing, nor is one for 11,821 classes on ImageNet-1k.
+    # Each accuracy has a source. Accuracies are on ImageNet-1k, so only for its 1000 classes.
     assert (checkpoint.top1 is None) == (checkpoint.measured_by is None)
     assert (checkpoint.top1 is None) == (checkpoint.classes != 1000)
     # float32: four bytes for each parameter, plus buffers and a header; megabytes were rounded.
@@ -102,7 +102,7 @@ def test_kecam_names_have_no_account():
 
 
 @pytest.mark.parametrize("word", ["imagenet", "imagenet12k", "imagenet12k_ft"])
-def test_the_generic_constructor_wants_a_name(word):
+def test_the_generic_constructor_needs_a_name(word):
     with pytest.raises(ValueError, match=f"'{word}'.*checkpoint's own name.*coatnet_0_rw_224"):
         find(word, None)
 
@@ -115,7 +115,7 @@ def test_large_sizes_have_no_weights(size, weights):
     assert "weights=None" in str(caught.value) and "path" in str(caught.value)
 
 
-def test_size_three_has_none_for_imagenet_and_says_which_there_are():
+def test_size_three_has_no_imagenet_and_the_error_names_its_words():
     for word in ("imagenet", "imagenet12k_ft"):
         with pytest.raises(ValueError, match=f"'{word}'.*coatnet3.*'imagenet12k'"):
             find(word, "coatnet3")
@@ -149,7 +149,7 @@ def test_an_unknown_word_gets_the_words_of_its_size():
         find("imagenet21k", "coatnet1")
 
 
-def test_what_resembles_nothing_gets_the_list_alone():
+def test_a_name_like_no_other_gets_the_list_alone():
     with pytest.raises(ValueError) as caught:
         find("zzz", None)
     assert "Did you mean" not in str(caught.value) and checkpoints()[0] in str(caught.value)

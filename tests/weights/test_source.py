@@ -1,4 +1,4 @@
-"""What `weights=` means where a file or a folder is called like it."""
+"""What `weights=` means if a file or a folder has the same name."""
 
 from __future__ import annotations
 
@@ -28,13 +28,13 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path
 
 
-def test_a_folder_called_imagenet_does_not_stand_in_the_way(here):
+def test_a_folder_called_imagenet_is_ignored(here):
     (here / "imagenet").mkdir()
     with pytest.raises(ValueError, match="is not cached.*HF_HUB_OFFLINE"):
         keras_coatnet.CoAtNet0(include_top=False, input_shape=(32, 32, 3))
 
 
-def test_the_command_line_knows_names_first(here, capsys):
+def test_on_the_command_line_names_take_precedence(here, capsys):
     (here / DEFAULT_MODEL).mkdir()
     assert main(["predict", str(CAT)]) == 2
     assert "is not cached" in capsys.readouterr().err
@@ -45,7 +45,7 @@ def test_the_command_line_knows_names_first(here, capsys):
 
 @pytest.mark.parametrize("kind", ["folder", "file", "broken link"])
 @pytest.mark.parametrize("name", [*WORDS[:1], NAME, f"timm/{NAME}", "kecam_coatnet0_224"])
-def test_a_name_is_a_name_whatever_lies_there(here, name, kind):
+def test_names_take_precedence_over_files(here, name, kind):
     place = here / name
     place.parent.mkdir(exist_ok=True)
     if kind == "folder":
@@ -72,7 +72,7 @@ def test_a_name_is_a_name_whatever_lies_there(here, name, kind):
         ("", "`weights` is an empty text"),
     ],
 )
-def test_what_is_neither_a_name_nor_a_file(here, weights, match):
+def test_neither_a_name_nor_a_file_is_refused(here, weights, match):
     (here / "folder").mkdir()
     (here / "folder.keras").mkdir()
     (here / "imagenet").write_bytes(b"something else")

@@ -1,4 +1,4 @@
-"""Our networks against timm's: the same random values in both, the same logits out of both.
+"""Our networks against timm's: with the same random values, both give the same logits.
 
 Reduced networks run on every backend; the whole ones, as published, on TensorFlow. Nothing here
 imports a backend of Keras.
@@ -32,10 +32,10 @@ CHECKPOINT_NAMES = [name for name, c in CHECKPOINTS.items() if c.source == "timm
 
 
 def tolerance(name):
-    """How far logits may be off, in float32; they reach 4 to 12.
+    """The largest difference of logits in float32, which reach 4 to 12.
 
-    coatnet_bn_0_rw_224 has nothing that scales activations back to 1, so that its logits reach 40,
-    and what rounding does to them is larger still.
+    Nothing in coatnet_bn_0_rw_224 scales activations back to 1, so its logits reach 40, and their
+    rounding errors are larger still.
     """
     return 2e-4 if name == "coatnet_bn_0_rw_224" else 2e-5
 
@@ -73,7 +73,7 @@ class Comparison:
 # --- the same logits -------------------------------------------------------------------------
 
 
-# Reduced, these are among the others: they differ from them in widths and depths alone.
+# Left out: when reduced, these are equal to others, as only their widths and depths differ.
 AMONG_OTHERS = {
     *(f"coatnet_{number}_224" for number in range(1, 6)),
     "coatnet_rmlp_0_rw_224",
@@ -124,8 +124,8 @@ def report(tmp_path_factory, capsys):
 LARGE = ("coatnet_2_rw_224", "coatnet_rmlp_2_rw_224", "coatnet_rmlp_2_rw_384", "coatnet_3_rw_224")
 
 
-# Those that somebody has trained, and two of timm's readings of the paper. The others differ from
-# them in numbers alone: what is compared of them is below.
+# Those with published weights, and two of timm's versions of the paper's networks. The others have
+# other widths and depths only; their configurations and variables are compared below.
 WHOLE = [
     name
     for name in NAMES
@@ -163,9 +163,9 @@ def test_whole_networks_give_timm_s_logits(name, tmp_path, report):
     comparison.check()
 
 
-# --- and every mistake would show ------------------------------------------------------------
+# --- every mistake changes the logits --------------------------------------------------------
 
-# The other value of each field that has no list of choices, and that no file shows.
+# Another value of each field that has no list of choices and that files do not determine.
 OTHER_NUMBERS = {
     "batch_norm_epsilon": 1e-3,
     "transformer_norm_epsilon": 1e-5,
@@ -183,8 +183,8 @@ OTHER_NUMBERS = {
     "conv_layer_scale": 1.0,
     "hidden_head": True,
 }
-# What hardly changes a logit of coatnet_0_rw_224, and why. The first is therefore compared with
-# timm's own modules below.
+# Fields that hardly change a logit of coatnet_0_rw_224, and why. The first is therefore compared
+# with timm's modules below.
 INVISIBLE = {
     "transformer_norm_epsilon": "1e-5 and 1e-6 beside a variance of about 1",
     "relative_position_hidden_dim": "it has a table",
@@ -233,15 +233,15 @@ def test_the_list_of_mistakes_is_complete():
     assert {field for field, _ in MISTAKES} == {*CHOICES, *OTHER_NUMBERS}
 
 
-def test_without_a_mistake_there_is_no_difference(right):
+def test_the_right_configuration_gives_timm_s_logits(right):
     assert error_of(*right) <= tolerance("coatnet_0_rw_224")
 
 
-@pytest.mark.tensorflow_only  # it is the comparison that is tested, and once is enough
+@pytest.mark.tensorflow_only  # one backend is enough
 @pytest.mark.parametrize(("field", "value"), MISTAKES, ids=str)
-def test_a_wrong_switch_shows(right, field, value):
+def test_a_wrong_field_changes_the_logits(right, field, value):
     config, *rest = right
-    if field in ("conv_block", "conv_layer_scale"):  # the one without the other
+    if field in ("conv_block", "conv_layer_scale"):  # they only fit together
         with pytest.raises(ValueError, match=field):
             config.replace(**{field: value})
         return
@@ -251,7 +251,7 @@ def test_a_wrong_switch_shows(right, field, value):
 
 @pytest.fixture(scope="module")
 def right_convnext():
-    """The same of coatnext_nano_rw_224."""
+    """The same as `right`, for coatnext_nano_rw_224."""
     theirs, config = timm_models.random_model(
         "coatnext_nano_rw_224", SIZE, small=True, depths=(1, 1, 2, 1)
     )
@@ -277,13 +277,13 @@ def right_convnext():
     ],
     ids=str,
 )
-def test_a_wrong_switch_of_convnext_shows(right_convnext, changes):
+def test_a_wrong_field_of_convnext_changes_the_logits(right_convnext, changes):
     config, *rest = right_convnext
     error = error_of(config.replace(**changes), *rest)
     assert error > 1e-4 if changes else error <= tolerance("coatnext_nano_rw_224")
 
 
-def test_a_mirrored_table_shows(right):
+def test_a_mirrored_table_changes_the_logits(right):
     config, tensors, *rest = right
     mirrored = {
         name: tensor[::-1] if name.endswith("bias_table") else tensor
@@ -292,8 +292,8 @@ def test_a_mirrored_table_shows(right):
     assert error_of(config, mirrored, *rest) > 1e-4
 
 
-def test_turned_coordinates_show():
-    """The same mistake where an MLP makes the bias: the sign of the offset."""
+def test_the_sign_of_offsets_changes_the_logits():
+    """The same mistake, if an MLP computes the biases."""
     theirs, config = timm_models.random_model("coatnet_rmlp_1_rw_224", SIZE, small=True)
     tensors = {name: tensor.numpy() for name, tensor in theirs.state_dict().items()}
     turned = {
@@ -348,7 +348,7 @@ POSITIONS = {"bias": "table", "mlp": "mlp"}
 
 
 class Reader:
-    """One of timm's configurations, which remembers the fields that were asked for."""
+    """One of timm's configurations, which records the fields that were read."""
 
     def __init__(self, section, cfg):
         self.cfg, self.unread = cfg, {field.name for field in dataclasses.fields(cfg)}
@@ -384,7 +384,7 @@ def convnext_fields(conv):
     }
 
 
-# What has no meaning where blocks are ConvNeXt's.
+# Fields that ConvNeXt blocks do not use.
 OF_MBCONV = {
     *("conv_prenorm_activation", "squeeze_ratio", "squeeze_from"),
     *("squeeze_activation", "squeeze_place"),
@@ -392,7 +392,7 @@ OF_MBCONV = {
 
 
 def configuration_of(cfg):
-    """What timm's configuration is in ours, but for what belongs to a checkpoint."""
+    """Translates timm's configuration to ours, without the fields of a checkpoint."""
     whole = Reader("", cfg)
     block = whole("conv_cfg").block_type
     conv = Reader(block, whole("conv_cfg"))
@@ -502,7 +502,7 @@ def test_epsilons_and_momenta_are_those_of_timm_s_modules(name):
 def test_the_registry_says_what_timm_says_of_a_checkpoint(name):
     ours, theirs = CHECKPOINTS[name], timm_models.import_timm().get_pretrained_cfg(name)
     assert ours.architecture == theirs.architecture
-    # timm's own entry names the account alone, and the hub's client adds the model's name.
+    # timm's entry has the account only. The hub's client adds the model's name.
     assert ours.repo in (theirs.hf_hub_id, f"{theirs.hf_hub_id}{name}")
     assert ours.classes == theirs.num_classes
     assert (3, ours.input_size, ours.input_size) == theirs.input_size
@@ -535,7 +535,7 @@ def test_the_registry_counts_timm_s_parameters(name):
 
 @functools.cache
 def shapes_of(name):
-    """timm's whole network without memory: how many parameters, and zeros that take no room."""
+    """timm's whole network: its number of parameters, and zeros that take no memory."""
     timm = timm_models.import_timm()
     import torch
 
@@ -564,7 +564,7 @@ def test_every_architecture_has_timm_s_variables(name):
         assert values[path].size == math.prod(shape), path  # a table is not resized
 
 
-def test_files_say_which_architecture_they_are_of():
+def test_files_determine_their_architecture():
     """Of all architectures, only those with the same variables and outputs fit timm's names."""
     for name in NAMES:
         _, tensors = shapes_of(name)
