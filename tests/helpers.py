@@ -123,14 +123,13 @@ def call_layer(layer: keras.layers.Layer, *inputs: Any, **kwargs: Any) -> Any:
         return layer(*inputs, **kwargs)
     import jax
 
-    def compute(trainable: list, others: list, *inputs: Any) -> Any:
-        return layer.stateless_call(trainable, others, *inputs, **kwargs)
+    def compute(values: list, *inputs: Any) -> Any:
+        with keras.StatelessScope(zip(layer.variables, values, strict=True)) as scope:
+            output = layer(*inputs, **kwargs)
+        return output, [scope.get_current_value(v) for v in layer.non_trainable_variables]
 
-    trainable, others = layer.trainable_variables, layer.non_trainable_variables
-    output, state = jax.jit(compute)(
-        [variable.value for variable in trainable], [variable.value for variable in others], *inputs
-    )
-    for variable, value in zip(others, state, strict=True):
+    output, state = jax.jit(compute)([variable.value for variable in layer.variables], *inputs)
+    for variable, value in zip(layer.non_trainable_variables, state, strict=True):
         variable.assign(value)
     return output
 

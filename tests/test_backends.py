@@ -27,11 +27,11 @@ ON_TORCH = [
     "tests/test_precision.py",
     "tests/test_saving.py",
 ]
-# Nearly all of JAX's time here is compiling what runs once: thousands of single operations, which
-# XLA's older emitters compile in two thirds of the time.
+# Nearly all of JAX's time here is compiling what runs once, small functions and single operations.
+# XLA's older emitters, without threads for each, do that in two thirds of the time.
 COMPILE_FAST = {
     "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false",
+    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
 }
 
 

@@ -100,7 +100,7 @@ def test_table_equals_the_reference(size, tensors):
     layer, table = table_layer()
     height, width = map(as_tensor, size) if tensors else size
     offsets = reference.fit_table(table, *size)
-    biases = call_layer(layer, height=height, width=width)
+    biases = layer(height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
     # Sizes that are tensors may fit, but the resize cannot be left out.
     allowed = bias_tolerance(computed=size != (4, 5))
@@ -148,7 +148,7 @@ def test_mlp_equals_the_reference(size, tensors):
     layer, weights = mlp_layer()
     height, width = map(as_tensor, size) if tensors else size
     offsets = reference.mlp_offsets(weights, *size)
-    biases = call_layer(layer, height=height, width=width)
+    biases = layer(height=height, width=width)
     assert tuple(biases.shape) == (3, size[0] * size[1], size[0] * size[1])
     allowed = bias_tolerance(computed=True)
     assert_matches(biases, reference.spread_to_pairs(offsets, *size), allowed)
@@ -199,7 +199,9 @@ def test_weights_load_at_another_size(tmp_path, size):
     assert_matches(table, expected, 3e-6)
     x = random_map(2, *size, 8, dtype="float32")
     weights["position/table"] = expected
-    assert_matches(call_layer(loaded, x), reference.attention(x.astype("float64"), weights, 4), 1e-5)
+    assert_matches(
+        call_layer(loaded, x), reference.attention(x.astype("float64"), weights, 4), 1e-5
+    )
 
 
 def test_weights_of_other_heads_do_not_load(tmp_path):
