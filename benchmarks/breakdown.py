@@ -41,12 +41,12 @@ KINDS = {
     "optimizer": r"adam|clip|:.*Assign|:Resource",
     "residual sums": r":Add",
 }
-# Events that are no operations, or hold others.
+# Events that are not operations, or hold others.
 HELD = re.compile(r"::|^(<lambda>|Eager|TFE_|FunctionRun|Threadpool|Memory|end: )")
 
 
 def kind_of(event: str) -> str | None:
-    """The kind of layer of an operation; None for an event that is no operation."""
+    """The kind of layer of an operation; None for an event that is not one."""
     if HELD.search(event) or not re.search(r"[:/]|fusion$", event):
         return None
     return next((kind for kind, form in KINDS.items() if re.search(form, event)), "other")

@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 
 from keras_coatnet.counting import memory_per_device
-from keras_coatnet.counting.memory import MOMENTS
 
 COLUMNS = ("parameters", "gradients", "moments", "average", "copies", "activations")
 
@@ -44,7 +43,6 @@ def main() -> None:
     add("--image-size", type=int, default=224, help="default: %(default)s pixels")
     add("--batch-per-device", type=int, default=8, help="default: %(default)s images")
     add("--dtype-policy", default="mixed_bfloat16", help="default: %(default)s")
-    add("--optimizer", default="adamw", choices=MOMENTS, help="default: %(default)s")
     add("--no-ema", action="store_true", help="no moving average of the weights")
     options = parser.parse_args()
     print(
@@ -54,7 +52,6 @@ def main() -> None:
             input_shape=(options.image_size, options.image_size, 3),
             batch_per_device=options.batch_per_device,
             dtype_policy=options.dtype_policy,
-            optimizer=options.optimizer,
             use_ema=not options.no_ema,
         )
     )

@@ -98,7 +98,7 @@ class Contender:
         return cls(name, process, json.loads(line))
 
     def time(self, runs: int) -> bool:
-        """Has it timed once more; False if it is no more, as where memory ran out."""
+        """Has it timed once more; False if it has ended, as where memory ran out."""
         try:
             self.process.stdin.write(f"{runs}\n")
             self.process.stdin.flush()

@@ -39,9 +39,9 @@ def CoAtNet(
             weights of the paper's exact networks: a checkpoint brings its own architecture and
             pixel normalization, and so does a file that this package saved.
         input_tensor: a KerasTensor, (batch, height, width, channels), for the model to start from.
-        input_shape: (height, width, channels), at least 32 x 32 pixels. Any size, also not square
-            and not a multiple of 32; unknown (None) sizes without top. Default: (224, 224, 3) with
-            top, or the shape that the weights are for; (None, None, 3) without.
+        input_shape: (height, width, channels), at least 32 x 32 pixels. Any height and width,
+            multiples of 32 or not; without top they may be None. Default: (224, 224, 3) with top,
+            or the shape that the weights are for; (None, None, 3) without.
         pooling: without top: None (the output is a 4D feature map), `"avg"` or `"max"` (2D).
         classes: outputs of the classifier. Default: as many as the weights bring, else 1000.
         classifier_activation: `"softmax"`, None for logits, or with weights=None any activation.

@@ -7,6 +7,8 @@ NumPy's numbers, booleans and strings are converted to Python's, because JSON ta
 
 from __future__ import annotations
 
+import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
@@ -201,3 +203,34 @@ def choice(argument: str, value: Any, choices: tuple[Any, ...]) -> Any:
             f"Received: {argument}={value!r:.100}"
         )
     return value
+
+
+def check_fields(found: Any, kind: type) -> None:
+    """Checks the names in what JSON gives for the fields of a dataclass, but not their values.
+
+    Args:
+        found: a dictionary, by the names of fields.
+        kind: the dataclass.
+
+    Raises:
+        ValueError: it is not a dictionary, lacks a field without default, or has an unknown one.
+
+    Example:
+        >>> @dataclasses.dataclass
+        ... class Point:
+        ...     x: int
+        ...     y: int = 0
+        >>> check_fields({"x": 3}, Point)
+    """
+    if not isinstance(found, Mapping):
+        raise ValueError(f"Expected the fields of {kind.__name__}. Received: {found!r:.300}")
+    fields = dataclasses.fields(kind)
+    known = [field.name for field in fields]
+    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
+    unknown = [name for name in found if name not in known]
+    missing = [name for name in needed if name not in found]
+    if unknown or missing:
+        raise ValueError(
+            f"These are not the fields of {kind.__name__}. Unknown: {unknown!s:.300}; "
+            f"missing: {missing}. Known: {', '.join(known)}."
+        )

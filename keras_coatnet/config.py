@@ -13,14 +13,13 @@ import itertools
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 from typing import Any
 
-from keras_coatnet.arguments import whole_number
+from keras_coatnet.arguments import check_fields, whole_number
 from keras_coatnet.fields import (
-    MOST_BLOCKS,
-    MOST_CHANNELS,
-    MOST_PARAMETERS,
+    MAX_BLOCKS,
+    MAX_CHANNELS,
+    MAX_PARAMETERS,
     as_input_size,
     as_stem_width,
     as_tuple,
@@ -131,7 +130,7 @@ class CoAtNetConfig:
     widths: tuple[int | tuple[int, int], ...] = checked(as_tuple)
     depths: tuple[int | tuple[int, int], ...] = checked(as_tuple)
     layout: tuple[str, ...] = checked(as_tuple, default=("C", "C", "T", "T"))
-    stem_width: int | tuple[int, int] = checked(as_stem_width, default=64)
+    stem_width: int | tuple[int, int] = checked(as_stem_width, default=(64, 64))
     stem_bias: bool = true_or_false(True)
 
     conv_block: str = one_of("mbconv", "convnext")
@@ -211,7 +210,7 @@ class CoAtNetConfig:
                     "(Transformer) or 'CT' (convolutional blocks, then Transformer). Received: "
                     f"{kinds!r}"
                 )
-            for field, most in (("widths", MOST_CHANNELS), ("depths", MOST_BLOCKS)):
+            for field, most in (("widths", MAX_CHANNELS), ("depths", MAX_BLOCKS)):
                 entry = getattr(self, field)[stage]
                 if len(_pair(entry)) != len(kinds):
                     raise ValueError(
@@ -221,9 +220,9 @@ class CoAtNetConfig:
                 for index, part in enumerate(_pair(entry)):
                     inside = f"[{index}]" if isinstance(entry, tuple) else ""
                     whole_number(f"{field}[{stage}]{inside}", part, most=most)
-        if self._block_count > MOST_BLOCKS:
+        if self._block_count > MAX_BLOCKS:
             raise ValueError(
-                f"`depths` must be at most {MOST_BLOCKS} blocks in total. Received "
+                f"`depths` must be at most {MAX_BLOCKS} blocks in total. Received "
                 f"{self._block_count} blocks."
             )
 
@@ -255,9 +254,9 @@ class CoAtNetConfig:
         total = sum(
             math.prod(sublayer.kernel_shape) for part in parts for sublayer in part.sublayers
         )
-        if total > MOST_PARAMETERS:
+        if total > MAX_PARAMETERS:
             raise ValueError(
-                f"A network must have at most {MOST_PARAMETERS:.0e} parameters. Received "
+                f"A network must have at most {MAX_PARAMETERS:.0e} parameters. Received "
                 f"{total:.1e}. Lower `widths`, `depths`, `expansion`, `squeeze_ratio` or "
                 "`ffn_expansion`."
             )
@@ -271,7 +270,7 @@ class CoAtNetConfig:
         Returns:
             A `Part`.
         """
-        first, second = self.stem_widths
+        first, second = _pair(self.stem_width)
         bias = self.stem_bias
         sublayers = (
             Sublayer("conv", STEM_CONV1, channels, first, kernel_size=3, use_bias=bias),
@@ -283,7 +282,8 @@ class CoAtNetConfig:
 
     def blocks(self) -> Iterator[Block]:
         """Yields the residual blocks in order."""
-        number, filters_in, last = 0, self.stem_widths[1], max(self._block_count - 1, 1)
+        number, last = 0, max(self._block_count - 1, 1)
+        _, filters_in = _pair(self.stem_width)
         stages = zip(self.layout, self.depths, self.widths, strict=True)
         for stage, (kinds, depths, widths) in enumerate(stages, start=1):
             runs = zip(kinds, _pair(depths), _pair(widths), strict=True)
@@ -321,12 +321,6 @@ class CoAtNetConfig:
         """Height and width of `input_size`."""
         size = self.input_size
         return size if isinstance(size, tuple) else (size, size)
-
-    @property
-    def stem_widths(self) -> tuple[int, int]:
-        """Channels of the stem's first and second convolution."""
-        width = self.stem_width
-        return width if isinstance(width, tuple) else (width, width)
 
     @property
     def output_filters(self) -> int:
@@ -393,24 +387,8 @@ class CoAtNetConfig:
         Raises:
             ValueError: a field is missing or unknown, or has no such value.
         """
-        known = {field.name for field in dataclasses.fields(cls)}
-        needed = {"widths", "depths"}
-        if not isinstance(fields, Mapping) or not needed <= set(fields) <= known:
-            raise ValueError(
-                "This is no configuration of a CoAtNet: expected the fields of CoAtNetConfig. "
-                f"Received: {fields!r:.300}"
-            )
+        check_fields(fields, cls)
         return cls(**fields)
-
-
-# The possible values of the fields that take one of a few.
-CHOICES: Mapping[str, tuple[Any, ...]] = MappingProxyType(
-    {
-        field.name: field.metadata["choices"]
-        for field in dataclasses.fields(CoAtNetConfig)
-        if "choices" in field.metadata
-    }
-)
 
 
 def _pair(entry: int | tuple[int, ...]) -> tuple[int, ...]:

@@ -77,9 +77,9 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
             weights, [config, *candidates.others], candidates.size, candidates.function
         )
         config = _overridden(source, arguments.overrides)
-    classes, fresh = DEFAULT_CLASSES if arguments.classes is None else arguments.classes, None
+    classes, random_part = DEFAULT_CLASSES if arguments.classes is None else arguments.classes, None
     if source is not None and include_top:
-        classes, fresh = _classes_with(weights, source, arguments.classes)
+        classes, random_part = _classes_with(weights, source, arguments.classes)
 
     inputs, source_inputs = _make_inputs(arguments, config, source)
     include_preprocessing = arguments.include_preprocessing
@@ -104,7 +104,7 @@ def build(candidates: Candidates, arguments: Arguments) -> CoAtNetModel:
         # The file does not have the caller's layers ahead of `input_tensor`.
         tensor = arguments.input_tensor
         network = model if tensor is None else keras.Model(tensor, model.output)
-        source.load(network, fresh)
+        source.load(network, random_part)
     return model
 
 

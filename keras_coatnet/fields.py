@@ -15,8 +15,8 @@ from keras_coatnet.arguments import as_python, boolean, choice, number, whole_nu
 
 # Limits that refuse mistakes and damaged files before they take all of the machine's memory. The
 # paper's largest network has 56 blocks, 3072 channels and 2.4 billion parameters.
-MOST_BLOCKS, MOST_CHANNELS, MOST_PIXELS = 1_000, 1 << 16, 1 << 14
-MOST_PARAMETERS = 10**11
+MAX_BLOCKS, MAX_CHANNELS, MAX_SIDE = 1_000, 1 << 16, 1 << 14
+MAX_PARAMETERS = 10**11
 
 
 def checked(check: Callable[[str, Any], Any], **options: Any) -> Any:
@@ -26,8 +26,7 @@ def checked(check: Callable[[str, Any], Any], **options: Any) -> Any:
 
 def one_of(*choices: str | int | None) -> Any:
     """Declares a field that takes one of a few values; the first is the default."""
-    check = functools.partial(choice, choices=choices)
-    return dataclasses.field(default=choices[0], metadata={"check": check, "choices": choices})
+    return checked(functools.partial(choice, choices=choices), default=choices[0])
 
 
 def true_or_false(default: bool) -> Any:
@@ -37,7 +36,7 @@ def true_or_false(default: bool) -> Any:
 
 def count(default: int) -> Any:
     """Declares a field that takes a whole number of at least 1: channels, or a factor of them."""
-    return checked(functools.partial(whole_number, most=MOST_CHANNELS), default=default)
+    return checked(functools.partial(whole_number, most=MAX_CHANNELS), default=default)
 
 
 def bounded(default: float, **bounds: float) -> Any:
@@ -72,7 +71,7 @@ def as_stem_width(name: str, value: Any) -> tuple[int, ...]:
             f"`{name}` must be one number or a pair, for the stem's two convolutions. "
             f"Received: {name}={widths}"
         )
-    return tuple(whole_number(name, width, most=MOST_CHANNELS) for width in widths)
+    return tuple(whole_number(name, width, most=MAX_CHANNELS) for width in widths)
 
 
 def as_input_size(name: str, value: Any) -> int | tuple[int, ...]:
@@ -80,7 +79,7 @@ def as_input_size(name: str, value: Any) -> int | tuple[int, ...]:
     size = as_tuple(name, value) if isinstance(value, (tuple, list)) else as_python(value)
     sides = size if isinstance(size, tuple) else (size, size)
     for side in sides:
-        whole_number(name, side, most=MOST_PIXELS)
+        whole_number(name, side, most=MAX_SIDE)
     if len(sides) != 2 or min(sides) < 32:
         raise ValueError(
             f"`{name}` must be at least 32: one number, or a height and a width. Received: {size}"

@@ -486,17 +486,14 @@ def _fuse_attention(block: TransformerBlock, x: Tensor, affine: Affine | None) -
 
 def _fuse_head(layers: Layers, x: Tensor) -> Tensor:
     dense_layers = [layers[name] for name in (HIDDEN, CLASSIFIER) if name in layers]
-    norm_rank = len(layers[FINAL_NORM].output.shape) if FINAL_NORM in layers else None
     affine = None
-    if norm_rank == 4 and dense_layers:  # the mean in between commutes with an affine map
-        x, affine = _split_norm(layers[FINAL_NORM], x, FINAL_NORM)
-    elif norm_rank == 4:
-        x = _whole_norm(layers[FINAL_NORM], x, FINAL_NORM)
-    for name in (AVG_POOL, MAX_POOL):
-        if name in layers:
-            x = _call_copy(layers[name], x)
-    if norm_rank == 2:
-        x, affine = _split_norm(layers[FINAL_NORM], x, FINAL_NORM)
+    for name, layer in layers.items():  # in the order in which the network calls them
+        if name in (AVG_POOL, MAX_POOL):
+            x = _call_copy(layer, x)
+        elif name == FINAL_NORM and dense_layers:  # a mean in between commutes with an affine map
+            x, affine = _split_norm(layer, x, name)
+        elif name == FINAL_NORM:
+            x = _whole_norm(layer, x, name)
 
     for dense in dense_layers:
         linear = _linear_of(dense)

@@ -11,6 +11,7 @@ from typing import Any
 
 import keras
 
+from keras_coatnet.arguments import boolean, check_fields, whole_number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.layers import ConvNeXtBlock, MBConv, TransformerBlock
@@ -89,11 +90,10 @@ class Identity:
 
         Raises:
             NewerFormat: a newer version of the package wrote it.
-            ValueError: it is no identity.
+            ValueError: it is not an identity.
         """
         if not isinstance(found, Mapping):
-            raise ValueError(f"no identity of a CoAtNet: {found!r:.300}")
-        known = [field.name for field in dataclasses.fields(cls)]
+            raise ValueError(f"not the identity of a CoAtNet: {found!r:.300}")
         written = found.get("format", FORMAT_VERSION)
         if not isinstance(written, int) or written > FORMAT_VERSION:
             raise NewerFormat(
@@ -101,24 +101,13 @@ class Identity:
                 f"format {written!r}. This is version {__version__}, which reads "
                 f"formats up to {FORMAT_VERSION}. Upgrade it: pip install -U keras-coatnet"
             )
-        fields = {name: found[name] for name in known if name in found}
-        missing = [name for name in known[:4] if name not in fields]
-        extra = [name for name in found if name not in (*known, "format", "version")]
-        if missing or extra:
-            raise ValueError(
-                f"no identity of a CoAtNet. Fields that it lacks: {missing}; that it must not "
-                f"have: {extra}."
-            )
-        for name in ("classes", "channels"):
-            value = fields[name]
-            is_count = type(value) is int and value >= 1
-            if not is_count and not (name == "classes" and value is None):
-                raise ValueError(f"no identity of a CoAtNet. Received: {name}={value!r:.300}")
+        fields = {name: found[name] for name in found if name not in ("format", "version")}
+        check_fields(fields, cls)
+        whole_number("channels", fields["channels"])
+        if fields["classes"] is not None:
+            whole_number("classes", fields["classes"])
         for name in ("include_preprocessing", "fused"):
-            if not isinstance(fields.get(name, False), bool):
-                raise ValueError(
-                    f"no identity of a CoAtNet. Received: {name}={fields[name]!r:.300}"
-                )
+            boolean(name, fields.get(name, False))
         return cls(**{**fields, "architecture": CoAtNetConfig.from_dict(found["architecture"])})
 
 
@@ -241,7 +230,9 @@ def _identity_in(model: keras.Model) -> Identity | None:
     end = model.outputs[0]._keras_history.operation.name
     if end == CLASSIFIER:
         return dataclasses.replace(identity, classes=model.output_shape[-1])
-    ends = (AVG_POOL, MAX_POOL, FINAL_NORM, *(blocks[-1] + inside for inside in _ENDS))
+    ends = [AVG_POOL, MAX_POOL, *(blocks[-1] + inside for inside in _ENDS)]
+    if identity.architecture.final_norm == "before_pool":
+        ends.append(FINAL_NORM)
     return dataclasses.replace(identity, classes=None) if end in ends else None
 
 
@@ -322,9 +313,9 @@ def _stem(config: CoAtNetConfig, x: Tensor) -> Tensor:
     symmetric = config.conv_padding == "symmetric"
     if symmetric:
         x = keras.layers.ZeroPadding2D(1, data_format="channels_last", name=STEM_PAD)(x)
-    first, second = config.stem_widths
+    first, *_, second = config.stem().sublayers
     x = keras.layers.Conv2D(
-        first,
+        first.filters,
         3,
         strides=2,
         padding="valid" if symmetric else "same",
@@ -336,8 +327,9 @@ def _stem(config: CoAtNetConfig, x: Tensor) -> Tensor:
     )
     x = norm(**norm_arguments, name=STEM_NORM)(x)
     x = keras.layers.Activation(get_activation(config.conv_activation), name=STEM_ACTIVATION)(x)
-    options = _stem_options(config)
-    return keras.layers.Conv2D(second, 3, padding="same", name=STEM_CONV2, **options)(x)
+    return keras.layers.Conv2D(
+        second.filters, 3, padding="same", name=STEM_CONV2, **_stem_options(config)
+    )(x)
 
 
 def _stem_options(config: CoAtNetConfig) -> dict[str, Any]:

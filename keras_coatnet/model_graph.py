@@ -11,7 +11,6 @@ import numpy as np
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.model import Identity
-from keras_coatnet.names import STEM_CONV1
 
 # Layers that keep the range of pixels at inference, by class name. A network behind them takes the
 # same pixels as the model.
@@ -138,35 +137,25 @@ def _ahead(operation: Any, parents: dict[Any, list[Any]]) -> list[Any]:
     return found
 
 
-def _networks(model: keras.Model) -> Iterator[tuple[Identity | None, list[Any]]]:
-    """Yields the identity of each CoAtNet (None if unknown), and the operations ahead of it."""
+def _networks(model: keras.Model) -> Iterator[tuple[Identity, list[Any]]]:
+    """Yields the identity of each CoAtNet, and the operations ahead of it."""
     parents = _parents(model)
-    has_identity = any(isinstance(each, NetworkIdentity) for each in parents)
-    # Older versions saved no layer with the identity.
-    old_identity = getattr(model, "architecture", None) and Identity.from_dict(model.identity())
     for each in parents:
         if isinstance(each, NetworkIdentity):
             yield Identity.from_dict(each.identity), _ahead(each, parents)
         elif isinstance(each, keras.Model) and _parents(each):
             for identity, inside in _networks(each):
                 yield identity, [*_ahead(each, parents), *inside]
-        elif not has_identity and each.name == STEM_CONV1:
-            yield old_identity, _ahead(each, parents)
         elif isinstance(each, keras.layers.Layer):
             for inner in each._flatten_layers(include_self=False):
                 if isinstance(inner, NetworkIdentity):
                     yield Identity.from_dict(inner.identity), [each, *_ahead(each, parents)]
 
 
-def _needed(identity: Identity | None, ahead: list[Any]) -> CoAtNetConfig | None:
+def _needed(identity: Identity, ahead: list[Any]) -> CoAtNetConfig | None:
     """Returns the configuration with the normalization that a CoAtNet needs; None if it has one."""
-    if (identity is not None and identity.include_preprocessing) or any(map(_normalizes, ahead)):
+    if identity.include_preprocessing or any(map(_normalizes, ahead)):
         return None
-    if identity is None:
-        raise ValueError(
-            "The model was built around a CoAtNet that does not say which pixels it takes: an "
-            "older version saved it. Build it again, with include_preprocessing=True for raw ones."
-        )
     unknown = [each.name for each in ahead if not _keeps_range(each)]
     if unknown:
         raise ValueError(

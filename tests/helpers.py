@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import inspect
 import itertools
@@ -11,7 +12,16 @@ from typing import Any, NamedTuple
 import keras
 import numpy as np
 
+from keras_coatnet.config import CoAtNetConfig
+
 Array = np.ndarray
+
+# The possible values of the fields that take one of a few.
+CHOICES: dict[str, tuple] = {
+    field.name: field.metadata["check"].keywords["choices"]
+    for field in dataclasses.fields(CoAtNetConfig)
+    if "choices" in getattr(field.metadata["check"], "keywords", ())
+}
 
 
 class Precision(NamedTuple):

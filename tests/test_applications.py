@@ -339,8 +339,8 @@ def test_files_of_the_wrong_kind(tmp_path):
     (tmp_path / "a.txt").write_bytes(b"no weights at all")
     (tmp_path / "a.bin").write_bytes(b"\x80\x04 a pickle, perhaps")
     for name, message in (
-        ("a.weights.h5", "damaged, or no file that Keras saved"),
-        ("a.keras", "damaged, or no file that Keras saved"),
+        ("a.weights.h5", "damaged, or not a file that Keras saved"),
+        ("a.keras", "damaged, or not a file that Keras saved"),
         ("a.txt", "must end in .weights.h5, .keras"),
         ("a.bin", "A pickled file of PyTorch"),
     ):

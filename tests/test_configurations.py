@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 import keras_coatnet
 from keras_coatnet import CoAtNetConfig
-from keras_coatnet.config import CHOICES
+from tests.helpers import CHOICES
 
 # More of them, and other ones each time: KERAS_COATNET_EXAMPLES=300 pytest tests/test_config...
 EXAMPLES = os.environ.get("KERAS_COATNET_EXAMPLES")

@@ -12,13 +12,16 @@ from keras_coatnet.cli.checks import (
     check_evaluation_images,
     check_positive,
     check_weights,
-    crop_pct,
     whole_number_from,
 )
 from keras_coatnet.cli.messages import FINE
-from keras_coatnet.cli.parsers import Commands, add_command
+from keras_coatnet.cli.parsers import (
+    Commands,
+    add_classifier_options,
+    add_command,
+    cropped_as_asked,
+)
 from keras_coatnet.cli.start import load_package
-from keras_coatnet.images import CROP_MODES
 from keras_coatnet.paths import check_local
 from keras_coatnet.training.data.fingerprint import check_classes
 from keras_coatnet.training.data.folders import imagenet_of
@@ -63,21 +66,9 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     what = parser.add_mutually_exclusive_group(required=True)
     what.add_argument("--weights", metavar="WEIGHTS", help="a checkpoint's name, or a file")
     what.add_argument("--run", metavar="DIR", dest="run_folder", help="the folder of `train`")
-    add(
-        "--architecture",
-        metavar="NAME",
-        help="the network that a file's weights belong to, for files that do not say it",
-    )
     add("--data", metavar="DATA", help="a folder of images, or a tensorflow-datasets name")
     add("--split", help="a sub-folder, or a split (default: the one for validation)")
     add("--data-dir", metavar="DIR", help="where tensorflow-datasets keeps its data")
-    add(
-        "--batch-size",
-        type=whole_number_from(1),
-        default=64,
-        metavar="N",
-        help="number of images to compute at once (default: %(default)s)",
-    )
     add(
         "--positive",
         metavar="CLASS",
@@ -90,17 +81,6 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="number of images that may be unreadable (default: %(default)s)",
     )
-    add(
-        "--crop-pct",
-        type=crop_pct,
-        metavar="SHARE",
-        help="share of the resized side that is kept, above 0 and at most 1",
-    )
-    add(
-        "--crop-mode",
-        choices=CROP_MODES,
-        help="center: cut out the middle; squash: change the proportions",
-    )
     add("--output", metavar="DIR", help="write evaluation.json, tables and confusion.png there")
     add(
         "--classes",
@@ -109,7 +89,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         default=20,
         help="rows of the table of classes, the worst first; 0: all (default: %(default)s)",
     )
-    add("--json", action="store_true", help="print one JSON document instead of tables")
+    add_classifier_options(parser, batch_size=64)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -145,10 +125,7 @@ def run(args: argparse.Namespace) -> int:
         check_matplotlib()
         pathlib.Path(args.output).mkdir(parents=True, exist_ok=True)
     task = _task_of_weights(args) if args.run_folder is None else _task_of_run(args)
-    given = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
-    settings = dataclasses.replace(
-        task.settings, **{field: value for field, value in given.items() if value is not None}
-    )
+    settings = cropped_as_asked(task.settings, args)
     found = evaluate(
         task.model,
         task.source,

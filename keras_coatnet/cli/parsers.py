@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 from collections.abc import Callable
+
+from keras_coatnet.cli.checks import crop_pct, whole_number_from
+from keras_coatnet.images import CROP_MODES, ImageSettings
 
 Commands = argparse._SubParsersAction  # what `add_subparsers` returns; argparse has no other name
 
@@ -36,3 +40,47 @@ def add_command(
     )
     parser.set_defaults(run=run)
     return parser
+
+
+def add_classifier_options(parser: argparse.ArgumentParser, batch_size: int) -> None:
+    """Adds the options that `predict` and `evaluate` have in common.
+
+    Args:
+        parser: the sub-command's parser.
+        batch_size: the default of `--batch-size`.
+    """
+    add = parser.add_argument
+    add(
+        "--architecture",
+        metavar="NAME",
+        help="the network that a file's weights belong to, for files that do not say it "
+        "(see `keras-coatnet models --architectures`)",
+    )
+    add(
+        "--batch-size",
+        type=whole_number_from(1),
+        default=batch_size,
+        metavar="N",
+        help="number of images to compute at once (default: %(default)s)",
+    )
+    add(
+        "--crop-pct",
+        type=crop_pct,
+        metavar="SHARE",
+        help="share of the resized side that is kept, above 0 and at most 1 (default: that of the "
+        "checkpoint or the run, or 0.95)",
+    )
+    add(
+        "--crop-mode",
+        choices=CROP_MODES,
+        help="center: cut out the middle; squash: change the proportions (default: that of the "
+        "checkpoint or the run, or center)",
+    )
+    add("--json", action="store_true", help="print one JSON document instead of tables")
+
+
+def cropped_as_asked(settings: ImageSettings, args: argparse.Namespace) -> ImageSettings:
+    """Returns settings of images with `--crop-pct` and `--crop-mode`, if they were given."""
+    asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
+    given = {field: value for field, value in asked.items() if value is not None}
+    return dataclasses.replace(settings, **given)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import pathlib
 import sys
@@ -11,13 +10,18 @@ import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.cli.checks import check_weights, crop_pct, whole_number_from
+from keras_coatnet.cli.checks import check_weights, whole_number_from
 from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
-from keras_coatnet.cli.parsers import Commands, add_command
+from keras_coatnet.cli.parsers import (
+    Commands,
+    add_classifier_options,
+    add_command,
+    cropped_as_asked,
+)
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.cli.tables import aligned
 from keras_coatnet.files import files_below
-from keras_coatnet.images import CROP_MODES, SUFFIXES
+from keras_coatnet.images import SUFFIXES
 from keras_coatnet.labels import class_names
 from keras_coatnet.paths import check_local
 
@@ -28,7 +32,7 @@ if TYPE_CHECKING:
 
 DEFAULT_MODEL = "coatnet_0_rw_224.sw_in1k"
 
-_LOG_SECONDS = 10  # between two lines of progress where the error stream is no terminal
+_LOG_SECONDS = 10  # between two lines of progress where the error stream is not a terminal
 
 _EXAMPLES = """\
 examples:
@@ -89,12 +93,6 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         ".safetensors, .h5 (default: %(default)s)",
     )
     add(
-        "--architecture",
-        metavar="NAME",
-        help="the network that a file's weights belong to, for files that do not say it "
-        "(see `keras-coatnet models --architectures`)",
-    )
-    add(
         "--labels",
         metavar="FILE",
         help="names of the model's classes, one on each line, in the order of its outputs "
@@ -108,27 +106,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="N",
         help="number of classes to name for each image (default: %(default)s)",
     )
-    add(
-        "--batch-size",
-        type=whole_number_from(1),
-        default=32,
-        metavar="N",
-        help="number of images to compute at once (default: %(default)s)",
-    )
-    add(
-        "--crop-pct",
-        type=crop_pct,
-        metavar="SHARE",
-        help="share of the resized side that is kept, above 0 and at most 1 (default: the "
-        "checkpoint's, or 0.95)",
-    )
-    add(
-        "--crop-mode",
-        choices=CROP_MODES,
-        help="center: cut out the middle; squash: change the proportions (default: the "
-        "checkpoint's, or center)",
-    )
-    add("--json", action="store_true", help="print one JSON document instead of tables")
+    add_classifier_options(parser, batch_size=32)
 
 
 def run(args: argparse.Namespace) -> int:
@@ -149,9 +127,7 @@ def run(args: argparse.Namespace) -> int:
     from keras_coatnet import inference
 
     model, settings = inference.open_model(args.model, args.architecture)
-    asked = {"crop_pct": args.crop_pct, "crop_mode": args.crop_mode}
-    given = {field: value for field, value in asked.items() if value is not None}
-    settings = dataclasses.replace(settings, **given)
+    settings = cropped_as_asked(settings, args)
     classes = inference.check_classifier(model)
     names = _name_classes(
         classes, _labels_of_run(args.model, classes) if labels is None else labels

@@ -11,9 +11,6 @@ from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting.variables import Map, check_split, parts_and_maps, variables
 from keras_coatnet.sublayers import Sublayer
 
-# Tensors that an optimizer keeps for each weight.
-MOMENTS = {"sgd": 0, "lion": 1, "adam": 2, "adamw": 2}
-
 # Bytes of an activation, by dtype policy.
 _ACTIVATION_BYTES = {"float32": 4, "mixed_bfloat16": 2, "mixed_float16": 2}
 
@@ -30,7 +27,7 @@ class Memory:
     Attributes:
         parameters: weights and moving statistics, float32.
         gradients: the gradients of the weights, float32.
-        moments: the optimizer's moments.
+        moments: AdamW's two moments of each weight.
         average: the moving average of the weights.
         copies: copies of the weights in half precision; 0 in float32.
         activations: an estimate, within about a quarter, of the tensors that the gradients need. On
@@ -67,7 +64,6 @@ def memory_per_device(
     input_shape: tuple[int, int, int] = (224, 224, 3),
     batch_per_device: int = 8,
     dtype_policy: str = "mixed_bfloat16",
-    optimizer: str = "adamw",
     use_ema: bool = True,
     classes: int = 1000,
 ) -> Memory:
@@ -82,7 +78,6 @@ def memory_per_device(
         batch_per_device: images in a group's share of the batch, which all devices of the group
             compute.
         dtype_policy: `"float32"`, `"mixed_bfloat16"` or `"mixed_float16"`.
-        optimizer: `"adamw"`, `"adam"`, `"lion"` or `"sgd"` without momentum.
         use_ema: whether a moving average of the weights is kept.
         classes: outputs of the classifier.
 
@@ -91,8 +86,8 @@ def memory_per_device(
         the input pipeline is not included.
 
     Raises:
-        ValueError: there is no such architecture, dtype policy or optimizer, or the attention heads
-            cannot be divided among the devices of a group.
+        ValueError: there is no such architecture or dtype policy, or the attention heads cannot be
+            divided among the devices of a group.
 
     Example:
         >>> memory = memory_per_device("coatnet7", (2, 4), batch_per_device=1)
@@ -101,20 +96,19 @@ def memory_per_device(
     """
     config = find_architecture(architecture)
     choice("dtype_policy", dtype_policy, tuple(_ACTIVATION_BYTES))
-    choice("optimizer", optimizer, tuple(MOMENTS))
-    parts = shape[1]
-    check_split(config, parts)
+    num_shards = shape[1]
+    check_split(config, num_shards)
     weights = state = 0
     for variable in variables(config, input_shape, classes):
-        size = 4 * math.prod(variable.part_shape(parts))
+        size = 4 * math.prod(variable.shard_shape(num_shards))
         weights += size if variable.trainable else 0
         state += 0 if variable.trainable else size
     size = _ACTIVATION_BYTES[dtype_policy]
-    plain, rematerialized = _activations(config, input_shape, parts, size)
+    plain, rematerialized = _activations(config, input_shape, num_shards, size)
     return Memory(
         parameters=weights + state,
         gradients=weights,
-        moments=MOMENTS[optimizer] * weights,
+        moments=2 * weights,
         average=weights if use_ema else 0,
         copies=weights // 2 if size == 2 else 0,
         activations=batch_per_device * plain,
@@ -126,27 +120,27 @@ def memory_per_device(
 
 
 def _activations(
-    config: CoAtNetConfig, input_shape: tuple[int, int, int], parts: int, size: int
+    config: CoAtNetConfig, input_shape: tuple[int, int, int], num_shards: int, size: int
 ) -> tuple[int, int]:
     """Returns the bytes kept for one image on one device, without and with rematerialization."""
     stem, *blocks, _ = parts_and_maps(config, input_shape, None)
-    outside = sum(_kept(sublayer, stem[1], parts, size) for sublayer in stem[0].sublayers)
+    outside = sum(_kept(sublayer, stem[1], num_shards, size) for sublayer in stem[0].sublayers)
     inside = []
     for block, sizes in blocks:
         outside += size * block.filters_in * math.prod(sizes.before)
         # The last sublayer is the sum, which is counted as the input of the next block.
-        inside.append(sum(_kept(each, sizes, parts, size) for each in block.sublayers[:-1]))
+        inside.append(sum(_kept(each, sizes, num_shards, size) for each in block.sublayers[:-1]))
     outside += size * config.output_filters * math.prod(blocks[-1][1].after)
     return outside + sum(inside), outside + max(inside)
 
 
-def _kept(sublayer: Sublayer, sizes: Map, parts: int, size: int) -> int:
+def _kept(sublayer: Sublayer, sizes: Map, num_shards: int, size: int) -> int:
     """Returns the bytes of a sublayer's output, which the next sublayer's gradients need."""
     if sublayer.place not in ("input", "output"):
         return 0  # vectors and offsets are small compared with maps
     filters, positions = sublayer.filters, sizes.positions(sublayer)
-    if sublayer.split == "filters" and filters % parts == 0:
-        filters //= parts
+    if sublayer.split == "filters" and filters % num_shards == 0:
+        filters //= num_shards
     if sublayer.kind == "attention_weights":
         # Logits and weights are float32; in half precision a copy of the weights is kept, too.
         return filters * positions**2 * (2 * 4 + (size if size < 4 else 0))

@@ -27,22 +27,22 @@ class Variable:
     trainable: bool = True
     split_axis: int | None = None
 
-    def part_shape(self, parts: int) -> tuple[int, ...]:
-        """Returns the shape of one device's part.
+    def shard_shape(self, num_shards: int) -> tuple[int, ...]:
+        """Returns the shape of one device's shard.
 
         Args:
-            parts: devices that the model is split over.
+            num_shards: devices that the model is split over.
 
         Returns:
             A shape; that of the whole variable where it is not split.
 
         Example:
-            >>> Variable("expand/kernel", (1, 1, 192, 768), split_axis=-1).part_shape(4)
+            >>> Variable("expand/kernel", (1, 1, 192, 768), split_axis=-1).shard_shape(4)
             (1, 1, 192, 192)
         """
         shape = list(self.shape)
-        if self.split_axis is not None and shape[self.split_axis] % parts == 0:
-            shape[self.split_axis] //= parts
+        if self.split_axis is not None and shape[self.split_axis] % num_shards == 0:
+            shape[self.split_axis] //= num_shards
         return tuple(shape)
 
 
@@ -141,19 +141,20 @@ def _variables_of(sublayer: Sublayer, offsets: tuple[int, int]) -> Iterator[Vari
         yield Variable("scale", (filters,))
 
 
-def check_split(config: CoAtNetConfig, parts: int) -> None:
+def check_split(config: CoAtNetConfig, num_shards: int) -> None:
     """Checks that a network can be split over a number of devices.
 
     Args:
         config: the network.
-        parts: devices that the model is split over.
+        num_shards: devices that the model is split over.
 
     Raises:
-        ValueError: `parts` does not divide the attention heads of one of the blocks.
+        ValueError: `num_shards` does not divide the attention heads of one of the blocks.
     """
     for block in config.blocks():
-        if block.kind == "T" and block.num_heads % parts:
+        if block.kind == "T" and block.num_heads % num_shards:
             raise ValueError(
                 f"The {block.num_heads} attention heads of {block.name} cannot be shared out "
-                f"evenly among {parts} devices. Split the model over a number that divides them."
+                f"evenly among {num_shards} devices. Split the model over a number that divides "
+                "them."
             )

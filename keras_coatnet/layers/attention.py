@@ -2,19 +2,13 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import keras
 from keras import ops
 
 from keras_coatnet.arguments import boolean, choice, two_whole_numbers, whole_number
-from keras_coatnet.layers.base import (
-    PACKAGE,
-    CompositeLayer,
-    full_precision,
-    kernel_initializer,
-    spatial_size,
-)
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer, full_precision
 from keras_coatnet.layers.relative_position import RelativePositionMLP, RelativePositionTable
 from keras_coatnet.types import MapShape, Tensor
 
@@ -128,25 +122,14 @@ class RelativeSelfAttention(CompositeLayer):
         self.num_heads = self.attention_dim // self.head_dim
 
     def build(self, input_shape: MapShape) -> None:
-        token_shape = (None, None, input_shape[-1])
-        self.query = self._dense("query", self.attention_dim)
-        self.query.build(token_shape)
-        self.key = self._dense("key", self.attention_dim)
-        self.key.build(token_shape)
-        self.value = self._dense("value", self.attention_dim)
-        self.value.build(token_shape)
-        self.projection = self._dense("projection", self.filters)
-        self.projection.build((None, None, self.attention_dim))
+        attention_dim, bias = self.attention_dim, self.use_bias
+        shape, attended_shape = (None, None, input_shape[-1]), (None, None, attention_dim)
+        self.query = self.build_dense("query", attention_dim, shape, bias)
+        self.key = self.build_dense("key", attention_dim, shape, bias)
+        self.value = self.build_dense("value", attention_dim, shape, bias)
+        self.projection = self.build_dense("projection", self.filters, attended_shape, bias)
         self.position = self._relative_position(input_shape)
         self.built = True
-
-    def _dense(self, name: str, units: int) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units,
-            use_bias=self.use_bias,
-            kernel_initializer=kernel_initializer(),
-            **self.sublayer_options(name),
-        )
 
     def _relative_position(
         self, input_shape: MapShape
@@ -171,7 +154,8 @@ class RelativeSelfAttention(CompositeLayer):
         )
 
     def call(self, x: Tensor) -> Tensor:
-        height, width = spatial_size(x)
+        # Ints if static, else scalar tensors.
+        _, height, width, _ = cast(Any, ops.shape(x))
         positions = height * width
         tokens = ops.reshape(x, (-1, positions, x.shape[-1]))  # (batch, positions, channels)
 

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import keras
-from keras import ops
 
-from keras_coatnet.types import Initializer, Tensor
+from keras_coatnet.types import Initializer, Shape
 
 # The package under which Keras registers the layers: part of their names in saved files.
 PACKAGE = "keras_coatnet"
@@ -41,12 +41,6 @@ def policy_at(policy: keras.DTypePolicy, path: str) -> keras.DTypePolicy:
     return policy[path] if isinstance(policy, keras.dtype_policies.DTypePolicyMap) else policy
 
 
-def spatial_size(x: Tensor) -> tuple[int | Tensor, int | Tensor]:
-    """Returns height and width of a channels-last map: ints if static, else scalar tensors."""
-    _, height, width, _ = ops.shape(x)  # pyright: ignore[reportGeneralTypeIssues]  # never None
-    return height, width
-
-
 # The entries of a layer's configuration that `quantize` and `enable_lora` change.
 _CHANGEABLE = ("dtype", "quantization_config", "lora_rank", "lora_alpha")
 
@@ -60,6 +54,7 @@ class CompositeLayer(keras.layers.Layer):
 
     A subclass passes `sublayer_options(name)` to each Keras layer that it makes, or
     `composite_options(name)` to each `CompositeLayer`, and assigns it to the attribute `name`.
+    `build_dense(name, ...)` makes a dense layer.
 
     Args:
         sublayer_changes: the entry of that name in `get_config`; None: no sublayer was changed.
@@ -68,12 +63,11 @@ class CompositeLayer(keras.layers.Layer):
     Example:
         >>> class Projection(CompositeLayer):
         ...     def build(self, input_shape):
-        ...         self.dense = keras.layers.Dense(4, **self.sublayer_options("dense"))
-        ...         self.dense.build(input_shape)
+        ...         self.dense = self.build_dense("dense", 4, input_shape)
         ...
         ...     def call(self, x):
         ...         return self.dense(x)
-        >>> Projection()(ops.ones((2, 3))).shape == (2, 4)
+        >>> Projection()(keras.ops.ones((2, 3))).shape == (2, 4)
         True
     """
 
@@ -120,6 +114,36 @@ class CompositeLayer(keras.layers.Layer):
             "dtype": dtype or self.dtype_policy,
             "sublayer_changes": self._saved_changes.get(name),
         }
+
+    def build_dense(
+        self,
+        name: str,
+        units: int,
+        input_shape: Shape,
+        use_bias: bool = True,
+        activation: str | Callable | None = None,
+    ) -> keras.layers.Dense:
+        """Makes and builds a dense layer as a sublayer.
+
+        Args:
+            name: the sublayer's name, and the attribute that holds it.
+            units: number of channels of its output.
+            input_shape: shape of its input.
+            use_bias: whether it has a bias.
+            activation: its activation; None: none.
+
+        Returns:
+            The layer.
+        """
+        layer = keras.layers.Dense(
+            units,
+            activation,
+            use_bias,
+            kernel_initializer=kernel_initializer(),
+            **self.sublayer_options(name),
+        )
+        layer.build(input_shape)
+        return layer
 
     def get_config(self) -> dict[str, Any]:
         changes = self._sublayer_changes()

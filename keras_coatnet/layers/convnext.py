@@ -123,10 +123,9 @@ class ConvNeXtBlock(CompositeLayer):
             epsilon=self.norm_epsilon, **self.sublayer_options("ffn_norm")
         )
         self.ffn_norm.build(output_shape)
-        self.ffn_expand = self._dense("ffn_expand", self.expanded_filters)
-        self.ffn_expand.build(output_shape)
-        self.ffn_project = self._dense("ffn_project", self.filters)
-        self.ffn_project.build(expanded_shape)
+        filters, wide, bias = self.filters, self.expanded_filters, self.use_bias
+        self.ffn_expand = self.build_dense("ffn_expand", wide, output_shape, bias)
+        self.ffn_project = self.build_dense("ffn_project", filters, expanded_shape, bias)
         self.ffn_scale = None
         if self.layer_scale is not None:
             self.ffn_scale = LayerScale(self.layer_scale, **self.sublayer_options("ffn_scale"))
@@ -138,8 +137,8 @@ class ConvNeXtBlock(CompositeLayer):
             options = self.sublayer_options("shortcut_pooling")
             self.shortcut_pooling = Downsample(self.pool, **options)
         if channels != self.filters:
-            self.shortcut = self._dense("shortcut", self.filters)
-            self.shortcut.build((*output_shape[:-1], channels))
+            pooled_shape = (*output_shape[:-1], channels)
+            self.shortcut = self.build_dense("shortcut", filters, pooled_shape, bias)
         self.built = True
 
     def _depthwise_input_shape(self, input_shape: MapShape) -> MapShape:
@@ -150,14 +149,6 @@ class ConvNeXtBlock(CompositeLayer):
         batch, height, width, channels = input_shape
         pads = 2 * (KERNEL_SIZE // 2)
         return (batch, height and height + pads, width and width + pads, channels)
-
-    def _dense(self, name: str, units: int) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units,
-            use_bias=self.use_bias,
-            kernel_initializer=kernel_initializer(),
-            **self.sublayer_options(name),
-        )
 
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         # x is (batch, height, width, channels). Comments below give the shape that a line results

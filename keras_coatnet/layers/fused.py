@@ -53,10 +53,9 @@ class FusedPointwiseConv2D(CompositeLayer):
         self.strides = strides
 
     def build(self, input_shape: MapShape) -> None:
-        self.product = keras.layers.Dense(
-            self.filters, activation=self.activation, **self.sublayer_options("product")
+        self.product = self.build_dense(
+            "product", self.filters, (None, input_shape[-1]), activation=self.activation
         )
-        self.product.build((None, input_shape[-1]))
         self.built = True
 
     def call(self, x: Tensor) -> Tensor:
@@ -81,7 +80,7 @@ class FusedPointwiseConv2D(CompositeLayer):
 
 @keras.saving.register_keras_serializable(PACKAGE)
 class FusedActivation(keras.layers.Layer):
-    """An activation that does not follow a `FusedPointwiseConv2D`, which would compute it.
+    """An activation after a layer that cannot apply it itself, such as a depthwise convolution.
 
     On TensorFlow's CPU, XLA compiles it to a single pass over the map; GELU is six otherwise.
 
@@ -174,10 +173,9 @@ class FusedAttention(CompositeLayer):
     def build(self, input_shape: tuple[int | None, int, int, int]) -> None:
         _, height, width, channels = input_shape
         attention_dim, positions = self.num_heads * self.head_dim, height * width
-        self.query_key_value = keras.layers.Dense(
-            3 * attention_dim, **self.sublayer_options("query_key_value")
+        self.query_key_value = self.build_dense(
+            "query_key_value", 3 * attention_dim, (None, channels)
         )
-        self.query_key_value.build((None, channels))
         self.bias = self.add_weight(
             name="bias",
             shape=(self.num_heads, positions, positions),
@@ -186,8 +184,7 @@ class FusedAttention(CompositeLayer):
             dtype=full_precision(self.dtype_policy).variable_dtype,
             autocast=False,
         )
-        self.projection = keras.layers.Dense(self.filters, **self.sublayer_options("projection"))
-        self.projection.build((None, attention_dim))
+        self.projection = self.build_dense("projection", self.filters, (None, attention_dim))
         self.built = True
 
     def call(self, x: Tensor) -> Tensor:

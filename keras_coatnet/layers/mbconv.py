@@ -10,7 +10,7 @@ from keras import ops
 from keras_coatnet.arguments import boolean, choice, number, whole_number
 from keras_coatnet.layers.activations import compile_activation, get_activation
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
-from keras_coatnet.layers.normalization import BatchNormalization, batch_norm_options
+from keras_coatnet.layers.normalization import BatchNormalization
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
 from keras_coatnet.layers.stochastic_depth import StochasticDepth
@@ -110,7 +110,7 @@ class MBConv(CompositeLayer):
         self.pads_symmetrically = self.depthwise_strides == 2 and self.padding == "symmetric"
 
     def build(self, input_shape: MapShape) -> None:
-        norm = batch_norm_options(self.batch_norm_epsilon, self.batch_norm_momentum)
+        norm = {"epsilon": self.batch_norm_epsilon, "momentum": self.batch_norm_momentum}
         shape = input_shape
 
         self.input_norm = BatchNormalization(**norm, **self.sublayer_options("input_norm"))

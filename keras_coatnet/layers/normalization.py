@@ -105,19 +105,6 @@ class BatchNormalization(keras.layers.BatchNormalization):
         )
 
 
-def batch_norm_options(epsilon: float, momentum: float) -> dict[str, float]:
-    """Returns the keyword arguments of a `BatchNormalization`.
-
-    Args:
-        epsilon: added to the variance.
-        momentum: weight of the old value in the moving statistics, as in Keras.
-
-    Returns:
-        Keyword arguments.
-    """
-    return {"epsilon": epsilon, "momentum": momentum}
-
-
 def norm_options(
     kind: str, epsilon: float, momentum: float
 ) -> tuple[type[keras.layers.LayerNormalization | BatchNormalization], dict[str, Any]]:
@@ -133,4 +120,4 @@ def norm_options(
     """
     if kind == "layer":
         return keras.layers.LayerNormalization, {"epsilon": epsilon}
-    return BatchNormalization, batch_norm_options(epsilon, momentum)
+    return BatchNormalization, {"epsilon": epsilon, "momentum": momentum}

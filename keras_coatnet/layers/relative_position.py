@@ -199,19 +199,9 @@ class RelativePositionMLP(CompositeLayer):
         self.build()
 
     def build(self, input_shape: Shape | None = None) -> None:
-        self.hidden = keras.layers.Dense(
-            self.hidden_dim,
-            activation="relu",
-            kernel_initializer=kernel_initializer(),
-            **self.sublayer_options("hidden"),
-        )
-        self.hidden.build((None, None, 2))
-        self.values = keras.layers.Dense(
-            self.num_heads,
-            kernel_initializer=kernel_initializer(),
-            **self.sublayer_options("values"),
-        )
-        self.values.build((None, None, self.hidden_dim))
+        hidden_dim = self.hidden_dim
+        self.hidden = self.build_dense("hidden", hidden_dim, (None, None, 2), activation="relu")
+        self.values = self.build_dense("values", self.num_heads, (None, None, hidden_dim))
         self.built = True
 
     def call(self, height: int | Tensor, width: int | Tensor) -> Tensor:

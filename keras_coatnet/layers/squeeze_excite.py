@@ -9,7 +9,7 @@ from keras import ops
 
 from keras_coatnet.arguments import whole_number
 from keras_coatnet.layers.activations import get_activation
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer
 from keras_coatnet.types import MapShape, Tensor
 
 
@@ -44,16 +44,10 @@ class SqueezeExcite(CompositeLayer):
 
     def build(self, input_shape: MapShape) -> None:
         batch, _, _, channels = input_shape
-        self.squeeze = self._dense("squeeze", self.squeezed_filters)
-        self.squeeze.build((batch, channels))
-        self.excite = self._dense("excite", channels)
-        self.excite.build((batch, self.squeezed_filters))
+        squeezed = self.squeezed_filters
+        self.squeeze = self.build_dense("squeeze", squeezed, (batch, channels))
+        self.excite = self.build_dense("excite", channels, (batch, squeezed))
         self.built = True
-
-    def _dense(self, name: str, units: int) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units, kernel_initializer=kernel_initializer(), **self.sublayer_options(name)
-        )
 
     def call(self, x: Tensor) -> Tensor:
         gate = self.mean(x)  # (batch, channels)

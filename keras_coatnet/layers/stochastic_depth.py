@@ -13,7 +13,7 @@ from keras_coatnet.types import Shape, Tensor
 
 
 def _replica() -> tuple[int, int | Tensor]:
-    """Returns how many replicas the current `tf.distribute` strategy has, and the index of this."""
+    """Returns the number of replicas of the `tf.distribute` strategy, and this replica's index."""
     if keras.backend.backend() != "tensorflow":
         return 1, 0
     import tensorflow as tf

@@ -13,7 +13,7 @@ from keras_coatnet.layers.attention import (
     RelativeSelfAttention,
     check_head_dim,
 )
-from keras_coatnet.layers.base import PACKAGE, CompositeLayer, kernel_initializer
+from keras_coatnet.layers.base import PACKAGE, CompositeLayer
 from keras_coatnet.layers.layer_scale import LayerScale
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.layers.pooling import POOLS, Downsample, halved
@@ -122,8 +122,9 @@ class TransformerBlock(CompositeLayer):
     def build(self, input_shape: MapShape) -> None:
         norm, norm_arguments = norm_options(self.norm, self.norm_epsilon, self.batch_norm_momentum)
         pooled_shape = halved(input_shape, strides=self.strides)
-        output_shape = (*pooled_shape[:-1], self.filters)
-        hidden_dim = self.ffn_expansion * self.filters
+        filters, hidden_dim = self.filters, self.ffn_expansion * self.filters
+        output_shape = (*pooled_shape[:-1], filters)
+        hidden_shape = (*pooled_shape[:-1], hidden_dim)
 
         self.attention_norm = norm(**norm_arguments, **self.sublayer_options("attention_norm"))
         self.attention_norm.build(input_shape)
@@ -131,7 +132,7 @@ class TransformerBlock(CompositeLayer):
         if self.strides == 2:
             self.pooling = Downsample(self.pool, **self.sublayer_options("pooling"))
         self.attention = RelativeSelfAttention(
-            self.filters,
+            filters,
             head_dim=self.head_dim,
             attention_dim=self.attention_dim,
             use_bias=self.attention_bias,
@@ -142,30 +143,19 @@ class TransformerBlock(CompositeLayer):
         )
         self.attention.build(pooled_shape)
         self.table_size = self.attention.table_size
-        if input_shape[-1] != self.filters:
-            self.shortcut = self._dense("shortcut", self.filters, self.shortcut_bias)
-            self.shortcut.build(pooled_shape)
+        if input_shape[-1] != filters:
+            self.shortcut = self.build_dense("shortcut", filters, pooled_shape, self.shortcut_bias)
 
         self.ffn_norm = norm(**norm_arguments, **self.sublayer_options("ffn_norm"))
         self.ffn_norm.build(output_shape)
-        self.ffn_expand = self._dense("ffn_expand", hidden_dim, self.ffn_bias)
-        self.ffn_expand.build(output_shape)
-        self.ffn_project = self._dense("ffn_project", self.filters, self.ffn_bias)
-        self.ffn_project.build((*output_shape[:-1], hidden_dim))
+        self.ffn_expand = self.build_dense("ffn_expand", hidden_dim, output_shape, self.ffn_bias)
+        self.ffn_project = self.build_dense("ffn_project", filters, hidden_shape, self.ffn_bias)
 
         self.attention_scale = self._layer_scale("attention_scale", output_shape)
         self.attention_drop = self._drop("attention_drop")
         self.ffn_scale = self._layer_scale("ffn_scale", output_shape)
         self.ffn_drop = self._drop("ffn_drop")
         self.built = True
-
-    def _dense(self, name: str, units: int, use_bias: bool) -> keras.layers.Dense:
-        return keras.layers.Dense(
-            units,
-            use_bias=use_bias,
-            kernel_initializer=kernel_initializer(),
-            **self.sublayer_options(name),
-        )
 
     def _layer_scale(self, name: str, input_shape: MapShape) -> LayerScale | None:
         if self.layer_scale is None:

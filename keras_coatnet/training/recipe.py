@@ -11,10 +11,10 @@ import math
 import os
 import pathlib
 import typing
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from keras_coatnet.architectures import architectures, find_architecture
-from keras_coatnet.arguments import MAX_NUMBER, as_python, choice, number
+from keras_coatnet.arguments import MAX_NUMBER, as_python, check_fields, choice, number
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.files import whole_file
 from keras_coatnet.images import CROP_MODES, ImageSettings
@@ -268,7 +268,7 @@ class Recipe:
         check_local(self.model, "model")
         path = pathlib.Path(self.model)
         if path.suffix == ".json":
-            config = _config_of_file(path)
+            config = _read_json(path, CoAtNetConfig, "a CoAtNetConfig")
         elif self.model in architectures():
             config = find_architecture(self.model)
         else:
@@ -334,17 +334,15 @@ class Recipe:
             ValueError: there is no such file, it cannot be read, or it does not hold a recipe.
         """
         check_local(path, "path")
-        found = _read_fields(pathlib.Path(path), cls, "a recipe")
-        try:
-            return cls(**found)
-        except ValueError as error:
-            raise ValueError(f"{path} does not hold a recipe: {error}") from error
+        return _read_json(pathlib.Path(path), cls, "a recipe")
 
     def describe(self) -> str:
         """The fields as text, one to a line."""
         width = max(len(field.name) for field in dataclasses.fields(self))
         return "\n".join(f"{name:<{width}}  {value}" for name, value in self.to_dict().items())
 
+
+_T = TypeVar("_T")
 
 _MAX_JSON = 1 << 20  # bytes
 _KINDS = typing.get_type_hints(Recipe)
@@ -399,47 +397,24 @@ def _check_type(recipe: Recipe, field: dataclasses.Field) -> None:
         )
 
 
-def _read_fields(path: pathlib.Path, kind: type, what: str) -> dict[str, Any]:
-    """Reads the fields of a dataclass from a JSON file. Their values are not checked.
+def _read_json(path: pathlib.Path, kind: type[_T], what: str) -> _T:
+    """Returns a dataclass whose fields are in a JSON file.
 
     Raises:
-        ValueError: there is no such file, it cannot be read, or its fields are not those of `kind`.
+        ValueError: there is no such file, it cannot be read, or `kind` refuses its content.
     """
     try:
         size = path.stat().st_size
         if size > _MAX_JSON:
             raise ValueError(f"it has {size} bytes, and at most {_MAX_JSON} are read")
-        found = json.loads(path.read_text("utf-8"))
-        _check_fields(found, kind)
+        fields = json.loads(path.read_text("utf-8"))
+        check_fields(fields, kind)
+        return kind(**fields)
     except FileNotFoundError as error:
         raise ValueError(f"There is no file {path}.") from error
     except OSError as error:
         raise ValueError(f"{path} cannot be read: {error.strerror}") from error
     except RecursionError as error:
         raise ValueError(f"{path} does not hold {what}: it is nested too deeply") from error
-    except ValueError as error:
-        raise ValueError(f"{path} does not hold {what}: {error}") from error
-    return found
-
-
-def _check_fields(found: Any, kind: type) -> None:
-    if not isinstance(found, dict):
-        raise ValueError(f"it holds a {type(found).__name__}, not an object of fields")
-    fields = dataclasses.fields(kind)
-    known = [field.name for field in fields]
-    if unknown := [name for name in found if name not in known]:
-        raise ValueError(
-            f"it has unknown fields: {', '.join(map(repr, unknown))}. Known: "
-            f"{', '.join(map(repr, known))}"
-        )
-    needed = [field.name for field in fields if field.default is dataclasses.MISSING]
-    if missing := [name for name in needed if name not in found]:
-        raise ValueError(f"it lacks the fields: {', '.join(map(repr, missing))}")
-
-
-def _config_of_file(path: pathlib.Path) -> CoAtNetConfig:
-    found = _read_fields(path, CoAtNetConfig, "a CoAtNetConfig")
-    try:
-        return CoAtNetConfig.from_dict(found)
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{path} does not hold a CoAtNetConfig: {error}") from error
+        raise ValueError(f"{path} does not hold {what}: {error}") from error

@@ -16,7 +16,7 @@ _HEAD = (FINAL_NORM, HIDDEN, CLASSIFIER)
 
 
 def assign(
-    model: keras.Model, values: Mapping[str, np.ndarray], name: str, fresh: str | None = None
+    model: keras.Model, values: Mapping[str, np.ndarray], name: str, random_part: str | None = None
 ) -> None:
     """Sets every variable of a network from arrays of the same path.
 
@@ -28,7 +28,7 @@ def assign(
         model: the network.
         values: arrays by the paths of variables.
         name: what error messages call the arrays.
-        fresh: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
+        random_part: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
 
     Raises:
         ValueError: a variable has no array, an array has no variable, or their shapes differ.
@@ -38,9 +38,9 @@ def assign(
         for variable in model.variables
         if "seed_generator" not in variable.path
     }
-    if fresh == "classifier":
+    if random_part == "classifier":
         variables = {p: v for p, v in variables.items() if not p.startswith(f"{CLASSIFIER}/")}
-    elif fresh == "head":
+    elif random_part == "head":
         variables = {p: v for p, v in variables.items() if p in values or not _of_head(p)}
     unexpected = [
         path

@@ -136,7 +136,7 @@ def _state(path: pathlib.Path, expected: Expected) -> dict[str, Any]:
 def _is_noted(path: pathlib.Path, expected: Expected) -> bool:
     try:
         return json.loads(_note_path(path).read_text("utf-8")) == _state(path, expected)
-    except (OSError, ValueError):  # no note, or one that is no JSON: check the file again
+    except (OSError, ValueError):  # no note, or one that is not JSON: check the file again
         return False
 
 

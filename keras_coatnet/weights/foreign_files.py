@@ -60,7 +60,7 @@ def _read_safetensors(path: pathlib.Path) -> dict[str, np.ndarray]:
                     )
     except (OSError, safetensors.SafetensorError) as error:
         raise ValueError(
-            f"{path} is cut short, damaged, or no safetensors file: {error}. Fetch it again."
+            f"{path} is cut short, damaged, or not a safetensors file: {error}. Fetch it again."
         ) from error
     if bfloat16:
         tensors.update(_read_bfloat16(path, bfloat16))
@@ -87,7 +87,7 @@ def _read_h5(path: pathlib.Path) -> dict[str, np.ndarray]:
         raise
     except DAMAGE as error:
         raise ValueError(
-            f"{path} is cut short, damaged, or no HDF5 file: {error}. Fetch it again."
+            f"{path} is cut short, damaged, or not an HDF5 file: {error}. Fetch it again."
         ) from error
 
 
@@ -96,7 +96,7 @@ def _read_keras_2(path: pathlib.Path) -> dict[str, np.ndarray]:
     tensors: dict[str, np.ndarray] = {}
     with open_hdf5(path) as (file, datasets):
         if "model_weights" in datasets:
-            raise Refused(f"{path} is damaged: its model_weights is no group. Fetch it again.")
+            raise Refused(f"{path} is damaged: its model_weights is not a group. Fetch it again.")
         # keras_cv_attention_models saves whole models, so those with its layers are read.
         if not any(name.split("/")[-2:-1] == [kecam_layout.FIRST_LAYER] for name in datasets):
             refuse_whole_model(file, path)

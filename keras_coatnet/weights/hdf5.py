@@ -22,12 +22,12 @@ if TYPE_CHECKING:
 # A file may declare `FREE_BYTES` plus `EXPANSION` times its own size. Keras does not compress.
 # Compressed weights, with an optimizer whose moments are all 0, expand about 3 times.
 FREE_BYTES, EXPANSION = 64 << 20, 16
-MOST_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
-MOST_CHUNKS = 200_000
+MAX_LINKS = 200_000  # a CoAtNet-7 with its optimizer has about 20,000
+MAX_CHUNKS = 200_000
 DEEPEST = 64  # groups within groups; for 5,000, HDF5's own visitor takes over 45 seconds
 
 _HEAP = b"GCOL\1\0\0\0"  # the first bytes of a heap
-_MOST_HEAP = 16 << 20
+_MAX_HEAP = 16 << 20
 _BLOCK = 4 << 20
 
 # What h5py raises for damaged files.
@@ -62,7 +62,7 @@ def open_hdf5(
 
     Raises:
         Refused: it has links, to other files or within itself, or declares far more than it stores.
-        Exception: one of `DAMAGE`, here or in later reading: it is damaged or no HDF5 file. The
+        Exception: one of `DAMAGE`, here or in later reading: it is damaged or not an HDF5 file. The
             caller words the message.
     """
     import h5py
@@ -112,7 +112,7 @@ def _check_heaps(file: io.IOBase, path: pathlib.Path) -> None:
 def _check_heap(file: io.IOBase, start: int, path: pathlib.Path) -> None:
     file.seek(start + len(_HEAP))
     size = int.from_bytes(file.read(8), "little")
-    if size > _MOST_HEAP:
+    if size > _MAX_HEAP:
         _refuse(path, f"it declares a string of {size} bytes")
     heap, place = file.read(size - 16), 0  # 16 bytes are its own header
     while place + 16 <= len(heap):
@@ -142,8 +142,8 @@ def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[st
             _refuse(path, f"its groups are more than {DEEPEST} deep")
         for raw in group:
             links += 1
-            if links > MOST_LINKS:
-                _refuse(path, f"it has more than {MOST_LINKS} entries")
+            if links > MAX_LINKS:
+                _refuse(path, f"it has more than {MAX_LINKS} entries")
             name = f"{prefix}{raw.decode('utf-8', 'backslashreplace')}"
             if group.links.get_info(raw).type != h5py.h5l.TYPE_HARD:
                 _refuse(path, f"{name} is a link to another file or to another place in this one")
@@ -160,8 +160,8 @@ def _checked_datasets(file: h5py.File, path: pathlib.Path, size: int) -> dict[st
                     path,
                     f"up to {name} it declares {declared} bytes of arrays, but has {size} bytes",
                 )
-            if chunks > MOST_CHUNKS:
-                _refuse(path, f"its arrays have more than {MOST_CHUNKS} chunks")
+            if chunks > MAX_CHUNKS:
+                _refuse(path, f"its arrays have more than {MAX_CHUNKS} chunks")
             _check_compression(item, name, path)
             found[name] = h5py.Dataset(item)
     return found

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
 
 _CONFIG, _WEIGHTS = "config.json", "model.weights.h5"  # within a `.keras` file
 
-MOST_CONFIG = 8 << 20  # bytes; a CoAtNet's has about 3,500 for each block
+MAX_CONFIG = 8 << 20  # bytes; a CoAtNet's has about 3,500 for each block
 # A file's network may have `FREE_VALUES` plus `PACKED` times the values that the file holds:
 # quantized weights are packed, two or more to a byte.
 FREE_VALUES, PACKED = 1 << 20, 4
@@ -61,7 +61,7 @@ def read_identity(path: pathlib.Path) -> Identity | None:
         raise
     except (*DAMAGE, EOFError, struct.error, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(
-            f"{path} is cut short, damaged, or no file that Keras saved: {error}. Save it, or "
+            f"{path} is cut short, damaged, or not a file that Keras saved: {error}. Save it, or "
             "fetch it, again."
         ) from error
     if found is None:
@@ -112,7 +112,9 @@ def _checked_members(archive: zipfile.ZipFile, path: pathlib.Path) -> Mapping[st
         raise Refused(f"{path} is refused: it has a member twice. Save it again.")
     for name in (_CONFIG, _WEIGHTS):
         if name not in members:
-            raise Refused(f"{path} is no file that Keras saved: it has no {name}. Save it again.")
+            raise Refused(
+                f"{path} is not a file that Keras saved: it has no {name}. Save it again."
+            )
     for name, member in members.items():
         if member.flag_bits & 1:
             raise Refused(
@@ -128,10 +130,10 @@ def _checked_members(archive: zipfile.ZipFile, path: pathlib.Path) -> Mapping[st
         raise Refused(
             f"{path} is refused: it declares {declared} bytes, but has {size}. Save it again."
         )
-    if members[_CONFIG].file_size > MOST_CONFIG:
+    if members[_CONFIG].file_size > MAX_CONFIG:
         raise Refused(
             f"{path} is refused: its {_CONFIG} has {members[_CONFIG].file_size} bytes, and may "
-            f"have at most {MOST_CONFIG}."
+            f"have at most {MAX_CONFIG}."
         )
     return members
 
@@ -197,7 +199,9 @@ def _text(file: h5py.File, path: pathlib.Path) -> str:
 
     attribute = file.attrs.get_id(IDENTITY)
     if attribute.shape != () or h5py.check_string_dtype(attribute.dtype) is None:
-        raise Refused(f"{path} is damaged: its attribute {IDENTITY} is no string. Save it again.")
+        raise Refused(
+            f"{path} is damaged: its attribute {IDENTITY} is not a string. Save it again."
+        )
     return str(file.attrs[IDENTITY])
 
 
@@ -206,23 +210,23 @@ def _count(datasets: Mapping[str, h5py.Dataset]) -> int:
 
 
 def load(
-    model: keras.Model, path: pathlib.Path, fresh: str | None, identity: Identity | None
+    model: keras.Model, path: pathlib.Path, random_part: str | None, identity: Identity | None
 ) -> None:
     """Loads a file into a model.
 
     Args:
         model: a `CoAtNetModel`.
         path: a `.weights.h5` or `.keras` file.
-        fresh: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
+        random_part: what keeps its values: None, the `"classifier"`, or the whole `"head"`.
         identity: what `read_identity` returned.
 
     Raises:
         ValueError: the file's variables are not the model's.
     """
     # Keras matches layers by class and order, so the last ones can be left out.
-    if fresh == "classifier":
+    if random_part == "classifier":
         model = keras.Model(model.inputs, model.get_layer(CLASSIFIER).input)
-    elif fresh == "head":
+    elif random_part == "head":
         model = keras.Model(model.inputs, model.get_layer(AVG_POOL).input)
     try:
         with warnings.catch_warnings():

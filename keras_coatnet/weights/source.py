@@ -82,8 +82,8 @@ def _keras_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], calle
             "keras.saving.load_model(path)."
         )
 
-    def load(model: keras.Model, fresh: str | None) -> None:
-        keras_files.load(model, path, fresh, identity)
+    def load(model: keras.Model, random_part: str | None) -> None:
+        keras_files.load(model, path, random_part, identity)
 
     if identity is None:
         return Source(str(path), candidates[0], None, None, load)
@@ -114,7 +114,7 @@ def _foreign_source(path: pathlib.Path, candidates: Sequence[CoAtNetConfig], cal
         architecture=architecture,
         classes=classifier.shape[-1] if classifier is not None and classifier.ndim else 0,
         channels=None if stem is None or stem.ndim != 4 else stem.shape[2],
-        load=lambda model, fresh: assign(model, values, str(path), fresh),
+        load=lambda model, random_part: assign(model, values, str(path), random_part),
     )
 
 
@@ -124,12 +124,12 @@ def _named_source(
     architecture = ARCHITECTURES[checkpoint.architecture].replace(input_size=checkpoint.input_size)
     check_offered(checkpoint.name, architecture, candidates, caller)
 
-    def load(model: keras.Model, fresh: str | None) -> None:
+    def load(model: keras.Model, random_part: str | None) -> None:
         from keras_coatnet.weights.fetch import fetch
 
         path = fetch(checkpoint)
         values = _translated(path, foreign_files.read(path), architecture)
-        assign(model, values, checkpoint.name, fresh)
+        assign(model, values, checkpoint.name, random_part)
 
     return Source(checkpoint.name, architecture, checkpoint.classes, 3, load)
 

@@ -26,7 +26,7 @@ ROOT = pathlib.Path(__file__).parents[2]
 # None of these may be imported by a command that needs no network.
 HEAVY = ["keras", "tensorflow", "jax", "torch", "matplotlib", "tensorflow_datasets"]
 HEAVY += ["huggingface_hub", "scipy", "pandas"]
-MOST_SECONDS = 0.5  # of processor time
+MAX_SECONDS = 0.5  # of processor time
 
 # What pip writes into the installed command.
 INSTALLED = "import sys; from keras_coatnet_command import main; sys.exit(main())"
@@ -113,7 +113,7 @@ def test_it_answers_at_once(arguments, expected):
     assert done.returncode == (2 if "predict" in arguments else 0), done.stderr
     assert expected in done.stdout + "\n".join(errors)
     assert imported == [] and not whole
-    assert seconds < MOST_SECONDS
+    assert seconds < MAX_SECONDS
 
 
 WEIGHTS = ["--weights", "coatnet_0_rw_224.sw_in1k"]
@@ -263,12 +263,12 @@ def test_a_mistake_is_told_at_once_in_one_line(told, mistake):
     answer, (_, message) = told[mistake], MISTAKES[mistake]
     assert re.fullmatch(f"keras-coatnet: error: .*{message}.*\n", answer["errors"])
     assert (answer["status"], answer["output"], answer["imported"]) == (2, "", [])
-    assert answer["seconds"] < MOST_SECONDS
+    assert answer["seconds"] < MAX_SECONDS
 
 
 def test_every_mistake_leaves_room_for_the_start(told):
     """The calls above share one start, which takes most of the time of one."""
-    assert max(answer["seconds"] for answer in told.values()) < MOST_SECONDS / 2
+    assert max(answer["seconds"] for answer in told.values()) < MAX_SECONDS / 2
 
 
 @pytest.mark.slow

@@ -24,12 +24,9 @@ def test_memory_of_the_largest_networks(name):
 
 
 def test_memory_follows_its_arguments():
-    whole = memory.memory_per_device(
-        "coatnet0", dtype_policy="float32", optimizer="sgd", use_ema=False
-    )
-    assert whole.copies == whole.moments == whole.average == 0
-    half = memory.memory_per_device("coatnet0", batch_per_device=4, optimizer="lion")
-    assert half.moments == half.gradients
+    whole = memory.memory_per_device("coatnet0", dtype_policy="float32", use_ema=False)
+    assert whole.copies == whole.average == 0
+    half = memory.memory_per_device("coatnet0", batch_per_device=4)
     assert 0.24 < half.activations / whole.activations < 0.3  # logits stay float32
     # Measured at batch 8 on CPUs, with a GELU of several operations as on GPUs: TensorFlow's step
     # took 2,007 MiB more than the model, and 711 MiB more with rematerialization.
@@ -41,7 +38,6 @@ def test_memory_follows_its_arguments():
     "wrong, message",
     [
         ({"dtype_policy": "int8"}, "'float32', 'mixed_bfloat16'.*dtype_policy='int8'"),
-        ({"optimizer": "adafactor"}, "'sgd', 'lion'.*optimizer='adafactor'"),
         ({"architecture": "coatnet9"}, "architectures"),
         ({"shape": (1, 8)}, "The 12 attention heads of stage3_block9 .* 8 devices"),
     ],

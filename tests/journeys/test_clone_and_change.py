@@ -102,6 +102,17 @@ def test_another_end_makes_an_ordinary_model(model, tmp_path, images):
         keras_coatnet.fuse(changed)
 
 
+def test_a_norm_after_the_pooling_is_not_the_end_of_a_whole_network(model):
+    """Built without top, the network ends with the pooling. `fuse` must not drop the norm."""
+    features = CoAtNetModel(model.input, model.get_layer("norm").output)
+    assert features.architecture is None
+    with pytest.raises(ValueError, match="does not say which CoAtNet it is.*'norm'"):
+        keras_coatnet.fuse(features)
+    before_pool = CONFIG.replace(final_norm="before_pool")
+    whole = keras_coatnet.CoAtNet(before_pool, include_top=False, input_shape=(32, 32, 3))
+    assert CoAtNetModel(whole.input, whole.get_layer("norm").output).identity() == whole.identity()
+
+
 def test_a_fused_model_is_no_network_to_fuse_or_to_load_weights_from(model, tmp_path, images):
     fused = keras_coatnet.fuse(model)
     with pytest.raises(ValueError, match="fused already"):

@@ -127,8 +127,26 @@ def test_numbers_that_are_no_scores_are_refused(images):
         class_scores(model, images)
 
 
-def test_models_of_other_kinds_take_raw_pixels(images):
-    model = _stack(layers.GlobalAveragePooling2D(), layers.Dense(3))
+class Own(keras.Model):
+    """A functional model with an attribute of the same name as one of `CoAtNetModel`."""
+
+    architecture = "mine"
+
+
+OTHERS = {
+    "functional": lambda: _stack(layers.GlobalAveragePooling2D(), layers.Dense(3)),
+    "a layer of the same name": lambda: _stack(
+        layers.Conv2D(4, 3, name="stem_conv1"), layers.GlobalAveragePooling2D(), layers.Dense(3)
+    ),
+    "an attribute of the same name": lambda: Own(
+        inputs := keras.Input(SHAPE), layers.Dense(3)(layers.GlobalAveragePooling2D()(inputs))
+    ),
+}
+
+
+@pytest.mark.parametrize("model", OTHERS)
+def test_models_of_other_kinds_take_raw_pixels(model, images):
+    model = OTHERS[model]()
     scores = class_scores(model, images)
     expected = keras.ops.softmax(model(images.astype("float32")))
     np.testing.assert_allclose(scores, expected, atol=1e-6)

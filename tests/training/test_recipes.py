@@ -295,9 +295,9 @@ def test_recipes_travel_through_files(tmp_path, tiny):
 @pytest.mark.parametrize(
     "text, message",
     [
-        ('{"epochz": 1, "epochs": 3}', r"it has unknown fields: 'epochz'\. Known: 'name', 'model'"),
+        ('{"epochz": 1, "epochs": 3}', r"Unknown: \['epochz'\].*Known: name, model"),
         ('{"epochs": "many"}', "`epochs` must be int"),
-        ("[]", "it holds a list"),
+        ("[]", r"the fields of Recipe\. Received: \[\]"),
         (None, r"There is no file \S*recipe\.json\.$"),
     ],
 )
@@ -318,9 +318,9 @@ def test_a_file_that_is_no_recipe_says_why(tmp_path, capsys, text, message):
     [
         (
             '{"widths": [8], "depths": [1], "width": 3}',
-            r"unknown fields: 'width'\. Known: 'widths'",
+            r"Unknown: \['width'\].*Known: widths",
         ),
-        ('{"widths": [8]}', r"it lacks the fields: 'depths'"),
+        ('{"widths": [8]}', r"missing: \['depths'\]"),
         (None, r"There is no file \S*network\.json\.$"),
     ],
 )

@@ -376,7 +376,7 @@ ODD_IDENTITIES = {
     "long": ({"pixel_std": [10**400] * 3}, "pixel_std"),
     "size": ({"input_size": 10**9}, "at most"),
     "more than the file holds": ({"widths": [512, 512, 1024, 4096]}, "holds"),
-    "unknown field": ({"color": 1}, "no configuration"),
+    "unknown field": ({"color": 1}, r"Unknown: \['color'\]"),
 }
 
 

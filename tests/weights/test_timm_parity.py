@@ -18,7 +18,7 @@ import pytest
 
 import keras_coatnet
 from keras_coatnet.architectures import ARCHITECTURES
-from keras_coatnet.config import CHOICES, FREE_FIELDS, CoAtNetConfig
+from keras_coatnet.config import FREE_FIELDS, CoAtNetConfig
 from keras_coatnet.counting.operations import count_params
 from keras_coatnet.counting.variables import variables
 from keras_coatnet.weights import foreign_files, timm_layout
@@ -26,6 +26,7 @@ from keras_coatnet.weights.assign import _fit as fit
 from keras_coatnet.weights.assign import assign
 from keras_coatnet.weights.registry import CHECKPOINTS
 from tests import helpers, timm_models
+from tests.helpers import CHOICES
 from tests.timm_models import NAMES, SIZE
 
 CHECKPOINT_NAMES = [name for name, c in CHECKPOINTS.items() if c.source == "timm"]

@@ -88,7 +88,7 @@ def _describe(training: ImageDataset, validation: ImageDataset) -> dict[str, Any
 
 
 def _read_note(folder: pathlib.Path) -> dict[str, Any]:
-    """Reads what `note_data` wrote; runs of older versions have only the classes."""
+    """Reads what `note_data` wrote; only the classes if somebody has removed `data.json`."""
     path = folder / FILE
     try:
         if path.exists():

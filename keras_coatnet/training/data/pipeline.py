@@ -425,7 +425,7 @@ def _encode_labels_and_mix(
         labels = _one_hot(labels, data, label_smoothing)
         if not augmentation.mixes:
             return tf.cast(images, tf.float32), labels
-        step, first = position[0] // global_batch_size, position[0] % global_batch_size
+        step, first = position[0] // global_batch_size, tf.math.mod(position[0], global_batch_size)
         step_seed = tf.stack([key, step])
         return mix(images, labels, augmentation, step_seed, first, global_batch_size)
 

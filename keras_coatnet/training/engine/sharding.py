@@ -138,9 +138,9 @@ class _WhereDivisible(keras.distribution.ModelParallel):
         layout = super().get_variable_layout(variable)
         # A variable that follows another, such as a moment, comes with JAX's layout.
         if isinstance(layout, keras.distribution.TensorLayout):
-            parts = dict(zip(self.device_mesh.axis_names, self.device_mesh.shape, strict=True))
+            counts = dict(zip(self.device_mesh.axis_names, self.device_mesh.shape, strict=True))
             sizes = zip(variable.shape, layout.axes, strict=True)
-            if any(axis is not None and size % parts[axis] for size, axis in sizes):
+            if any(axis is not None and size % counts[axis] for size, axis in sizes):
                 return keras.distribution.TensorLayout(
                     (None,) * len(variable.shape), layout.device_mesh
                 )

@@ -107,7 +107,7 @@ def test_a_device_holds_its_part_of_every_large_variable(found):
     assert set(parts) == set(expected)
     for path, part in parts.items():
         assert tuple(shapes[path]) == expected[path].shape, path
-        assert tuple(part) == expected[path].part_shape(4), path
+        assert tuple(part) == expected[path].shard_shape(4), path
         whole = path.split("/")[-2].startswith("stem") or "shortcut" in path
         if math.prod(shapes[path]) >= 1000 and not whole:
             assert math.prod(part) * 4 == math.prod(shapes[path]), path

@@ -142,7 +142,7 @@ def _find(manual: pathlib.Path, size: str) -> list[_Image]:
         is_image = name.endswith(".png") and len(parts) == 3
         # macOS puts files called "._name.png" beside the images.
         if is_image and parts[0] == size and parts[1] in CLASSES and parts[2][0] != ".":
-            found.append(_Image(*parts, opener))
+            found.append(_Image(size, parts[1], parts[2], opener))
     missing = set(CLASSES) - {image.label for image in found}
     if missing:
         raise ValueError(
