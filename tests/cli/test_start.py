@@ -26,7 +26,14 @@ ROOT = pathlib.Path(__file__).parents[2]
 # None of these may be imported by a command that needs no network.
 HEAVY = ["keras", "tensorflow", "jax", "torch", "matplotlib", "tensorflow_datasets"]
 HEAVY += ["huggingface_hub", "scipy", "pandas"]
-MAX_SECONDS = 0.5  # of processor time
+
+# What every start takes: the processor time of Python, NumPy and Pillow.
+BARE_START = """
+import argparse, dataclasses, json, resource, numpy, PIL.Image
+
+used = resource.getrusage(resource.RUSAGE_SELF)
+print(used.ru_utime + used.ru_stime)
+"""
 
 # What pip writes into the installed command.
 INSTALLED = "import sys; from keras_coatnet_command import main; sys.exit(main())"
@@ -84,6 +91,13 @@ def start(code: str, *arguments: object, **options) -> subprocess.CompletedProce
     )
 
 
+@pytest.fixture(scope="module")
+def max_seconds() -> float:
+    """Half a second of processor time; more on a machine where a bare start takes over 0.1 s."""
+    bare = min(float(start(BARE_START).stdout) for _ in range(3))
+    return max(0.5, 5 * bare)
+
+
 def test_the_installed_command_is_this_start():
     setup = configparser.ConfigParser()
     setup.read(ROOT / "setup.cfg")
@@ -106,14 +120,14 @@ def test_the_installed_command_is_this_start():
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_it_answers_at_once(arguments, expected):
+def test_it_answers_at_once(arguments, expected, max_seconds):
     done = start(ONE_CALL, *arguments)
     *errors, took = done.stderr.splitlines()
     seconds, imported, whole = json.loads(took)
     assert done.returncode == (2 if "predict" in arguments else 0), done.stderr
     assert expected in done.stdout + "\n".join(errors)
     assert imported == [] and not whole
-    assert seconds < MAX_SECONDS
+    assert seconds < max_seconds
 
 
 WEIGHTS = ["--weights", "coatnet_0_rw_224.sw_in1k"]
@@ -259,16 +273,16 @@ def test_a_reader_that_leaves_early_is_no_error():
 
 
 @pytest.mark.parametrize("mistake", MISTAKES)
-def test_a_mistake_is_told_at_once_in_one_line(told, mistake):
+def test_a_mistake_is_told_at_once_in_one_line(told, mistake, max_seconds):
     answer, (_, message) = told[mistake], MISTAKES[mistake]
     assert re.fullmatch(f"keras-coatnet: error: .*{message}.*\n", answer["errors"])
     assert (answer["status"], answer["output"], answer["imported"]) == (2, "", [])
-    assert answer["seconds"] < MAX_SECONDS
+    assert answer["seconds"] < max_seconds
 
 
-def test_every_mistake_leaves_room_for_the_start(told):
+def test_every_mistake_leaves_room_for_the_start(told, max_seconds):
     """The calls above share one start, which takes most of the time of one."""
-    assert max(answer["seconds"] for answer in told.values()) < MAX_SECONDS / 2
+    assert max(answer["seconds"] for answer in told.values()) < max_seconds / 2
 
 
 @pytest.mark.slow
