@@ -132,8 +132,9 @@ def default_settings(model: keras.Model) -> ImageSettings:
         ValueError: the model does not take batches of RGB images.
 
     Example:
-        >>> default_settings(CoAtNet("coatnet0")).size
-        (224, 224)
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> default_settings(CoAtNet(config, input_shape=(64, 96, 3))).size
+        (64, 96)
     """
     shape = getattr(model, "input_shape", None)  # a subclassed model has none
     if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
@@ -211,8 +212,9 @@ def check_classifier(model: keras.Model) -> int:
             preprocessing after layers that may or may not normalize the pixels.
 
     Example:
-        >>> check_classifier(CoAtNet("coatnet0"))
-        1000
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> check_classifier(CoAtNet(config, input_shape=(64, 64, 3), classes=10))
+        10
     """
     shape = getattr(model, "output_shape", None)
     if not isinstance(shape, tuple) or len(shape) != 2 or shape[-1] is None:

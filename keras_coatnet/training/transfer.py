@@ -25,8 +25,10 @@ def layer_rate_scales(model: CoAtNetModel, decay: float) -> dict[str, float]:
         ValueError: `decay` is not a number above 0, or the model is fused or not a whole CoAtNet.
 
     Example:
-        >>> from keras_coatnet import CoAtNet
-        >>> round(layer_rate_scales(CoAtNet("coatnet0"), 0.5)["stage4_block1"], 2)
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
+        >>> layer_rate_scales(model, 0.5)["stage3_block2"]
         0.25
     """
     decay = number("decay", decay, above=0)
@@ -59,8 +61,9 @@ def freeze(model: CoAtNetModel, up_to: str, batch_norm: bool) -> None:
         ValueError: `up_to` is none of these, `batch_norm` is not a boolean, or the model is fused.
 
     Example:
-        >>> from keras_coatnet import CoAtNet
-        >>> model = CoAtNet("coatnet0")
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> model = CoAtNet(config, input_shape=(64, 64, 3), classes=10)
         >>> freeze(model, "stage4", batch_norm=False)
         >>> sorted({v.path.split("/")[0] for v in model.trainable_variables})
         ['hidden', 'norm', 'predictions']
