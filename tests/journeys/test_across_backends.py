@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tests import processes
+
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
 
 TRAIN = """
@@ -71,12 +73,12 @@ print(json.dumps({"backend": keras.backend.backend(), "scores": model.predict(x)
 
 
 def run(script: str, folder: object, backend: str) -> dict:
-    result = subprocess.run(
-        [sys.executable, "-c", script, str(folder)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "KERAS_BACKEND": backend},
-    )
+    command = [sys.executable, "-c", script, str(folder)]
+    if backend == "tensorflow":
+        result = processes.run(command)
+    else:
+        environment = {**os.environ, "KERAS_BACKEND": backend}
+        result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])
 

@@ -16,7 +16,7 @@ from keras_coatnet import CoAtNet, cli
 from keras_coatnet.labels import class_names
 from keras_coatnet.training.recipe import Recipe
 from keras_coatnet.training.run.log import read_history
-from tests import timm_models
+from tests import processes, timm_models
 from tests.hub_server import HubServer
 from tests.training import runs, tars
 
@@ -27,14 +27,11 @@ ROOT = pathlib.Path(__file__).parents[2]
 
 def run(*arguments: object, env: dict | None = None) -> subprocess.CompletedProcess:
     """Runs the command line as a user does."""
-    return subprocess.run(
-        [sys.executable, "-m", "keras_coatnet", *map(str, arguments)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        cwd=ROOT,
-        env=env,
-    )
+    command = [sys.executable, "-m", "keras_coatnet", *map(str, arguments)]
+    if env is None:
+        return processes.run(command, cwd=ROOT)
+    # The client of Hugging Face's hub reads its environment when it is imported.
+    return subprocess.run(command, capture_output=True, text=True, timeout=300, cwd=ROOT, env=env)
 
 
 @pytest.fixture(scope="module")

@@ -3,13 +3,13 @@
 import errno
 import os
 import pathlib
-import subprocess
 import sys
 
 import numpy as np
 import pytest
 
 from keras_coatnet.training.run.checkpoints import CheckpointFolder, RunState
+from tests import processes
 
 NOTES = {"skipped": [3], "pending": [[0.1, 1 / 3]], "best_top1": 0.5}
 
@@ -106,15 +106,16 @@ def test_a_half_written_file_never_takes_a_good_ones_place(tmp_path):
     )
     root = pathlib.Path(__file__).parents[3]
     for _ in range(3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", code, str(tmp_path)], cwd=root, stdout=subprocess.PIPE
-        )
-        process.stdout.readline()
+        output, said = os.pipe()
+        command = [sys.executable, "-c", code, str(tmp_path)]
+        process = processes.start(command, said, said, cwd=root)
+        os.close(said)
+        with os.fdopen(output) as lines:
+            assert "ready\n" in iter(lines.readline, "")
         while len(CheckpointFolder(tmp_path).steps()) < 2:
             pass
         process.kill()
         process.wait()
-        process.stdout.close()
         found = CheckpointFolder(tmp_path).newest()
         assert_equal(found, checkpoint(found.step, size=200_000))
     CheckpointFolder(tmp_path).save(checkpoint(20_000))
