@@ -11,6 +11,8 @@ import sys
 
 import pytest
 
+from tests import processes
+
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -27,12 +29,6 @@ ON_TORCH = [
     "tests/test_precision.py",
     "tests/test_saving.py",
 ]
-# Nearly all of JAX's time here is compiling what runs once, small functions and single operations.
-# XLA's older emitters, without threads for each, do that in two thirds of the time.
-COMPILE_FAST = {
-    "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
-    "XLA_FLAGS": "--xla_cpu_use_fusion_emitters=false --xla_cpu_parallel_codegen_split_count=1",
-}
 
 
 @pytest.mark.parametrize(
@@ -46,7 +42,7 @@ def test_the_same_tests_pass(backend, paths):
         # Of the paper's sizes one is enough here: the others are the same code.
         + ["-m", "not tensorflow_only", "-k", "not (CoAtNet1 or CoAtNet2 or CoAtNet3)", *paths],
         cwd=ROOT,
-        env={**os.environ, **COMPILE_FAST, "KERAS_BACKEND": backend},
+        env={**os.environ, **processes.COMPILE_FAST, "KERAS_BACKEND": backend},
         capture_output=True,
         text=True,
     )

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 import keras_coatnet
-from tests import helpers
+from tests import helpers, processes
 
 SIZE = {"input_shape": (64, 64, 3)}
 VARIANTS = [
@@ -182,8 +182,7 @@ def test_files_cross_backends(tiny, backend, tmp_path, images):
     subprocess.run(
         [sys.executable, "-c", EXCHANGE, str(tmp_path), str(len(models))],
         check=True,
-        # On JAX most of the time is compiling.
-        env={**os.environ, "KERAS_BACKEND": backend, "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**os.environ, **processes.COMPILE_FAST, "KERAS_BACKEND": backend},
     )
     for number, model in enumerate(models):
         expected = helpers.to_numpy(model(images, training=False))

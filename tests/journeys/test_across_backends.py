@@ -77,7 +77,7 @@ def run(script: str, folder: object, backend: str) -> dict:
     if backend == "tensorflow":
         result = processes.run(command)
     else:
-        environment = {**os.environ, "KERAS_BACKEND": backend}
+        environment = {**os.environ, **processes.COMPILE_FAST, "KERAS_BACKEND": backend}
         result = subprocess.run(command, capture_output=True, text=True, env=environment)
     assert result.returncode == 0, result.stderr[-3000:]
     return json.loads(result.stdout.splitlines()[-1])

@@ -8,6 +8,7 @@ import sys
 
 import pytest
 
+from tests import processes
 from tests.training import runs
 
 pytestmark = [pytest.mark.tensorflow_only, pytest.mark.slow]
@@ -60,8 +61,7 @@ def test_a_restored_state_goes_on_to_the_same_losses_and_the_gpus_are_jax_s():
     result = subprocess.run(
         [sys.executable, "-c", SCRIPT],
         cwd=ROOT,
-        # Nearly all of the time is compiling the step.
-        env={**os.environ, "KERAS_BACKEND": "jax", "JAX_DISABLE_MOST_OPTIMIZATIONS": "1"},
+        env={**os.environ, **processes.COMPILE_FAST, "KERAS_BACKEND": "jax"},
         capture_output=True,
         text=True,
     )
