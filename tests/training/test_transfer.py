@@ -71,5 +71,5 @@ def test_a_model_that_is_no_whole_network_has_no_rates(tiny):
     inputs = keras.Input((64, 64, 16))
     part = type(model)(inputs, model.get_layer("stage2_block1")(inputs))
     assert part.architecture is None
-    with pytest.raises(ValueError, match="must be a CoAtNet"):
+    with pytest.raises(ValueError, match="must be one whole CoAtNet"):
         layer_rate_scales(part, 0.5)
