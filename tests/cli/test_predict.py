@@ -117,8 +117,9 @@ def test_images_a_folder_and_a_damaged_file_as_json(published, tmp_path):
         np.testing.assert_allclose([one["score"] for one in entry["top"]], scores, atol=1e-4)
     (skipped,) = answer["skipped"]
     assert skipped["image"] == str(damaged)
-    first, last = said(done.stderr)
-    assert "skipped" in first and str(damaged) in first
+    # On a slow machine, lines of progress stand between.
+    first, last = (line for line in said(done.stderr) if "skipped" in line)
+    assert str(damaged) in first
     assert last == "keras-coatnet: 1 of 4 images skipped"
 
 
