@@ -17,6 +17,8 @@ from keras_coatnet.applications import (
 from keras_coatnet.architectures import architectures
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting.operations import count_flops, count_params
+from keras_coatnet.exporting.export import export
+from keras_coatnet.exporting.loaded import load_exported
 from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel
@@ -41,7 +43,9 @@ __all__ = [
     "count_flops",
     "count_params",
     "decode_predictions",
+    "export",
     "fuse",
     "layers",
+    "load_exported",
     "preprocess_input",
 ]

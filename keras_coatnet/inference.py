@@ -16,11 +16,21 @@ from keras_coatnet.applications import CoAtNet
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.arguments import whole_number
 from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.exporting.formats import is_exported
+from keras_coatnet.exporting.loaded import ExportedModel, load_exported
 from keras_coatnet.images import ImageSettings, load_image
-from keras_coatnet.model_graph import gives_logits, normalization_before
+from keras_coatnet.model_graph import (
+    default_settings,
+    gives_logits,
+    normalization_before,
+    pixel_statistics,
+)
 from keras_coatnet.weights import foreign_files, keras_files, registry
 from keras_coatnet.weights.lookup import KERAS_SUFFIXES, find_file, unknown_architecture
 from keras_coatnet.weights.source import find_source
+
+# What predicts classes.
+Classifier = keras.Model | ExportedModel
 
 # Reading is mostly decompression, which Pillow does outside Python's lock.
 _READERS = 4
@@ -46,13 +56,13 @@ class Prediction:
 
 def open_model(
     weights: str | os.PathLike, architecture: str | CoAtNetConfig | None = None
-) -> tuple[keras.Model, ImageSettings]:
+) -> tuple[Classifier, ImageSettings]:
     """Opens a classifier by name or from a file, with the settings of its images.
 
     Args:
         weights: one of `keras_coatnet.checkpoints()`, which is downloaded if it is not in the
-            cache; a whole model in a `.keras` file; or weights in a `.weights.h5`, `.safetensors`
-            or `.h5` file.
+            cache; a whole model in a `.keras` file; what `keras_coatnet.export` wrote; or weights
+            in a `.weights.h5`, `.safetensors` or `.h5` file.
         architecture: the network of a file of weights: one of `keras_coatnet.architectures()` or a
             `CoAtNetConfig`. Only files of other libraries need it, because files that this package
             saved name their network.
@@ -70,6 +80,13 @@ def open_model(
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
     """
+    if is_exported(weights):
+        exported = load_exported(weights)
+        if exported.image_settings is None:
+            raise ValueError(
+                f"{weights} does not take RGB images, but batches of shape {exported.input_shape}."
+            )
+        return exported, exported.image_settings
     path = find_file(weights)
     if path is None:
         return _open_checkpoint(str(weights), architecture)
@@ -118,40 +135,11 @@ def _architecture_of(path: pathlib.Path) -> CoAtNetConfig:
     return identity.architecture
 
 
-def default_settings(model: keras.Model) -> ImageSettings:
-    """Returns how to prepare images for a model, from its input shape alone.
-
-    Args:
-        model: a model that takes (batch, height, width, 3).
-
-    Returns:
-        `ImageSettings` with the model's input size and the defaults. If the model takes any size,
-        the size is that of its architecture, or 224.
-
-    Raises:
-        ValueError: the model does not take batches of RGB images.
-
-    Example:
-        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
-        >>> default_settings(CoAtNet(config, input_shape=(64, 96, 3))).size
-        (64, 96)
-    """
-    shape = getattr(model, "input_shape", None)  # a subclassed model has none
-    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
-        raise ValueError(
-            "The model must take one batch of RGB images, (batch, height, width, 3). It takes: "
-            f"{shape}"
-        )
-    config = getattr(model, "architecture", None)
-    sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
-    return ImageSettings((shape[1] or sides[0], shape[2] or sides[1]))
-
-
 # --- Predictions -----------------------------------------------------------------------------
 
 
 def predict_images(
-    model: keras.Model,
+    model: Classifier,
     paths: Sequence[str | os.PathLike],
     settings: ImageSettings | None = None,
     batch_size: int = 32,
@@ -198,7 +186,7 @@ def predict_images(
             yield from _predict_group(model, group, read_ones)
 
 
-def check_classifier(model: keras.Model) -> int:
+def check_classifier(model: Classifier) -> int:
     """Checks that a model is a classifier, and that it is known which pixels it takes.
 
     Args:
@@ -222,12 +210,31 @@ def check_classifier(model: keras.Model) -> int:
             "The model must be a classifier, with an output of shape (batch, classes). Its output "
             f"is {shape}: it was probably built with include_top=False."
         )
-    normalization_before(model)
+    if isinstance(model, keras.Model):
+        normalization_before(model)
     return shape[-1]
 
 
+def class_names_of(model: Classifier) -> list[str] | None:
+    """Returns the names or WordNet ids of the classes that an exported model brings.
+
+    Args:
+        model: a classifier.
+
+    Returns:
+        The names in the order of its outputs; None if it brings none.
+
+    Example:
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> class_names_of(CoAtNet(config, input_shape=(64, 64, 3)))
+    """
+    if not isinstance(model, ExportedModel) or model.classes is None:
+        return None
+    return [wordnet_id or name for wordnet_id, name in model.classes]
+
+
 def _predict_group(
-    model: keras.Model, paths: Sequence[str | os.PathLike], read_ones: list[np.ndarray | str]
+    model: Classifier, paths: Sequence[str | os.PathLike], read_ones: list[np.ndarray | str]
 ) -> Iterator[Prediction]:
     images = [image for image in read_ones if not isinstance(image, str)]
     scores = iter(class_scores(model, np.stack(images)) if images else ())
@@ -238,7 +245,7 @@ def _predict_group(
             yield Prediction(path, next(scores))
 
 
-def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
+def class_scores(model: Classifier, images: np.ndarray) -> np.ndarray:
     """Computes the scores of a batch of images.
 
     Args:
@@ -261,20 +268,18 @@ def class_scores(model: keras.Model, images: np.ndarray) -> np.ndarray:
         (1, 10)
     """
     pixels = images.astype("float32")
-    config = normalization_before(model)
+    # An exported model takes raw pixels.
+    config = None if isinstance(model, ExportedModel) else normalization_before(model)
     if config is not None:
-        mean = np.array(config.pixel_mean, "float32")
-        std = np.array(config.pixel_std, "float32")
-        if len(mean) != pixels.shape[-1]:
-            mean, std = mean.mean(), std.mean()
+        mean, std = pixel_statistics(config, pixels.shape[-1])
         pixels = (pixels / 255.0 - mean) / std
     scores = np.asarray(model.predict_on_batch(pixels), "float32")
-    is_logits = gives_logits(model)
+    is_logits = model.is_logits if isinstance(model, ExportedModel) else gives_logits(model)
     if is_logits is None and (scores.min() < -1e-3 or scores.max() > 1 + 1e-3):
         raise ValueError(
-            f"The model's outputs lie between {scores.min():.3g} and {scores.max():.3g}, so they "
-            f"are not scores, and its last layer, {model.layers[-1].name!r}, does not say that "
-            "they are logits. End the model with keras.layers.Softmax() or with a Dense layer."
+            f"The outputs of {model.name!r} lie between {scores.min():.3g} and {scores.max():.3g}, "
+            "so they are not scores, and its last layer does not say that they are logits. End the "
+            "model with keras.layers.Softmax() or with a Dense layer."
         )
     if is_logits and scores.shape[1] > 1:
         powers = np.exp(scores - scores.max(axis=1, keepdims=True))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import importlib.resources
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -41,6 +42,40 @@ def class_names(classes: int) -> tuple[tuple[str, str], ...]:
     lines = (folder / _CLASS_FILES[classes]).read_text("utf-8").splitlines()
     parts = (line.partition(" ") for line in lines)
     return tuple((wordnet_id, name) for wordnet_id, _, name in parts)
+
+
+def name_classes(
+    classes: int, names: Sequence[str] | None, argument: str
+) -> list[tuple[str | None, str]]:
+    """Names the outputs of any classifier.
+
+    Args:
+        classes: number of classes.
+        names: the name or WordNet id of each; None: ImageNet's, if the number is that of one of its
+            label sets, else numbers.
+        argument: what the error message calls `names`.
+
+    Returns:
+        (WordNet id, name) of each class. The id is None where the class is not ImageNet's.
+
+    Raises:
+        ValueError: there are more or fewer names than classes.
+
+    Example:
+        >>> name_classes(2, ["cat", "n01440764"], "class_names")
+        [(None, 'cat'), ('n01440764', 'tench')]
+    """
+    if names is None:
+        if classes in _CLASS_FILES:
+            return list(class_names(classes))
+        return [(None, f"class {number}") for number in range(classes)]
+    if len(names) != classes:
+        raise ValueError(
+            f"`{argument}` gives {len(names)} names, and the model has {classes} classes. Give one "
+            "for each, in the order of the model's outputs."
+        )
+    known = dict(class_names(11821)) | dict(class_names(1000))
+    return [(name, known[name]) if name in known else (None, name) for name in names]
 
 
 def decode_predictions(preds: Any, top: int = 5) -> list[list[tuple[str, str, float]]]:

@@ -9,6 +9,7 @@ import keras
 import numpy as np
 
 from keras_coatnet.config import CoAtNetConfig
+from keras_coatnet.images import ImageSettings
 from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.model import Identity
 
@@ -101,6 +102,59 @@ def gives_logits(model: keras.Model) -> bool | None:
     if isinstance(model, keras.Sequential):
         return _is_logits(model.layers[-1], parents)
     return _is_logits(model.outputs[0]._keras_history[0], parents)
+
+
+def default_settings(model: keras.Model) -> ImageSettings:
+    """Returns how to prepare images for a model, from its input shape alone.
+
+    Args:
+        model: a model that takes (batch, height, width, 3).
+
+    Returns:
+        `ImageSettings` with the model's input size and the defaults. If the model takes any size,
+        the size is that of its architecture, or 224.
+
+    Raises:
+        ValueError: the model does not take batches of RGB images.
+
+    Example:
+        >>> from keras_coatnet import CoAtNet, CoAtNetConfig
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> default_settings(CoAtNet(config, input_shape=(64, 96, 3))).size
+        (64, 96)
+    """
+    shape = getattr(model, "input_shape", None)  # a subclassed model has none
+    if not isinstance(shape, tuple) or len(shape) != 4 or shape[-1] != 3:
+        raise ValueError(
+            "The model must take one batch of RGB images, (batch, height, width, 3). It takes: "
+            f"{shape}"
+        )
+    config = getattr(model, "architecture", None)
+    sides = config.input_sides if isinstance(config, CoAtNetConfig) else (224, 224)
+    return ImageSettings((shape[1] or sides[0], shape[2] or sides[1]))
+
+
+def pixel_statistics(config: CoAtNetConfig, channels: int) -> tuple[np.ndarray, np.ndarray]:
+    """Returns the mean and the standard deviation that a network's pixels are normalized by.
+
+    Args:
+        config: the network's configuration.
+        channels: of the images. If the configuration is for another number of channels, they are
+            all normalized by the mean of its values.
+
+    Returns:
+        Two float32 arrays of one value for each channel, for pixels of 0 to 1.
+
+    Example:
+        >>> config = CoAtNetConfig((32, 64, 128, 256), depths=(1, 1, 2, 1), stem_width=16)
+        >>> pixel_statistics(config, channels=1)[0].tolist()
+        [0.5]
+    """
+    mean = np.array(config.pixel_mean, "float32")
+    std = np.array(config.pixel_std, "float32")
+    if len(mean) == channels:
+        return mean, std
+    return np.full(channels, mean.mean()), np.full(channels, std.mean())
 
 
 # --- The graph ---------------------------------------------------------------------------------

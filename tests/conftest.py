@@ -5,6 +5,7 @@ from __future__ import annotations
 import gc
 import os
 import socket
+import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
@@ -33,6 +34,14 @@ def tiny() -> keras_coatnet.CoAtNetConfig:
     return TINY
 
 
+@pytest.fixture(scope="session")
+def digits_run(tmp_path_factory):
+    """What training on handwritten digits gives, for tests of the xdist_group "digits"."""
+    from tests.training.digits import train_on_digits
+
+    return train_on_digits(tmp_path_factory.mktemp("digits"))
+
+
 @pytest.fixture
 def images() -> np.ndarray:
     """Two raw images of 64 x 64 pixels."""
@@ -40,12 +49,13 @@ def images() -> np.ndarray:
 
 
 @pytest.fixture(autouse=True)
-def _restore_global_settings(request):
+def _restore_global_settings():
     policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
+    began = time.monotonic()
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(layout)
-    if request.node.get_closest_marker("slow"):
+    if time.monotonic() - began > 10:
         gc.collect()  # a model is full of cycles; the next may be as large
 
 

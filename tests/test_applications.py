@@ -67,6 +67,7 @@ def test_notop_variable_input_channels(app, last_dim):
         assert model.output_shape == (None, None, None, last_dim)
 
 
+@pytest.mark.slow
 @family
 def test_base(app, last_dim):
     model = app(weights=None)
@@ -145,6 +146,7 @@ def test_arguments_are_documented_once():
         assert [*function.parameters] == [*parameters][1:]
 
 
+@pytest.mark.slow
 def test_the_depthwise_stride_is_reachable_from_the_sizes():
     shape = (32, 32, 3)
     by_size = keras_coatnet.CoAtNet0(weights=None, input_shape=shape, stride_on="depthwise")
@@ -153,6 +155,7 @@ def test_the_depthwise_stride_is_reachable_from_the_sizes():
     assert by_size.architecture.stride_on == "depthwise"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(32, 32, 3), (123, 123, 3), (200, 240, 1), (64, 96, 4)])
 def test_static_sizes_with_top(shape):
     model = tiny_app(input_shape=shape, classes=5)
@@ -160,6 +163,7 @@ def test_static_sizes_with_top(shape):
     assert model.predict(x, verbose=0).shape == (2, 5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("channels", [1, 3, 4])
 def test_unknown_sizes_without_top(channels):
     model = tiny_app(include_top=False, input_shape=(None, None, channels))
@@ -169,6 +173,7 @@ def test_unknown_sizes_without_top(channels):
         assert model.predict(x, verbose=0).shape == expected
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "rank"), [(None, 4), ("avg", 2), ("max", 2)])
 def test_pooling_is_of_the_feature_map(pooling, rank, images):
     model = tiny_app(include_top=False, input_shape=(64, 64, 3), pooling=pooling)
@@ -187,6 +192,7 @@ def test_any_activation_without_weights(activation):
     assert model.layers[-1].name == "predictions"
 
 
+@pytest.mark.slow
 def test_nothing_hangs_on_the_name(tmp_path, images):
     model = tiny_app(input_shape=(64, 64, 3), classes=5, name="something_else")
     model.save_weights(tmp_path / "a.weights.h5")
@@ -197,6 +203,7 @@ def test_nothing_hangs_on_the_name(tmp_path, images):
     )
 
 
+@pytest.mark.slow
 def test_preprocessing_is_in_the_model(images):
     raw = tiny_app(input_shape=(64, 64, 3), classes=5)
     normalized = tiny_app(input_shape=(64, 64, 3), classes=5, include_preprocessing=False)
@@ -224,6 +231,7 @@ def test_preprocessing_by_another_mean_and_std(channels):
     np.testing.assert_allclose(actual, expected, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["coatnet0", "coatnet_bn_0_rw_224", "coatnet_rmlp_nano_rw_224"])
 def test_channels_first_setting_changes_nothing(name, tmp_path, images):
     """Build, predict, fuse, save and reload, by one mean and standard deviation and by three."""
@@ -242,6 +250,7 @@ def test_channels_first_setting_changes_nothing(name, tmp_path, images):
         np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_input_tensor_with_a_path(tmp_path, images):
     saved = tiny_app(include_top=False, input_shape=(64, 64, 3))
     saved.save_weights(tmp_path / "a.weights.h5")
@@ -254,6 +263,7 @@ def test_input_tensor_with_a_path(tmp_path, images):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".weights.h5", ".keras"])
 @pytest.mark.parametrize("classes", [3, 1000, 1500])
 def test_paths_and_any_number_of_classes(tmp_path, suffix, classes, images):
@@ -267,6 +277,7 @@ def test_paths_and_any_number_of_classes(tmp_path, suffix, classes, images):
         np.testing.assert_array_equal(other.predict(images, verbose=0), expected)
 
 
+@pytest.mark.slow
 def test_a_new_number_of_classes_is_a_new_head_and_says_so(tmp_path, images):
     model = tiny_app(input_shape=(64, 64, 3), classes=5)
     model.save_weights(tmp_path / "a.weights.h5")
@@ -279,6 +290,7 @@ def test_a_new_number_of_classes_is_a_new_head_and_says_so(tmp_path, images):
             np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_weights_without_a_head_get_a_new_one_and_it_says_so(tmp_path):
     model = tiny_app(input_shape=(64, 64, 3), include_top=False)
     model.save_weights(tmp_path / "a.weights.h5")
@@ -323,6 +335,7 @@ def test_input_tensor_of_another_shape():
         tiny_app(input_tensor=keras.Input((64, 64, 3)), input_shape=(32, 32, 3))
 
 
+@pytest.mark.slow
 def test_activation_with_weights(tmp_path):
     tiny_app(**SHAPE, classes=5).save_weights(tmp_path / "a.weights.h5")
     path = tmp_path / "a.weights.h5"
@@ -348,6 +361,7 @@ def test_files_of_the_wrong_kind(tmp_path):
             tiny_app(weights=tmp_path / name)
 
 
+@pytest.mark.slow
 def test_weights_of_another_network(tmp_path):
     keras_coatnet.CoAtNet("coatnet_nano_rw_224", **SHAPE).save_weights(tmp_path / "a.weights.h5")
     path = tmp_path / "a.weights.h5"
@@ -361,6 +375,7 @@ def test_weights_of_another_network(tmp_path):
     assert model.architecture.same_network(ARCHITECTURES["coatnet_nano_rw_224"])
 
 
+@pytest.mark.slow
 def test_weights_and_changes_of_their_network_are_refused(tmp_path):
     path = tmp_path / "a.weights.h5"
     keras_coatnet.CoAtNet("coatnet_0_rw_224", **SHAPE, classes=2).save_weights(path)
@@ -370,6 +385,7 @@ def test_weights_and_changes_of_their_network_are_refused(tmp_path):
     assert model.architecture.stochastic_depth == 0.1
 
 
+@pytest.mark.slow
 def test_own_architecture_loads_without_being_named(tmp_path, images):
     """What is fine-tuned from a public network and saved loads through the size's constructor."""
     tuned = keras_coatnet.CoAtNet("coatnet_0_rw_224", input_shape=(64, 64, 3), classes=2)

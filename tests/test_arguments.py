@@ -49,6 +49,7 @@ def test_numpy_numbers_of_a_mixed_stage():
     assert json.loads(json.dumps(config.to_dict()))["widths"] == [[8, 16]]
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("error::UserWarning")
 def test_numpy_numbers_of_a_model(tmp_path):
     labels = np.array([0, 1, 2], "int32")

@@ -76,6 +76,7 @@ def test_a_missing_folder_is_named_and_no_temporary_file(name, tiny, tmp_path):
     assert str(caught.value).startswith(f"{path} cannot be written: there is no folder")
 
 
+@pytest.mark.slow
 def test_models_saved_by_two_threads_are_whole(tiny, tmp_path, monkeypatch):
     """The second starts when the first has its partial file, as a busy machine may have it."""
     import keras

@@ -65,6 +65,7 @@ def photographs() -> np.ndarray:
     return np.random.default_rng(1).uniform(0, 255, (2, *SHAPE)).astype("float32")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "head"),
     [(name, "logits") for name in NETWORKS]
@@ -89,6 +90,7 @@ def test_outputs_are_the_same(name, head, photographs):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "changes",
     [
@@ -133,6 +135,7 @@ def test_norms_are_gone(photographs):
     assert not any("moving" in variable.path for variable in fused.weights)
 
 
+@pytest.mark.slow
 def test_the_original_is_left_alone(photographs):
     model = build(CoAtNetConfig(**SMALL))
     before = model.get_weights()
@@ -145,6 +148,7 @@ def test_the_original_is_left_alone(photographs):
     np.testing.assert_array_equal(outputs(fused, photographs), expected)
 
 
+@pytest.mark.slow
 def test_it_saves_and_loads(tmp_path, photographs):
     fused = keras_coatnet.fuse(build(CoAtNetConfig(**SMALL)))
     fused.save(tmp_path / "fused.keras")
@@ -156,6 +160,7 @@ def test_it_saves_and_loads(tmp_path, photographs):
     np.testing.assert_array_equal(outputs(other, photographs), outputs(fused, photographs))
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("jit_compile", [True, False])
 def test_it_exports_with_any_batch(jit_compile, tmp_path, photographs):
@@ -170,6 +175,7 @@ def test_it_exports_with_any_batch(jit_compile, tmp_path, photographs):
     assert any(each.attr["_XlaMustCompile"].b for each in functions) == jit_compile
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 def test_with_or_without_xla_it_is_the_same(tmp_path, photographs):
     model = build(CoAtNetConfig(**SMALL), classifier_activation=None, classes=7)
@@ -183,6 +189,7 @@ def test_with_or_without_xla_it_is_the_same(tmp_path, photographs):
     assert not again.get_layer("stage1_block1_activation").jit_compile
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 def test_it_converts_to_litert(tmp_path, photographs):
     import tensorflow as tf
@@ -199,6 +206,7 @@ def test_it_converts_to_litert(tmp_path, photographs):
     np.testing.assert_allclose(found, outputs(fused, photographs), atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heap")
 def test_it_quantizes(tmp_path, photographs):
     # Keras quantizes a layer at a time, each for a second: one block a stage is enough.
@@ -215,6 +223,7 @@ def test_it_quantizes(tmp_path, photographs):
     np.testing.assert_allclose(outputs(again, photographs), found, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
 def test_half_precision_stays_as_near_as_it_was(policy):
     """At 224 pixels: a mean over 12,544 positions shows in which precision they are added up."""
@@ -234,6 +243,7 @@ def test_half_precision_stays_as_near_as_it_was(policy):
     assert found <= 1.2 * plain
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 def test_many_models_without_a_warning(tiny):
     """TensorFlow warns of a function that it traces again for each size."""
@@ -255,6 +265,7 @@ def test_many_models_without_a_warning(tiny):
     assert not [message for message in messages if "retracing" in message]
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heap")
 def test_what_cannot_be_fused_is_refused(tiny):
     model = keras_coatnet.CoAtNet(tiny, include_top=False)

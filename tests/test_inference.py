@@ -50,6 +50,7 @@ def _scores(model, paths=PHOTOGRAPHS, **options) -> np.ndarray:
     return np.stack([found.scores for found in predict_images(model, paths, **options)])
 
 
+@pytest.mark.slow
 def test_opens_a_whole_model(model, tmp_path):
     model.save(tmp_path / "saved.keras")
     opened, settings = open_model(tmp_path / "saved.keras")
@@ -57,6 +58,7 @@ def test_opens_a_whole_model(model, tmp_path):
     np.testing.assert_allclose(_scores(opened), _scores(model), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_opens_weights_of_a_model_of_this_package_without_its_architecture(tmp_path):
     square = _build(input_shape=(64, 64, 3), include_preprocessing=False)
     square.save_weights(tmp_path / "square.weights.h5")
@@ -65,6 +67,7 @@ def test_opens_weights_of_a_model_of_this_package_without_its_architecture(tmp_p
     np.testing.assert_allclose(_scores(opened), _scores(square), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_opens_timms_file_when_told_the_architecture(tmp_path):
     theirs, config = timm_models.random_model("coatnet_rmlp_nano_rw_224", 96, small=True)
     path = timm_models.save(theirs, tmp_path / "model.safetensors")
@@ -116,6 +119,7 @@ def test_settings_of_a_model_of_unknown_size():
 # --- Predictions -----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [1, 2, 4, 32])
 def test_predictions_come_in_order_with_the_unreadable_in_their_places(model, tmp_path, batch):
     first, second = tmp_path / "text.jpg", tmp_path / "cut.jpg"
@@ -140,6 +144,7 @@ def test_only_unreadable_or_no_images(model, tmp_path):
     assert list(predict_images(model, [])) == []
 
 
+@pytest.mark.slow
 def test_settings_reach_the_images(model):
     settings = ImageSettings((64, 48), "bilinear", 1.0, "squash")
     pixels = load_image(PHOTOGRAPHS[0], (64, 48), "bilinear", 1.0, "squash")
@@ -149,18 +154,21 @@ def test_settings_reach_the_images(model):
     )
 
 
+@pytest.mark.slow
 def test_logits_become_shares_and_normalized_input_is_given(model):
     logits = _build(classifier_activation=None, include_preprocessing=False)
     logits.set_weights(model.get_weights())
     np.testing.assert_allclose(_scores(logits), _scores(model), atol=1e-6)
 
 
+@pytest.mark.slow
 def test_a_classifier_with_one_output_keeps_its_score():
     one = _build(classes=1, classifier_activation=None)
     expected = one.predict(load_image(PHOTOGRAPHS[0], (64, 48))[None], verbose=0)
     np.testing.assert_allclose(_scores(one, PHOTOGRAPHS[:1]), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_is_no_classifier_of_rgb_images_is_refused(model):
     headless = _build(include_top=False)
     with pytest.raises(ValueError, match="must be a classifier"):

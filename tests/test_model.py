@@ -65,6 +65,7 @@ def _reference_output(config, model, x):
     return reference.head(x, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", LAYOUTS, ids=layout_id)
 def test_forward_pass_is_the_specification(tiny, changes):
     config = tiny.replace(**changes)
@@ -76,6 +77,7 @@ def test_forward_pass_is_the_specification(tiny, changes):
     helpers.assert_matches(model(x, training=False), _reference_output(config, model, x), 2e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", LAYOUTS, ids=layout_id)
 @pytest.mark.parametrize("unknown_size", [False, True])
 def test_gradients_reach_every_weight(tiny, changes, unknown_size):
@@ -109,6 +111,7 @@ def test_stochastic_depth_is_in_every_block(tiny):
     assert rates == pytest.approx(expected) and max(rates) == 0.3
 
 
+@pytest.mark.slow
 def test_training_and_inference_differ_only_by_norms_and_drops(tiny, images):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), stochastic_depth=0.5, classes=5)
     first, second = (helpers.to_numpy(model(images, training=False)) for _ in range(2))
@@ -120,6 +123,7 @@ def test_training_and_inference_differ_only_by_norms_and_drops(tiny, images):
 SIZES = [(64, 64), (123, 123), (200, 240), (32, 97)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_unknown_size_equals_static_size(tiny, size):
     """A model of unknown size computes what a static one with resized tables does."""
@@ -137,6 +141,7 @@ def test_unknown_size_equals_static_size(tiny, size):
     helpers.assert_matches(helpers.with_unknown_size(unknown)(x), expected, 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", SIZES)
 def test_weights_of_one_size_load_at_any_other(tiny, size, tmp_path):
     saved = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(96, 64, 3))
@@ -153,6 +158,7 @@ def test_weights_of_one_size_load_at_any_other(tiny, size, tmp_path):
         np.testing.assert_allclose(helpers.to_numpy(ours), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_unknown_size_keeps_the_tables_of_the_file(tiny, tmp_path, images):
     """Saved at 64 and loaded at unknown size, a model computes exactly the same at 64."""
     saved = keras_coatnet.CoAtNet(tiny, include_top=False, input_shape=(64, 64, 3))

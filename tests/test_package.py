@@ -102,6 +102,7 @@ def test_wheel_installs_and_works_by_itself(built, tmp_path):
     assert len(json.loads(listed.stdout)) == 18
 
 
+@pytest.mark.slow
 def test_importing_loads_nothing_that_keras_does_not():
     """What importing costs beyond Keras, in modules rather than in noisy seconds."""
     code = (
@@ -114,6 +115,7 @@ def test_importing_loads_nothing_that_keras_does_not():
     assert set(result.stdout.split()) <= {"keras_coatnet", *sys.stdlib_module_names}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["keras_coatnet", *MODULES])
 def test_docstring_examples_run(name):
     module = importlib.import_module(name)

@@ -56,6 +56,7 @@ def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, images):
     assert np.isfinite(helpers.to_numpy(model(x, training=training))).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_a_training_step_keeps_finite_gradients(tiny, policy, images):
     keras.config.set_dtype_policy(policy)
@@ -82,6 +83,7 @@ def test_raw_pixels_in_half_precision(tiny, policy):
     assert np.abs(actual - (x / 127.5 - 1)).max() < 4 * rounding
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 @pytest.mark.parametrize("norm", ["layer", "batch"])
 def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, images):

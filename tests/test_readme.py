@@ -80,6 +80,7 @@ def test_training_from_python(monkeypatch):
     assert recipe.model == "coatnet_0_rw_224"
 
 
+@pytest.mark.slow
 def test_code_runs(monkeypatch):
     """The example, with what it would download replaced by random weights."""
     (code,) = re.findall(r"```python\n(.*?)```", README, re.S)

@@ -29,6 +29,7 @@ def _model(tiny, **changes):
     return model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_round_trips_are_exact(tiny, changes, suffix, tmp_path, images):
@@ -60,6 +61,7 @@ def test_a_file_carries_its_architecture(tiny, tmp_path):
     assert identity["classes"] == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("shape", [(64, 64, 1), (64, 96, 4)])
 def test_a_file_carries_its_input(tiny, shape, tmp_path):
     model = keras_coatnet.CoAtNet(tiny, input_shape=shape, classes=5)
@@ -75,6 +77,7 @@ def test_a_file_carries_its_input(tiny, shape, tmp_path):
     helpers.assert_matches(backbone(x), helpers.to_numpy(features(x)), 1e-6)
 
 
+@pytest.mark.slow
 def test_plain_keras_models_load_the_same_files(tiny, tmp_path):
     """The identity is no obstacle to Keras itself."""
     model = _model(tiny)
@@ -106,6 +109,7 @@ def test_a_failed_save_leaves_the_old_file(tiny, tmp_path, monkeypatch):
     assert [entry.name for entry in tmp_path.iterdir()] == ["a.weights.h5"]
 
 
+@pytest.mark.slow
 def test_sharded_weights_are_left_to_keras(tiny, tmp_path, images):
     model = _model(tiny)
     model.save_weights(tmp_path / "a.weights.json", max_shard_size=0.001)
@@ -115,6 +119,7 @@ def test_sharded_weights_are_left_to_keras(tiny, tmp_path, images):
     helpers.assert_matches(other(images), helpers.to_numpy(model(images)), 1e-6)
 
 
+@pytest.mark.slow
 def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, images):
     backbone = keras_coatnet.CoAtNet(
         tiny, include_top=False, pooling="avg", input_shape=(64, 64, 3)
@@ -127,6 +132,7 @@ def test_fine_tuned_part_of_a_larger_model(tiny, tmp_path, images):
     np.testing.assert_array_equal(helpers.to_numpy(restored(images)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("small_heap")
 def test_quantized_models_reload(tiny, tmp_path, images):
     model = _model(tiny)
@@ -141,6 +147,7 @@ def test_quantized_models_reload(tiny, tmp_path, images):
     helpers.assert_matches(restored(images), quantized, 1e-6)
 
 
+@pytest.mark.slow
 def test_lora_reaches_the_attention(tiny, tmp_path, images):
     model = _model(tiny)
     expected = helpers.to_numpy(model(images))
@@ -192,6 +199,7 @@ def test_files_cross_backends(tiny, backend, tmp_path, images):
         np.testing.assert_array_equal(helpers.to_numpy(back(images, training=False)), expected)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("size", [64, None])
 def test_saved_model_serves_without_keras(tiny, size, tmp_path, images):
@@ -214,6 +222,7 @@ np.save(sys.argv[1] + "/out.npy", served.serve(np.load(sys.argv[1] + "/in.npy"))
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_weights_bring_the_preprocessing_that_was_saved(tiny, suffix, tmp_path, images):
     saved = keras_coatnet.CoAtNet(

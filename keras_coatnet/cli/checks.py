@@ -4,10 +4,14 @@ from __future__ import annotations
 
 import argparse
 import pathlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.arguments import number
+from keras_coatnet.exporting.formats import check_installed, find_format, is_exported
+from keras_coatnet.files import files_below
+from keras_coatnet.images import SUFFIXES
+from keras_coatnet.paths import check_local
 from keras_coatnet.training.data import folders, idx, prepared
 from keras_coatnet.training.evaluation.metrics import EvaluationCounter
 from keras_coatnet.weights import foreign_files, registry
@@ -64,6 +68,9 @@ def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint
     """
     if architecture is not None:
         find_architecture(architecture)
+    if is_exported(weights):
+        check_exported(weights)
+        return None
     path = find_file(weights)
     if path is None:
         checkpoint = registry.find(weights, None)
@@ -73,6 +80,21 @@ def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint
         foreign_files.read(path)  # reports a damaged file as damaged
         raise unknown_architecture(path)
     return None
+
+
+def check_exported(path: str) -> None:
+    """Checks that an exported model exists, and that what runs it is installed.
+
+    Args:
+        path: the file or folder.
+
+    Raises:
+        ValueError: there is none.
+        ImportError: its runtime is not installed.
+    """
+    check_installed(find_format(path), runs_only=True)
+    if not pathlib.Path(path).exists():
+        raise ValueError(f"There is no file or folder {path}.")
 
 
 def image_folder(data: str) -> pathlib.Path | None:
@@ -144,3 +166,80 @@ def check_positive(classes: tuple[str, ...] | None, positive: str | None) -> Non
     # For ImageNet folders the classes depend on the model, so the check follows once it is open.
     if folders.imagenet_of(classes) is None:
         EvaluationCounter(classes, positive)
+
+
+def find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
+    """Finds images: files as they are named; of folders all, also in the folders below.
+
+    Args:
+        arguments: files and folders.
+
+    Returns:
+        The paths, and the errors of folders and links that cannot be read.
+
+    Raises:
+        ValueError: a file or folder is missing, or a folder holds no images.
+    """
+    paths: list[pathlib.Path] = []
+    unreadable: list[OSError] = []
+    for argument in arguments:
+        check_local(argument, "image")
+        path = pathlib.Path(argument)
+        if not path.exists():
+            raise ValueError(f"There is no file or folder {path}.")
+        before = len(unreadable)
+        found = list(_images_below(path, unreadable)) if path.is_dir() else [path]
+        if not found and len(unreadable) == before:
+            raise ValueError(
+                f"There is no image in the folder {path}: no file ends in {', '.join(SUFFIXES)}."
+            )
+        paths += found
+    return paths, unreadable
+
+
+def _images_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
+    # Hidden files are passed over: file managers leave some that end like an image.
+    for path in files_below(folder, unreadable.append):
+        if path.lower().endswith(SUFFIXES):
+            yield pathlib.Path(path)
+
+
+def read_labels(path: str) -> list[str]:
+    """Reads names of classes, one on each line.
+
+    Args:
+        path: the file.
+
+    Raises:
+        ValueError: it cannot be read, or a line is empty.
+    """
+    check_local(path, "labels")
+    try:
+        # Some editors put a byte-order mark first.
+        lines = pathlib.Path(path).read_text("utf-8-sig").rstrip().split("\n")
+    except (OSError, UnicodeError) as error:
+        raise ValueError(f"The labels in {path} cannot be read: {error}") from error
+    labels = [line.strip() for line in lines]
+    if "" in labels:
+        raise ValueError(
+            f"Line {labels.index('') + 1} of the labels in {path} is empty. Expected the name of a "
+            "class on each line."
+        )
+    return labels
+
+
+def labels_beside(weights: str, classes: int) -> list[str] | None:
+    """Reads the names of the classes that `train` wrote beside its weights.
+
+    Args:
+        weights: a file of weights, or a name.
+        classes: number of classes.
+
+    Returns:
+        The names; None if there are none, or another number.
+    """
+    path = pathlib.Path(weights).with_name("classes.txt")
+    if not pathlib.Path(weights).is_file() or not path.is_file():
+        return None
+    labels = read_labels(str(path))
+    return labels if len(labels) == classes else None

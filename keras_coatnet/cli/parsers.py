@@ -49,20 +49,38 @@ def add_classifier_options(parser: argparse.ArgumentParser, batch_size: int) -> 
         parser: the sub-command's parser.
         batch_size: the default of `--batch-size`.
     """
-    add = parser.add_argument
-    add(
-        "--architecture",
-        metavar="NAME",
-        help="the network that a file's weights belong to, for files that do not say it "
-        "(see `keras-coatnet models --architectures`)",
-    )
-    add(
+    add_network_option(parser)
+    parser.add_argument(
         "--batch-size",
         type=whole_number_from(1),
         default=batch_size,
         metavar="N",
         help="number of images to compute at once (default: %(default)s)",
     )
+    add_image_options(parser)
+
+
+def add_network_option(parser: argparse.ArgumentParser) -> None:
+    """Adds the option of the network that a file of weights belongs to.
+
+    Args:
+        parser: the sub-command's parser.
+    """
+    parser.add_argument(
+        "--architecture",
+        metavar="NAME",
+        help="the network that a file's weights belong to, for files that do not say it "
+        "(see `keras-coatnet models --architectures`)",
+    )
+
+
+def add_image_options(parser: argparse.ArgumentParser) -> None:
+    """Adds the options of how images are prepared, and of JSON.
+
+    Args:
+        parser: the sub-command's parser.
+    """
+    add = parser.add_argument
     add(
         "--crop-pct",
         type=crop_pct,

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import argparse
 import json
-import pathlib
 import sys
 import time
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
-from keras_coatnet.cli.checks import check_weights, whole_number_from
+from keras_coatnet.cli.checks import (
+    check_weights,
+    find_images,
+    labels_beside,
+    read_labels,
+    whole_number_from,
+)
 from keras_coatnet.cli.messages import FINE, SOME_SKIPPED, say
 from keras_coatnet.cli.parsers import (
     Commands,
@@ -20,10 +25,7 @@ from keras_coatnet.cli.parsers import (
 )
 from keras_coatnet.cli.start import load_package
 from keras_coatnet.cli.tables import aligned
-from keras_coatnet.files import files_below
-from keras_coatnet.images import SUFFIXES
-from keras_coatnet.labels import class_names
-from keras_coatnet.paths import check_local
+from keras_coatnet.labels import name_classes
 
 if TYPE_CHECKING:
     import numpy as np
@@ -90,13 +92,14 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         "--weights",
         default=DEFAULT_MODEL,
         help="a checkpoint's name (see `keras-coatnet models`), or a file: .keras, .weights.h5, "
-        ".safetensors, .h5 (default: %(default)s)",
+        ".safetensors, .h5, or what `export` wrote (default: %(default)s)",
     )
     add(
         "--labels",
         metavar="FILE",
         help="names of the model's classes, one on each line, in the order of its outputs "
-        "(default: those that `train` wrote beside the weights, or ImageNet's)",
+        "(default: those in the exported file, those that `train` wrote beside the weights, or "
+        "ImageNet's)",
     )
     add(
         "--top",
@@ -121,7 +124,7 @@ def run(args: argparse.Namespace) -> int:
     Raises:
         ValueError: a mistake in the call.
     """
-    paths, unreadable = _find_images(args.images)
+    paths, unreadable = find_images(args.images)
     labels = _check(args)
     load_package()
     from keras_coatnet import inference
@@ -129,19 +132,19 @@ def run(args: argparse.Namespace) -> int:
     model, settings = inference.open_model(args.model, args.architecture)
     settings = cropped_as_asked(settings, args)
     classes = inference.check_classifier(model)
-    names = _name_classes(
-        classes, _labels_of_run(args.model, classes) if labels is None else labels
-    )
+    if labels is None:
+        labels = inference.class_names_of(model) or labels_beside(args.model, classes)
+    names = name_classes(classes, labels, "--labels")
     predictions = inference.predict_images(model, paths, settings, args.batch_size)
     return _report(args, _with_progress(predictions, len(paths)), unreadable, names)
 
 
 def _check(args: argparse.Namespace) -> list[str] | None:
     """Checks the call as far as that costs nothing, and returns the names of the classes."""
-    labels = None if args.labels is None else _read_labels(args.labels)
+    labels = None if args.labels is None else read_labels(args.labels)
     checkpoint = check_weights(args.model, args.architecture)
     if checkpoint is not None:
-        _name_classes(checkpoint.classes, labels)
+        name_classes(checkpoint.classes, labels, "--labels")
     return labels
 
 
@@ -170,76 +173,6 @@ def _report(
     if skipped:
         say(f"{len(skipped)} of {len(found) + len(skipped)} images skipped")
     return SOME_SKIPPED if skipped else FINE
-
-
-def _find_images(arguments: Sequence[str]) -> tuple[list[pathlib.Path], list[OSError]]:
-    """Files as they are named; of folders all images, also in the folders below.
-
-    The errors are those of folders and links that cannot be read.
-    """
-    paths: list[pathlib.Path] = []
-    unreadable: list[OSError] = []
-    for argument in arguments:
-        check_local(argument, "image")
-        path = pathlib.Path(argument)
-        if not path.exists():
-            raise ValueError(f"There is no file or folder {path}.")
-        before = len(unreadable)
-        found = list(_images_below(path, unreadable)) if path.is_dir() else [path]
-        if not found and len(unreadable) == before:
-            raise ValueError(
-                f"There is no image in the folder {path}: no file ends in {', '.join(SUFFIXES)}."
-            )
-        paths += found
-    return paths, unreadable
-
-
-def _images_below(folder: pathlib.Path, unreadable: list[OSError]) -> Iterator[pathlib.Path]:
-    # Hidden files are passed over: file managers leave some that end like an image.
-    for path in files_below(folder, unreadable.append):
-        if path.lower().endswith(SUFFIXES):
-            yield pathlib.Path(path)
-
-
-def _read_labels(path: str) -> list[str]:
-    check_local(path, "labels")
-    try:
-        # Some editors put a byte-order mark first.
-        lines = pathlib.Path(path).read_text("utf-8-sig").rstrip().split("\n")
-    except (OSError, UnicodeError) as error:
-        raise ValueError(f"The labels in {path} cannot be read: {error}") from error
-    labels = [line.strip() for line in lines]
-    if "" in labels:
-        raise ValueError(
-            f"Line {labels.index('') + 1} of the labels in {path} is empty. Expected the name of a "
-            "class on each line."
-        )
-    return labels
-
-
-def _labels_of_run(model: str, classes: int) -> list[str] | None:
-    """Names of the classes that `train` wrote beside the weights; None if it did not."""
-    path = pathlib.Path(model).with_name("classes.txt")
-    if not pathlib.Path(model).is_file() or not path.is_file():
-        return None
-    labels = _read_labels(str(path))
-    return labels if len(labels) == classes else None
-
-
-def _name_classes(classes: int, labels: list[str] | None) -> list[tuple[str | None, str]]:
-    """(WordNet id, name) of each class; the id is None, and the name a number, if unknown."""
-    if labels is not None:
-        if len(labels) != classes:
-            raise ValueError(
-                f"The file of --labels has {len(labels)} lines, and the model {classes} classes. "
-                "Give one name per line, in the order of the model's outputs."
-            )
-        known = dict(class_names(11821)) | dict(class_names(1000))
-        return [(label, known[label]) if label in known else (None, label) for label in labels]
-    try:
-        return list(class_names(classes))
-    except ValueError:  # a classifier of the user's own
-        return [(None, f"class {number}") for number in range(classes)]
 
 
 def _top(

@@ -143,6 +143,7 @@ def _document(call, *arguments: object) -> dict:
     return json.loads(output)
 
 
+@pytest.mark.slow
 def test_unnamed_classes_go_by_their_numbers(call, saved):
     status, output, error_stream = call("predict", COFFEE, "--model", saved, "--top", 2)
     assert status == 0 and error_stream == ""
@@ -151,6 +152,7 @@ def test_unnamed_classes_go_by_their_numbers(call, saved):
     assert all(re.fullmatch(r" +\d+\.\d\d%  class \d", line) for line in lines)
 
 
+@pytest.mark.slow
 def test_labels_name_the_classes(call, saved, tmp_path):
     labels = tmp_path / "labels.txt"
     labels.write_text("\n".join(f"leaf of kind {number}" for number in range(10)) + "\n")
@@ -161,6 +163,7 @@ def test_labels_name_the_classes(call, saved, tmp_path):
     assert {one["wordnet_id"] for one in named} == {None}
 
 
+@pytest.mark.slow
 def test_labels_as_windows_editors_write_them(call, saved, tmp_path):
     labels = tmp_path / "labels.txt"
     lines = "".join(f"leaf {number}\r\n" for number in range(10))
@@ -172,6 +175,7 @@ def test_labels_as_windows_editors_write_them(call, saved, tmp_path):
     assert status == 2 and f"Line 3 of the labels in {labels} is empty" in error_stream
 
 
+@pytest.mark.slow
 def test_more_classes_than_there_are(call, saved):
     top = _document(call, COFFEE, "--model", saved, "--top", 99)["images"][0]["top"]
     assert sorted(one["class"] for one in top) == list(range(10))
@@ -179,6 +183,7 @@ def test_more_classes_than_there_are(call, saved):
     assert scores == sorted(scores, reverse=True) and sum(scores) == pytest.approx(1)
 
 
+@pytest.mark.slow
 def test_crop_options_change_what_the_model_sees(call, saved):
     model, settings = inference.open_model(saved)
     settings = dataclasses.replace(settings, crop_pct=1.0, crop_mode="squash")
@@ -190,6 +195,7 @@ def test_crop_options_change_what_the_model_sees(call, saved):
     assert found["top"] != default["top"]
 
 
+@pytest.mark.slow
 def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tmp_path):
     shutil.copy(COFFEE, tmp_path / "b.png")
     shutil.copy(COFFEE, tmp_path / "a.png")
@@ -202,6 +208,7 @@ def test_hidden_files_and_other_files_in_folders_are_passed_over(call, saved, tm
     ]
 
 
+@pytest.mark.slow
 def test_links_in_folders_are_followed_and_what_cannot_be_read_is_named(
     call, saved, tmp_path, monkeypatch
 ):
@@ -238,6 +245,7 @@ def test_a_folder_of_which_nothing_can_be_read(call, saved, tmp_path):
     assert status == 1 and f"{tmp_path}/lost.png cannot be read" in error_stream
 
 
+@pytest.mark.slow
 def test_names_that_are_no_text(call, saved, tmp_path):
     path = tmp_path / "caf\udce9.png"  # a byte that is not UTF-8, as Python shows it
     shutil.copy(COFFEE, path)
@@ -247,6 +255,7 @@ def test_names_that_are_no_text(call, saved, tmp_path):
     assert status == 0 and "caf" in output
 
 
+@pytest.mark.slow
 def test_all_images_unreadable_is_status_1(call, saved, tmp_path):
     (tmp_path / "two\nlines.jpg").write_bytes(b"no image")
     status, output, error_stream = call("predict", tmp_path, "--model", saved)
@@ -254,6 +263,7 @@ def test_all_images_unreadable_is_status_1(call, saved, tmp_path):
     assert len(error_stream.splitlines()) == len(said(error_stream)) == 2
 
 
+@pytest.mark.slow
 def test_a_terminal_shows_a_bar_and_a_log_gets_lines(call, saved, monkeypatch):
     arguments = ("predict", COFFEE, CAT, "--model", saved, "--json")
     monkeypatch.setattr(cli.predict, "_LOG_SECONDS", 0)
@@ -266,6 +276,7 @@ def test_a_terminal_shows_a_bar_and_a_log_gets_lines(call, saved, monkeypatch):
     assert "100%" in error_stream and "2/2" in error_stream and not said(error_stream)
 
 
+@pytest.mark.slow
 def test_an_interruption_is_one_line(call, saved, monkeypatch):
     def interrupt(*arguments):
         raise KeyboardInterrupt

@@ -27,6 +27,9 @@ ROOT = pathlib.Path(__file__).parents[2]
 HEAVY = ["keras", "tensorflow", "jax", "torch", "matplotlib", "tensorflow_datasets"]
 HEAVY += ["huggingface_hub", "scipy", "pandas"]
 
+# Other work on the machine adds to a time and takes nothing off: the least of a few tries counts.
+MAX_TRIES = 5
+
 # What every start takes: the processor time of Python, NumPy and Pillow.
 BARE_START = """
 import argparse, dataclasses, json, resource, numpy, PIL.Image
@@ -94,7 +97,7 @@ def start(code: str, *arguments: object, **options) -> subprocess.CompletedProce
 @pytest.fixture(scope="module")
 def max_seconds() -> float:
     """Half a second of processor time; more on a machine where a bare start takes over 0.1 s."""
-    bare = min(float(start(BARE_START).stdout) for _ in range(3))
+    bare = min(float(start(BARE_START).stdout) for _ in range(MAX_TRIES))
     return max(0.5, 5 * bare)
 
 
@@ -116,6 +119,7 @@ def test_the_installed_command_is_this_start():
         (["train", "--help"], "--gradient-accumulation-steps"),
         (["train", "--list"], "in21k_finetune_150\n"),
         (["train", "in1k_pretrain", "--batch-size", "512", "--dry-run"], "0.000125"),
+        (["export", "--help"], "--quantize"),
         (["predict", "no_such_image.jpg"], "no_such_image.jpg"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -127,11 +131,24 @@ def test_it_answers_at_once(arguments, expected, max_seconds):
     assert done.returncode == (2 if "predict" in arguments else 0), done.stderr
     assert expected in done.stdout + "\n".join(errors)
     assert imported == [] and not whole
+    for _ in range(MAX_TRIES - 1):
+        if seconds < max_seconds:
+            break
+        again = start(ONE_CALL, *arguments).stderr.splitlines()[-1]
+        seconds = min(seconds, json.loads(again)[0])
     assert seconds < max_seconds
 
 
 WEIGHTS = ["--weights", "coatnet_0_rw_224.sw_in1k"]
 MISTAKES = {
+    # Of `export`.
+    "format": (["export", "m.keras", "m.h5"], "does not end like a file of any format"),
+    "ending": (["export", "m.keras", "m.onnx", "--format", "litert"], r"must end in \.tflite"),
+    "quantize": (["export", "m.keras", "served", "--quantize", "int8"], "SavedModel models cannot"),
+    "calibration": (["export", "m.keras", "m.tflite", "--quantize", "int8"], "needs --images"),
+    "exists": (["export", "m.keras", "a.png", "--format", "saved_model"], "a.png exists"),
+    "exported": (["export", "m.tflite", "m.onnx"], "m.tflite is exported already"),
+    "no export": (["predict", "a.png", "--model", "m.tflite"], "no file or folder m.tflite"),
     # Calls that argparse refuses.
     "no command": ([], "COMMAND"),
     "unknown command": (["predcit"], "predcit"),
@@ -154,7 +171,10 @@ MISTAKES = {
     "remote image": (["predict", "https://host/a.png"], "must be a path on this machine"),
     "missing labels": (["predict", "a.png", "--labels", "no.txt"], "labels in no.txt cannot be"),
     "gap in labels": (["predict", "a.png", "--labels", "gap.txt"], "Line 2 of the labels"),
-    "few labels": (["predict", "a.png", "--labels", "two.txt"], "2 lines, and the model 1000"),
+    "few labels": (
+        ["predict", "a.png", "--labels", "two.txt"],
+        "gives 2 names, and the model has 1000",
+    ),
     "crop share": (["predict", "a.png", "--crop-pct", "2"], "--crop-pct: must be a number above 0"),
     "unknown model": (["predict", "a.png", "--model", "coatnet_0"], "Did you mean.*coatnet_0_rw"),
     "missing model": (["predict", "a.png", "--model", "no.keras"], "no file of that name.*no.ker"),
@@ -235,8 +255,8 @@ MISTAKES = {
 
 
 @pytest.fixture(scope="module")
-def told(tmp_path_factory) -> dict[str, dict]:
-    """What is said of each mistake, all in one process."""
+def told(tmp_path_factory, max_seconds) -> dict[str, dict]:
+    """What is said of each mistake, all in one process; of its seconds, the least of some tries."""
     place = tmp_path_factory.mktemp("mistakes")
     for folder in ("empty", "run", "flowers/rose", "flowers/tulip", "lone/train/rose"):
         (place / folder).mkdir(parents=True)
@@ -248,10 +268,17 @@ def told(tmp_path_factory) -> dict[str, dict]:
     save_file({"stem.conv1.weight": np.ones(3)}, place / "foreign.safetensors")
     calls = json.dumps([arguments for arguments, _ in MISTAKES.values()])
     before = {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    done = start(MANY_CALLS, cwd=place, input=calls)
-    assert done.returncode == 0, done.stderr
+    answers = []
+    for _ in range(MAX_TRIES):
+        done = start(MANY_CALLS, cwd=place, input=calls)
+        assert done.returncode == 0, done.stderr
+        answers, earlier = json.loads(done.stdout), answers
+        for answer, before_it in zip(answers, earlier, strict=False):
+            answer["seconds"] = min(answer["seconds"], before_it["seconds"])
+        if max(answer["seconds"] for answer in answers) < max_seconds / 2:
+            break
     assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*")}
-    return dict(zip(MISTAKES, json.loads(done.stdout), strict=True))
+    return dict(zip(MISTAKES, answers, strict=True))
 
 
 def test_a_mistake_in_a_process_of_its_own(tmp_path):

@@ -83,6 +83,7 @@ def test_two_colors_are_learned(finetune, args, capsys):
     np.testing.assert_allclose(served, probabilities, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_what_is_trained(finetune, args):
     """The classifier alone, then all of it; frozen, BatchNorm keeps its statistics, too."""
     model, backbone = finetune.build_model(args, 2)
@@ -98,6 +99,7 @@ def test_what_is_trained(finetune, args):
         assert any("moving" in path for path in changed) == trainable
 
 
+@pytest.mark.slow
 def test_mistakes_are_drawn(finetune, args, tmp_path):
     """As many as there is room for, of more; none, where there is none."""
     import tensorflow as tf
@@ -128,6 +130,7 @@ runpy.run_path(sys.argv[0], run_name="__main__")
 """
 
 
+@pytest.mark.slow
 def test_unreadable_images_end_the_process_with_one_line(args):
     """Threads that still read images do not keep it from ending."""
     for path in args.images.glob("*/*"):

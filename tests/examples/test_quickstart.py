@@ -43,6 +43,7 @@ def test_two_thirds_of_the_digits_are_for_training():
     np.testing.assert_allclose(shares, 2, atol=0.1)
 
 
+@pytest.mark.slow
 def test_a_saved_model_that_predicts_something_else_is_told(tmp_path, monkeypatch):
     quickstart = scripts.load("quickstart")
     monkeypatch.setattr(quickstart, "fit", lambda *args: None)

@@ -52,6 +52,7 @@ WAYS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_a_copy_is_a_coatnet(way, model, tmp_path, images):
     clone = WAYS[way](model)
@@ -66,6 +67,7 @@ def test_a_copy_is_a_coatnet(way, model, tmp_path, images):
     np.testing.assert_allclose(fused, _outputs(clone, images), atol=1e-5)
 
 
+@pytest.mark.slow
 def test_clone_train_save_reload_fuse_predict(model, tmp_path, images):
     clone = keras.models.clone_model(model)
     clone.set_weights(model.get_weights())
@@ -86,6 +88,7 @@ def test_a_part_of_a_network_knows_that_it_has_no_classifier(model):
     assert keras_coatnet.fuse(backbone).output_shape == (None, 64)
 
 
+@pytest.mark.slow
 def test_another_end_makes_an_ordinary_model(model, tmp_path, images):
     """It has no identity, all of Keras's ways work, and `fuse` says why it does not."""
     head = keras.layers.Dense(2, name="mine")(model.get_layer("avg_pool").output)

@@ -33,6 +33,7 @@ def data(tmp_path):
     return tmp_path
 
 
+@pytest.mark.slow
 def test_fit_validates_as_evaluate_does(data):
     train, validation = open_datasets(data)
     keras.utils.set_random_seed(0)

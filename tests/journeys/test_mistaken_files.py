@@ -87,6 +87,7 @@ def test_the_old_format_keeps_a_whole_model(tmp_path, name, compiled):
         assert loaded.optimizer.get_config() == model.optimizer.get_config()
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
 @pytest.mark.parametrize(
     ("kind", "name"),
@@ -111,6 +112,7 @@ def test_a_whole_model_in_the_old_format_is_no_file_of_weights(model, said, tmp_
 # --- whole models that are no CoAtNet any more -------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
 @pytest.mark.usefixtures("small_heap")
 @pytest.mark.parametrize("mode", ["int8", "float8"])
@@ -134,6 +136,7 @@ def test_a_quantized_model_is_loaded_whole(tmp_path, mode):
     other.load_weights(weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["around", "functional"])
 def test_a_classifier_around_a_coatnet_is_loaded_whole(tmp_path, kind):
     path = tmp_path / "mine.keras"

@@ -94,6 +94,7 @@ def expected(images) -> np.ndarray:
     return _coatnet().predict(images / 127.5 - 1.0, verbose=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", SAME_SCORES)
 def test_scores_are_those_of_the_coatnet_inside(model, images, expected, tmp_path):
     made = SAME_SCORES[model]()
@@ -121,6 +122,7 @@ def test_what_nobody_can_know_is_refused(model, tmp_path):
         next(predict_images(REFUSED[model](), [tmp_path / "gray.png"]))
 
 
+@pytest.mark.slow
 def test_numbers_that_are_no_scores_are_refused(images):
     model = _around(lambda x: 5.0 * layers.UnitNormalization()(_logits()(x)))
     with pytest.raises(ValueError, match=r"they are not scores.*Softmax\(\)"):
@@ -152,6 +154,7 @@ def test_models_of_other_kinds_take_raw_pixels(model, images):
     np.testing.assert_allclose(scores, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_the_command_line(images, expected, tmp_path, capsys):
     Image.fromarray(images[0]).save(tmp_path / "one.png")
     (tmp_path / "names.txt").write_text("a\nb\nc\n")

@@ -39,6 +39,7 @@ def _modes(model: keras.Model) -> list[str | None]:
     ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_position", ["table", "mlp"])
 @pytest.mark.parametrize("mode", ["int8", "int4", "float8", "int4 of 16"])
 def test_a_quantized_model_reloads_and_clones(relative_position, mode, images, tmp_path):
@@ -60,6 +61,7 @@ def test_a_quantized_model_reloads_and_clones(relative_position, mode, images, t
         keras_coatnet.fuse(loaded)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_position", ["table", "mlp"])
 def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images, tmp_path):
     model = _build(relative_position)
@@ -74,6 +76,7 @@ def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images
     assert len(loaded.trainable_variables) == len(model.trainable_variables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("relative_position", ["table", "mlp"])
 def test_a_map_of_policies_quantizes_and_reloads(relative_position, images, tmp_path):
     half = keras.DTypePolicy("mixed_bfloat16")

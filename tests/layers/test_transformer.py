@@ -219,6 +219,7 @@ def test_stochastic_depth_draws_for_each_branch(rate, scale):
 # --- unknown sizes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "position"),
     [
@@ -289,6 +290,7 @@ def test_gradients_in_training_with_batch_norm():
     assert_slopes(found, output, weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["resized", "mlp"])
 def test_gradients_at_unknown_size(position):
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)

@@ -349,6 +349,7 @@ def test_a_positive_class_that_there_is_not_is_told_before_the_first_step(
     assert f"positive='{positive}'" in line  # before the model is opened
 
 
+@pytest.mark.slow
 def test_the_positive_one_of_two_classes_of_imagenet(capsys, tmp_path, tiny):
     """All of ImageNet's classes are meant at first, two when the model turns out to know two."""
     images = tars.write_classes(tmp_path / "two", {"n01440764": 4, "n02102040": 4})
@@ -431,6 +432,7 @@ def test_evaluations_that_make_no_sense(capsys, arguments, expected):
     assert expected in mistake(capsys, "evaluate", *arguments)
 
 
+@pytest.mark.slow
 def test_a_model_of_other_classes_is_not_evaluated(capsys, tmp_path, flowers, tiny):
     CoAtNet(tiny, input_shape=(32, 32, 3), classes=5).save_weights(tmp_path / "a.weights.h5")
     line = mistake(capsys, "evaluate", "--weights", tmp_path / "a.weights.h5", "--data", flowers)

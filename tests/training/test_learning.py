@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import pathlib
 from collections.abc import Callable
@@ -29,6 +28,7 @@ from keras_coatnet.training.run.checkpoints import CheckpointFolder
 from keras_coatnet.training.transfer import freeze, layer_rate_scales
 from tests import helpers, timm_models
 from tests.training import tars
+from tests.training.digits import DIGITS, SMALL, save_config, write_digits
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -176,64 +176,13 @@ def test_twenty_steps_are_pytorch_s(tmp_path):
 
 # --- What a small network reaches ----------------------------------------------------------------
 
-# The quickstart's: two stages of convolutions, one with attention.
-SMALL = keras_coatnet.CoAtNetConfig(
-    widths=(32, 64, 128),
-    depths=(1, 1, 1),
-    layout=("C", "C", "T"),
-    stem_width=32,
-    batch_norm_momentum=0.9,  # few steps: the moving statistics have to keep up
-)
-
-
-def write_digits(
-    root: pathlib.Path, digits: range, which: slice = slice(None), negative: bool = False
-) -> pathlib.Path:
-    """Writes some of each of scikit-learn's handwritten digits, as `root/<digit>/<number>.png`."""
-    from PIL import Image, ImageOps
-    from sklearn.datasets import load_digits
-
-    data = load_digits()
-    for digit in digits:
-        (root / str(digit)).mkdir(parents=True)
-        for number, pixels in enumerate(data.images[data.target == digit][which]):
-            image = Image.fromarray((pixels * (255 / 16)).astype("uint8"))
-            # With a margin, which random crops may take away.
-            image = ImageOps.expand(image.resize((32, 32), Image.Resampling.BICUBIC), 4)
-            image = ImageOps.invert(image) if negative else image
-            image.save(root / str(digit) / f"{number:03d}.png")
-    return root
-
-
-def save_config(config: keras_coatnet.CoAtNetConfig, path: pathlib.Path) -> str:
-    path.write_text(json.dumps(config.to_dict()))
-    return str(path)
-
-
-DIGITS = Recipe(
-    name="digits",
-    image_size=32,
-    epochs=20,
-    batch_size=32,
-    learning_rate=2e-3,
-    minimum_learning_rate=2e-5,
-    warmup=0.1,
-    ema_momentum=0.99,
-    crop_area=0.6,
-    flip=False,
-    crop_pct=1.0,
-    evaluation_epochs=100,
-)
-
 
 @pytest.mark.slow
-def test_digits_to_ninety_nine_percent(tmp_path):
-    data = write_digits(tmp_path / "data", range(10))
-    recipe = DIGITS.replace(model=save_config(SMALL, tmp_path / "small.json"), data=str(data))
-    result = train(recipe, tmp_path / "run")
-    print(result.summary())
-    assert result.evaluation.count == 359  # a fifth of each class
-    assert result.evaluation.top1 >= 0.99
+@pytest.mark.xdist_group("digits")  # with those that use what it made
+def test_digits_to_ninety_nine_percent(digits_run):
+    print(digits_run.summary())
+    assert digits_run.evaluation.count == 359  # a fifth of each class
+    assert digits_run.evaluation.top1 >= 0.99
 
 
 @pytest.mark.slow
@@ -303,6 +252,7 @@ def values_of(weights: pathlib.Path) -> dict[str, np.ndarray]:
     return {variable.path: variable.numpy() for variable in model.weights}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("up_to", ["stage1", "stage2"])
 def test_frozen_variables_do_not_change_by_a_bit(up_to, few, tmp_path):
     keras.utils.set_random_seed(1)
@@ -323,6 +273,7 @@ def test_frozen_variables_do_not_change_by_a_bit(up_to, few, tmp_path):
     assert same == (frozen | second if up_to == "stage2" else frozen | norms)
 
 
+@pytest.mark.slow
 def test_evaluation_and_final_weights_are_those_of_the_average(few, tmp_path):
     result = train(few, tmp_path / "run")
     model = keras_coatnet.CoAtNet(SMALLEST, weights=result.folder / "final.weights.h5")
@@ -368,6 +319,7 @@ def losses_of(recipe: Recipe) -> np.ndarray:
     return np.array([loss for loss, _ in our_run(engine_of(recipe), make_batches(32, 4, 6))])
 
 
+@pytest.mark.slow
 def test_the_average_is_a_plain_loop():
     engine = engine_of(FEW.replace(ema_momentum=0.5))
     expected = [variable.numpy().astype("float64") for variable in engine.model.weights]
@@ -383,6 +335,7 @@ def test_the_average_is_a_plain_loop():
         np.testing.assert_allclose(state[f"average/{number:05d}"], average, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_layer_decay_makes_lower_layers_move_less():
     """AdamW's first update is the rate times a sign or so, whatever the gradient's size."""
     engines = [engine_of(FEW.replace(layer_decay=decay, weight_decay=0.0)) for decay in (1.0, 0.5)]
@@ -407,6 +360,7 @@ def test_accumulated_parts_are_the_whole_batch():
     assert abs(whole - whole[0]).max() > 0.01  # it is not the same step again and again
 
 
+@pytest.mark.slow
 def test_rematerialization_gives_the_same_losses():
     """Stochastic depth included: what was dropped is dropped again in the second computation."""
     dropping = FEW.replace(stochastic_depth=0.5)

@@ -504,6 +504,7 @@ def test_offline_by_choice(job):
     assert "HF_HUB_OFFLINE" in outcome.error and job.server.requests == []
 
 
+@pytest.mark.slow
 def test_a_server_that_never_answers(hub_job, address_job):
     hub_job.server.faults.hang = "answer"
     jobs = [hub_job, address_job]
@@ -641,6 +642,7 @@ def test_works_where_links_are_not_to_be_had(hub_job):
     assert hub_job.server.requests == []
 
 
+@pytest.mark.slow
 def test_files_of_other_programs_in_the_cache_are_checked_once(hub_job):
     # As timm leaves them: in the cache, and never compared with their hash.
     assert_fetches(hub_job)

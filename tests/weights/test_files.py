@@ -306,6 +306,7 @@ def test_an_unknown_prefix_or_one_of_some_names_is_refused(refused, timm_file, p
         refused({**both, **tensors})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("filename", "form"),
     [
@@ -560,6 +561,7 @@ GAMMA_H5 = "stack_1_block_1_preact_bn/gamma:0"
 KINDS_H5 = ("stem_1_conv/kernel:0", "predictions/kernel:0", QKV_H5, TABLE_H5, GAMMA_H5)
 
 
+@pytest.mark.slow
 def test_the_recorded_h5_is_read(kecam_victim):
     model, before = kecam_victim
     load_into(model, KECAM, KECAM_FILE)
@@ -798,6 +800,7 @@ def test_features_are_timm_s(timm_file, images):
     np.testing.assert_allclose(highest, features.max((1, 2)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [(96, 96), (32, 32), (64, 96), (75, 130)], ids=str)
 def test_other_sizes_get_a_resized_table(timm_file, size):
     config, path, _, _ = timm_file

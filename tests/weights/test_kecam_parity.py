@@ -71,6 +71,7 @@ def test_normalizes_raw_pixels_itself(recorded):
     np.testing.assert_allclose(compute(model, raw), recorded["logits_64"], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_without_top_it_returns_the_input_of_the_classifier(recorded):
     images, path = recorded["images_64"], FIXTURES / FILES[64]
     features = compute(build(path, 64, include_top=False), images)
@@ -83,6 +84,7 @@ def test_without_top_it_returns_the_input_of_the_classifier(recorded):
     np.testing.assert_allclose(highest, features.max((1, 2)), rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_the_file_of_one_size_loads_at_another(recorded):
     """A table for 64 pixels is resized for 96: at build, or at run time if the size is unknown."""
     images, path = recorded["images_96"], FIXTURES / FILES[64]

@@ -204,6 +204,7 @@ def mutated(draw, suffix: str) -> bytes:
     return bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SOUND)
 def test_a_mutated_file_is_read_or_refused(reader, tmp_path, suffix):
     path = tmp_path / f"mutated{suffix}"

@@ -193,6 +193,7 @@ def refusals(hub):
     return dict(zip([c for c, _ in REFUSED], outcomes, strict=True)), list(hub.server.requests)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("call", "words"), REFUSED, ids=[call for call, _ in REFUSED])
 def test_invalid_calls_are_refused(refusals, call, words):
     outcome = refusals[0][call]

@@ -293,6 +293,7 @@ def test_a_mirrored_table_changes_the_logits(right):
     assert error_of(config, mirrored, *rest) > 1e-4
 
 
+@pytest.mark.slow
 def test_the_sign_of_offsets_changes_the_logits():
     """The same mistake, if an MLP computes the biases."""
     theirs, config = timm_models.random_model("coatnet_rmlp_1_rw_224", SIZE, small=True)
@@ -565,6 +566,7 @@ def test_every_architecture_has_timm_s_variables(name):
         assert values[path].size == math.prod(shape), path  # a table is not resized
 
 
+@pytest.mark.slow
 def test_files_determine_their_architecture():
     """Of all architectures, only those with the same variables and outputs fit timm's names."""
     for name in NAMES:

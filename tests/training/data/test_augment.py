@@ -146,6 +146,7 @@ def test_published_ranges_at_224():
     assert set(np.unique(_apply("Posterize", ramp, 0.5))) == {0, 64, 128, 192}  # two bits
 
 
+@pytest.mark.slow
 def test_ops_are_applied_in_order_in_a_graph():
     image = _photograph()
     names = list(OPERATIONS)

@@ -356,6 +356,7 @@ def test_records_have_the_documented_types(data_dir):
         assert dataset.cardinality() == 30
 
 
+@pytest.mark.slow
 def test_each_seed_has_another_order_of_records(data_dir):
     source = open_dataset("three_splits", "train", data_dir=data_dir)
     natural, first, second = (names(source, seed) for seed in (None, 1, 2))

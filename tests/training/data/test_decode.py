@@ -77,6 +77,7 @@ def readers(train, evaluate) -> tuple[Reader, Reader]:
     return train, evaluate
 
 
+@pytest.mark.slow
 def test_postscript_does_not_start_ghostscript(readers, tmp_path, monkeypatch):
     mark = fake_ghostscript(tmp_path / "bin", monkeypatch)
     for read in readers:
@@ -84,6 +85,7 @@ def test_postscript_does_not_start_ghostscript(readers, tmp_path, monkeypatch):
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("side", [15000, 65000])
 def test_small_files_that_declare_a_huge_jpeg_are_unreadable(readers, side):
     for read in readers:
@@ -109,6 +111,7 @@ def test_images_of_one_pixel_by_thousands_are_cropped_or_unreadable(train, evalu
     assert "30000 x 1 pixels would become 2190000 x 73" in reasons["1.jpg"]
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=4)
 @given(contents=st.lists(hostile_images.damaged(), min_size=12, max_size=BATCH))
 def test_damaged_files_are_read_or_named(readers, contents):

@@ -105,6 +105,7 @@ def test_a_damaged_data_file_raises_an_error(started, tmp_path, content):
         check_same_data(tmp_path, *open_datasets(recipe.data, **recipe.data_options()))
 
 
+@pytest.mark.slow
 def test_data_sets_of_tensorflow_datasets_are_compared(tmp_path):
     import tensorflow_datasets as tfds
 

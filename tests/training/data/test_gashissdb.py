@@ -33,6 +33,7 @@ def names(source) -> set[str]:
     return {element["name"].decode() for element in source.examples(None, 0).as_numpy_iterator()}
 
 
+@pytest.mark.slow
 def test_a_fifth_of_each_class_is_held_out_for_validation(data_dir):
     train, validation = open_datasets("gashissdb/160", data_dir=data_dir)
     assert train.classes == ("Abnormal", "Normal")
@@ -56,6 +57,7 @@ def test_each_size_is_a_configuration(data_dir):
     assert sum(count for size in gashissdb.PUBLISHED.values() for count in size.values()) == 245_196
 
 
+@pytest.mark.slow
 def test_the_split_depends_only_on_the_file_names(data_dir, tmp_path):
     """The zip file has another order and other dates than the folder."""
     tars.write_gashissdb(tmp_path, dict(reversed(COUNTS.items())), zipped=True)

@@ -130,6 +130,7 @@ def reference() -> list[tuple]:
 # --- Training --------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_batches_have_the_documented_shapes_and_types(reference):
     spec = _training().element_spec
     assert spec[0] == tf.TensorSpec((BATCH, 48, 40, 3), tf.float32)
@@ -141,17 +142,20 @@ def test_batches_have_the_documented_shapes_and_types(reference):
         assert labels.min() >= 0.1 / 3 - 1e-6
 
 
+@pytest.mark.slow
 def test_batches_depend_only_on_the_seed(reference):
     _assert_equal(_take(_training(), 5), reference)
     other = _take(_training(seed=8), 1)
     assert (other[0][0] != reference[0][0]).mean() > 0.9
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [1, 2, 3])
 def test_a_resumed_run_gets_the_same_batches(reference, start):
     _assert_equal(_take(_training(start_step=start), 5 - start), reference[start:])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("replicas", [2, 4])
 def test_replicas_share_the_same_global_batches(reference, replicas):
     chunks = _take(_training(replicas=replicas, local_replicas=replicas), 5 * replicas)
@@ -159,6 +163,7 @@ def test_replicas_share_the_same_global_batches(reference, replicas):
     _assert_equal(_joined(chunks, replicas), reference)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("start", [0, 3])
 def test_workers_share_the_same_global_batches(reference, start):
     """Four replicas on two workers, from the start and resumed."""
@@ -170,6 +175,7 @@ def test_workers_share_the_same_global_batches(reference, start):
     _assert_equal(_joined(chunks, 4), reference[start : start + 2])
 
 
+@pytest.mark.slow
 def test_images_of_other_workers_are_not_decoded():
     source = _source([b"broken"] * 4 + WHOLE[:4])  # unshuffled, so the broken ones are of worker 0
     unshuffled = _unshuffled(source)
@@ -181,6 +187,7 @@ def test_images_of_other_workers_are_not_decoded():
         _take(_training(unshuffled, **options), 1)
 
 
+@pytest.mark.slow
 def test_gradient_accumulation_takes_the_parts_of_a_global_batch_in_order(reference):
     """What all workers compute at the same time is one part, for any number of workers."""
     workers = [_take(_training(parts=2, replicas=2, first_replica=worker), 6) for worker in (0, 1)]
@@ -215,6 +222,7 @@ def opened(monkeypatch) -> list[str]:
     return names
 
 
+@pytest.mark.slow
 def test_a_worker_opens_only_the_files_of_its_own_images(folder, opened):
     # Unshuffled, as the pipeline prefetches examples of the next epochs.
     unshuffled = _unshuffled(folder)
@@ -247,6 +255,7 @@ def test_a_worker_evaluates_only_the_files_of_its_own_images(folder, opened):
     assert sorted(used[0] + used[1]) == sorted(f"{index:02}.jpg" for index in range(COUNT))
 
 
+@pytest.mark.slow
 def test_a_data_set_without_shards_cannot_be_shared():
     source = _source()
     alone = ImageDataset(
@@ -260,6 +269,7 @@ def test_a_data_set_without_shards_cannot_be_shared():
             make(alone, replicas=2)
 
 
+@pytest.mark.slow
 def test_each_epoch_has_each_image_at_most_once_in_another_order():
     calls = []
     dataset = _training(_source(calls=calls), augmentation=PLAIN, label_smoothing=0.0)
@@ -284,6 +294,7 @@ def test_each_epoch_has_each_image_at_most_once_in_another_order():
     assert orders[0] != orders[1] != orders[2]
 
 
+@pytest.mark.slow
 def test_a_resumed_run_passes_start_to_the_data_set():
     calls = []
     _take(_training(_source(calls=calls), augmentation=PLAIN, start_step=5), 1)
@@ -294,6 +305,7 @@ def test_a_resumed_run_passes_start_to_the_data_set():
     assert calls[2] == (seed, 0)  # the third epoch's order
 
 
+@pytest.mark.slow
 def test_label_smoothing_follows_the_published_formula():
     for smoothing in (0.1, 1e-4):
         _, labels = _take(_unshuffled_training(PLAIN, label_smoothing=smoothing), 1)[0]
@@ -301,6 +313,7 @@ def test_label_smoothing_follows_the_published_formula():
         np.testing.assert_allclose(labels, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_mixup_blends_neighbors_and_leaves_other_augmentation_unchanged():
     apart = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5)
     together = Augmentation(randaugment_num_ops=1, randaugment_magnitude=5, mixup=0.8)
@@ -334,6 +347,7 @@ def test_wrong_arguments_raise_an_error(changes, message):
         _training(**changes)
 
 
+@pytest.mark.slow
 def test_wrong_labels_and_elements_raise_an_error():
     source = _source()
     few = ImageDataset(source.name, source.count, CLASSES[:2], source.examples)
@@ -369,6 +383,7 @@ def _boxes(augmentation: Augmentation, kind: str, count: int) -> np.ndarray:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_random_crops_have_the_given_areas_and_aspect_ratios(kind):
     left, right, top, bottom = _boxes(Augmentation(flip=False, area=(0.2, 0.6)), kind, 320).T
@@ -381,11 +396,13 @@ def test_random_crops_have_the_given_areas_and_aspect_ratios(kind):
     assert abs((left + right).mean() / 2 - 0.5) < 0.05
 
 
+@pytest.mark.slow
 def test_jpeg_and_png_have_the_same_crops():
     crop = Augmentation(area=(0.1, 1.0))
     np.testing.assert_allclose(_boxes(crop, "JPEG", 64), _boxes(crop, "PNG", 64), atol=0.015)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 def test_center_crops_and_whole_images(kind):
     middle = _boxes(Augmentation(crop="center", flip=False, center_ratio=0.8), kind, 8)
@@ -400,6 +417,7 @@ def test_the_center_is_taken_if_no_random_crop_fits():
     assert _take(dataset, 1)[0][0].shape == (8, 16, 16, 3)
 
 
+@pytest.mark.slow
 def test_half_of_the_images_are_flipped():
     content = _encode(_ramp())
     dataset = _unshuffled_training(Augmentation(crop="whole"), [content] * 8, size=16)
@@ -407,6 +425,7 @@ def test_half_of_the_images_are_flipped():
     assert 70 < (images[:, 0, 0, 0] > 128).sum() < 130  # of 200: four standard deviations
 
 
+@pytest.mark.slow
 def test_decoding_at_a_smaller_size_is_close_to_resizing():
     """At a half and at an eighth, compared with Pillow's mean over the same boxes of pixels."""
     image = _photograph("astronaut.png", (400, 304))
@@ -469,6 +488,7 @@ def _unreadable_contents() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("crop", ["whole", "random_resized"])
 def test_unreadable_images_are_named_and_replaced_by_their_neighbors(crop):
     kinds = _unreadable_contents()
@@ -498,6 +518,7 @@ def test_unreadable_images_are_named_and_replaced_by_their_neighbors(crop):
         np.testing.assert_array_equal(labels, whole_labels[partners])
 
 
+@pytest.mark.slow
 def test_the_nearest_readable_image_is_the_replacement():
     contents = WHOLE[:8]
     for index in (2, 3, 4, 7):
@@ -508,6 +529,7 @@ def test_the_nearest_readable_image_is_the_replacement():
     np.testing.assert_array_equal(images, whole[[0, 1, 1, 1, 5, 5, 6, 6]])
 
 
+@pytest.mark.slow
 def test_replicas_and_resumed_runs_replace_the_same_unreadable_images():
     contents = list(WHOLE)
     contents[3], contents[8] = b"", contents[8][:500]
@@ -520,6 +542,7 @@ def test_replicas_and_resumed_runs_replace_the_same_unreadable_images():
     _assert_equal(_joined(_take(run(replicas=2, local_replicas=2), 10), 2), whole)
 
 
+@pytest.mark.slow
 def test_too_many_unreadable_images_end_the_run_and_all_are_named():
     contents = list(WHOLE)
     for index in (1, 9, 15):

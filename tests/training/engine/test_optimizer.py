@@ -136,6 +136,7 @@ def test_it_is_too_late_to_exclude_from_a_built_optimizer():
         optimizer.exclude_from_weight_decay(var_names=["kernel"])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "architecture", ["tiny", "coatnet_rmlp_nano_rw_224", "coatnext_nano_rw_224"]
 )

@@ -50,6 +50,7 @@ def _assert_same_variables(model, plain, allowed: float) -> None:
         np.testing.assert_allclose(to_numpy(one), to_numpy(other), atol=allowed, err_msg=one.path)
 
 
+@pytest.mark.slow
 def test_losses_weights_statistics_and_draws_are_the_same():
     plain, model = _build(False), _build(True)
     weights = [to_numpy(variable) for variable in seedless(plain.variables)]
@@ -66,6 +67,7 @@ def test_losses_weights_statistics_and_draws_are_the_same():
     assert all(to_numpy(seed)[1] == 3 for seed in seeds)  # one draw a step, not two
 
 
+@pytest.mark.slow
 def test_convnext_blocks_are_the_same_too():
     config = CONFIG.replace(
         conv_block="convnext", conv_layer_scale=0.1, stride_on="depthwise", widths=(16, 32, 32, 32)
@@ -75,6 +77,7 @@ def test_convnext_blocks_are_the_same_too():
     _assert_same_variables(model, plain, allowed=2e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
 def test_operation_by_operation_not_one_bit_changes(policy):
@@ -95,6 +98,7 @@ def test_under_xla():
     assert _train(model, 2, jit_compile=True) == pytest.approx(losses, abs=2e-6)
 
 
+@pytest.mark.slow
 def test_frozen_layers_stay_and_the_others_learn_the_same():
     models = _build(False), _build(True)
     for model in models:
@@ -113,6 +117,7 @@ def test_frozen_layers_stay_and_the_others_learn_the_same():
     np.testing.assert_array_equal(to_numpy(block.expand_norm.moving_mean), statistics)
 
 
+@pytest.mark.slow
 def test_inference_files_and_configuration_do_not_change(tmp_path):
     plain, model = _build(False), _build(True)
     assert [v.path for v in seedless(model.variables)] == [
@@ -186,6 +191,7 @@ def _kept_by_tensorflow(model: keras.Model, batch: int) -> dict[str, tuple[int, 
     return kept
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 def test_a_step_on_tensorflow_keeps_one_tensor_for_each_block_its_input():
     plain, model = _build(False), _build(True)

@@ -111,6 +111,7 @@ def test_a_run_may_go_on_from_before_its_first_row_or_without_files(tmp_path):
     assert [row["step"] for row in read_history(tmp_path / "new").training] == [3, 4]
 
 
+@pytest.mark.slow
 def test_a_killed_run_keeps_every_row(tmp_path):
     script = (
         "import os, signal, sys\n"

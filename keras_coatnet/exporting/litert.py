@@ -1,0 +1,105 @@
+"""LiteRT, once TensorFlow Lite: `.tflite` files of built-in operations only."""
+
+from __future__ import annotations
+
+import pathlib
+import zipfile
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_coatnet.exporting.card import CARD, Card
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+
+_MEMBER = f"{CARD}.json"
+
+
+class LiteRTRuntime(Runtime):
+    """Writes with TensorFlow's converter and ai-edge-quantizer, runs with ai-edge-litert.
+
+    The card is a ZIP archive at the end of the file, as the metadata of TensorFlow Lite are.
+    """
+
+    def write(
+        self,
+        model: keras.Model,
+        path: pathlib.Path,
+        card: Card,
+        calibration: np.ndarray | None,
+    ) -> None:
+        import tensorflow as tf
+
+        if None in model.input_shape[1:]:
+            raise ValueError(
+                "LiteRT needs a known height and width: with unknown ones it would need operations "
+                f"of TensorFlow. The model takes {model.input_shape[1:]}. Build it with "
+                "input_shape=(height, width, channels) and load the weights."
+            )
+        target: dict[str, Any] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
+        options: dict[str, Any] = {"target_spec": target}
+        if card.quantize == "float16":
+            target["supported_types"] = [tf.float16]
+            options["optimizations"] = [tf.lite.Optimize.DEFAULT]
+        model.export(
+            str(path), format="litert", verbose=False, input_signature=free_batch(model), **options
+        )
+        if card.quantize in ("dynamic_int8", "int8"):
+            _quantize(path, calibration)
+        with zipfile.ZipFile(path, "a") as archive:
+            archive.writestr(_MEMBER, card.to_json())
+
+    def read_card(self, path: pathlib.Path) -> Card | None:
+        if not zipfile.is_zipfile(path):
+            return None
+        with zipfile.ZipFile(path) as archive:
+            if _MEMBER not in archive.namelist():
+                return None
+            return Card.from_json(archive.read(_MEMBER))
+
+    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+        from ai_edge_litert.interpreter import Interpreter
+
+        interpreter = Interpreter(str(path), num_threads=threads)
+        (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
+        shape: tuple[int, ...] = ()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            nonlocal shape
+            if shape != images.shape:
+                interpreter.resize_tensor_input(inputs["index"], images.shape, strict=True)
+                interpreter.allocate_tensors()
+                shape = images.shape
+            interpreter.set_tensor(inputs["index"], images.astype(inputs["dtype"]))
+            interpreter.invoke()
+            return interpreter.get_tensor(outputs["index"])
+
+        return run
+
+
+# What has weights. All else stays float32 in a fully quantized model: eight bits are too few for
+# the logits of attention, for softmax and for the mean and variance of a LayerNorm.
+_INT8_OPERATIONS = ("CONV_2D", "DEPTHWISE_CONV_2D", "FULLY_CONNECTED")
+
+
+def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:
+    from ai_edge_quantizer import qtyping, quantizer, recipe
+
+    worker = quantizer.Quantizer(str(path))
+    ranges = None
+    if calibration is None:
+        worker.load_quantization_recipe(recipe.dynamic_wi8_afp32())
+    else:
+        for operation in _INT8_OPERATIONS:
+            worker.add_static_config(
+                regex=".*",
+                operation_name=qtyping.TFLOperationName(operation),
+                activation_num_bits=8,
+                weight_num_bits=8,
+            )
+            worker.update_quantization_recipe(
+                FLOAT32_IN_INT8, qtyping.TFLOperationName(operation), None, "no_quantize"
+            )
+        samples = [{"images": image[None]} for image in calibration]
+        ranges = worker.calibrate({"serving_default": samples})
+    worker.quantize(ranges).export_model(str(path), overwrite=True)

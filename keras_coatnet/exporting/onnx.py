@@ -1,0 +1,119 @@
+"""ONNX: written by tf2onnx, checked by onnx, run by ONNX Runtime."""
+
+from __future__ import annotations
+
+import pathlib
+import re
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_coatnet.exporting.card import CARD, Card
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+
+# The lowest version with all operations that the networks need. Older runtimes read older ones.
+OPSET = 15
+
+# The size that a file of Protocol Buffers cannot exceed.
+_MAX_BYTES = 2**31
+
+
+class ONNXRuntime(Runtime):
+    """Writes one `.onnx` file, with the card among its metadata."""
+
+    def write(
+        self,
+        model: keras.Model,
+        path: pathlib.Path,
+        card: Card,
+        calibration: np.ndarray | None,
+    ) -> None:
+        import onnx
+
+        size = 4 * model.count_params()
+        if size >= _MAX_BYTES:
+            raise ValueError(
+                f"{model.name!r} has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1 "
+                "GB. Export to OpenVINO (.xml) or a SavedModel (a folder)."
+            )
+        model.export(
+            str(path),
+            format="onnx",
+            verbose=False,
+            opset_version=OPSET,
+            input_signature=free_batch(model),
+        )
+        if card.quantize is not None:
+            _quantize(path, calibration)
+        written = onnx.load(path)
+        onnx.helper.set_model_props(written, {CARD: card.to_json()})
+        onnx.checker.check_model(written, full_check=True)
+        onnx.save(written, path)
+
+    def read_card(self, path: pathlib.Path) -> Card | None:
+        found = _session(path, 1).get_modelmeta().custom_metadata_map.get(CARD)
+        return None if found is None else Card.from_json(found)
+
+    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+        session = _session(path, threads)
+        (inputs,) = session.get_inputs()
+
+        def run(images: np.ndarray) -> np.ndarray:
+            (outputs,) = session.run(None, {inputs.name: images})
+            return outputs
+
+        return run
+
+
+def _session(path: pathlib.Path, threads: int | None) -> Any:
+    import onnxruntime
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = threads or 0
+    options.log_severity_level = 3  # errors only
+    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+
+
+def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:
+    import onnx
+    from onnxruntime import quantization
+
+    prepared = path.with_name(f"prepared-{path.name}")
+    quantization.quant_pre_process(path, prepared, skip_symbolic_shape=True)
+    names = [node.name for node in onnx.load(prepared).graph.node]
+    excluded = [name for name in names if re.fullmatch(FLOAT32_IN_INT8, name)]
+    # Products of two activations, those of attention, stay float32.
+    options = {"MatMulConstBOnly": True}
+
+    class Images(quantization.CalibrationDataReader):
+        """Gives the quantizer one image at a time."""
+
+        def __init__(self) -> None:
+            self._left = iter(() if calibration is None else calibration[:, None])
+
+        def get_next(self) -> dict[str, np.ndarray] | None:  # pyright: ignore[reportIncompatibleMethodOverride] -- None ends it, which the base class does not say
+            image = next(self._left, None)
+            return None if image is None else {"images": image}
+
+    if calibration is None:
+        # ONNX Runtime's convolutions with ranges measured as they go are slower than float32.
+        quantization.quantize_dynamic(
+            prepared,
+            path,
+            op_types_to_quantize=["MatMul", "Gemm"],
+            nodes_to_exclude=excluded,
+            per_channel=True,
+            extra_options=options,
+        )
+    else:
+        quantization.quantize_static(
+            prepared,
+            path,
+            Images(),
+            op_types_to_quantize=["MatMul", "Gemm", "Conv"],
+            nodes_to_exclude=excluded,
+            per_channel=True,
+            extra_options=options,
+        )
+    prepared.unlink()

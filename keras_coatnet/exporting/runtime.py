@@ -1,0 +1,86 @@
+"""What each format can do, as a class, and the formats' classes by name."""
+
+from __future__ import annotations
+
+import abc
+import importlib
+import pathlib
+from collections.abc import Callable
+
+import keras
+import numpy as np
+
+from keras_coatnet.exporting.card import Card
+
+# From a batch of images to a batch of outputs.
+Runner = Callable[[np.ndarray], np.ndarray]
+
+# What stays float32 in a fully quantized model, by the names of operations. On networks that have
+# learnt handwritten digits, the 1x1 convolutions of shortcuts cost two points of accuracy alone:
+# all later blocks add to what they return. The others are small, and see the widest ranges.
+FLOAT32_IN_INT8 = r".*(stem_conv|shortcut|squeeze_excite|hidden|predictions).*"
+
+
+class Runtime(abc.ABC):
+    """Writes, reads and runs the models of one format."""
+
+    @abc.abstractmethod
+    def write(
+        self,
+        model: keras.Model,
+        path: pathlib.Path,
+        card: Card,
+        calibration: np.ndarray | None,
+    ) -> None:
+        """Writes a model, with its card.
+
+        Args:
+            model: a prepared model, see `preparation`, of TensorFlow's backend.
+            path: the file or folder to write, which does not exist.
+            card: the model's card; its field `quantize` says how to write the weights.
+            calibration: images to measure ranges on; None unless `quantize` is `"int8"`.
+        """
+
+    @abc.abstractmethod
+    def read_card(self, path: pathlib.Path) -> Card | None:
+        """Reads the card of a file or folder; None if it has none.
+
+        Raises:
+            Exception: of any type, if it is damaged or of another format.
+        """
+
+    @abc.abstractmethod
+    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+        """Opens a file or folder.
+
+        Args:
+            path: the file or folder.
+            threads: number of threads to compute with; None: what the runtime takes by itself.
+
+        Raises:
+            Exception: of any type, if it is damaged or of another format.
+        """
+
+
+_CLASSES = {
+    "saved_model": "SavedModelRuntime",
+    "litert": "LiteRTRuntime",
+    "onnx": "ONNXRuntime",
+    "openvino": "OpenVINORuntime",
+}
+
+
+def find_runtime(name: str) -> Runtime:
+    """Returns the runtime of a format; what it needs is imported when it is used.
+
+    Args:
+        name: the format's name, as in `FORMATS`.
+    """
+    module = importlib.import_module(f"keras_coatnet.exporting.{name}")
+    return getattr(module, _CLASSES[name])()
+
+
+def free_batch(model: keras.Model) -> list[keras.InputSpec]:
+    """Returns the signature of a model's input, with a batch of any size."""
+    spec = model.inputs[0]
+    return [keras.InputSpec(dtype=spec.dtype, shape=(None, *spec.shape[1:]), name="images")]

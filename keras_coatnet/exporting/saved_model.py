@@ -1,0 +1,73 @@
+"""SavedModel: a folder that TensorFlow and TensorFlow Serving load, without Keras."""
+
+from __future__ import annotations
+
+import pathlib
+from typing import Any
+
+import keras
+import numpy as np
+
+from keras_coatnet.exporting.card import CARD, Card
+from keras_coatnet.exporting.runtime import Runner, Runtime
+
+# TensorFlow leaves this folder of a SavedModel to others.
+_CARD_FILE = pathlib.Path("assets.extra", f"{CARD}.json")
+
+_TOP = 5  # how many classes `serve_images` names
+
+
+class SavedModelRuntime(Runtime):
+    """Writes two endpoints: `serve`, for pixels, and `serve_images`, for encoded images."""
+
+    def write(
+        self,
+        model: keras.Model,
+        path: pathlib.Path,
+        card: Card,
+        calibration: np.ndarray | None,
+    ) -> None:
+        import tensorflow as tf
+
+        from keras_coatnet.exporting.pixels import decode_and_prepare
+
+        pixels = tf.TensorSpec((None, *card.input_shape), model.inputs[0].dtype, name="images")
+        settings, names = card.image_settings, [name for _, name in card.classes or ()]
+        archive: Any = keras.export.ExportArchive()
+        archive.track(model)
+        archive.add_endpoint("serve", lambda images: model(images, training=False), [pixels])
+
+        def serve_images(encoded: Any) -> dict[str, Any]:
+            assert settings is not None
+            images = decode_and_prepare(encoded, settings)
+            scores = model(images, training=False)
+            if card.is_logits:
+                scores = tf.nn.softmax(scores)
+            found = tf.math.top_k(scores, min(_TOP, len(names)))
+            return {
+                "classes": found.indices,
+                "labels": tf.gather(tf.constant(names), found.indices),
+                "probabilities": found.values,
+            }
+
+        if names and settings is not None:
+            archive.add_endpoint(
+                "serve_images", serve_images, [tf.TensorSpec([None], tf.string, name="encoded")]
+            )
+        archive.write_out(str(path), verbose=False)
+        (path / _CARD_FILE).parent.mkdir()
+        (path / _CARD_FILE).write_text(card.to_json())
+
+    def read_card(self, path: pathlib.Path) -> Card | None:
+        file = path / _CARD_FILE
+        return Card.from_json(file.read_text()) if file.is_file() else None
+
+    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+        import tensorflow as tf
+
+        loaded: Any = tf.saved_model.load(str(path))
+
+        def run(images: np.ndarray) -> np.ndarray:
+            return loaded.serve(images).numpy()
+
+        return run
