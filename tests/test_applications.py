@@ -60,6 +60,7 @@ smallest = pytest.mark.parametrize(("app", "last_dim"), [FAMILY[0], FAMILY[-1]])
 # --- Keras's own cases -----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @smallest
 def test_notop_variable_input_channels(app, last_dim):
     for channels in (1, 4):
@@ -89,6 +90,7 @@ def test_notop_custom_input_shape(app, last_dim):
     assert model.output_shape == (None, 4, 4, last_dim)
 
 
+@pytest.mark.slow
 @smallest
 def test_notop_custom_input_tensor(app, last_dim):
     inputs = keras.Input((200, 200, 4), name="custom_input")

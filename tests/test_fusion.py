@@ -119,6 +119,7 @@ def test_each_switch_by_itself(changes, photographs):
     np.testing.assert_allclose(found, expected, atol=1e-5 * max(1, np.abs(expected).max()))
 
 
+@pytest.mark.slow
 def test_norms_are_gone(photographs):
     """All of the paper's BatchNorms, and the scale and shift of all LayerNorms but the strided."""
     model = build(CoAtNetConfig(**SMALL))

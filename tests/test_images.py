@@ -56,6 +56,7 @@ def images_of_all_shapes(tmp_path_factory) -> list[pathlib.Path]:
     return [*PHOTOGRAPHS, *sorted(folder.iterdir())]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size, crop_pct, crop_mode", SETTINGS)
 def test_pixels_are_those_of_timms_evaluation(size, crop_pct, crop_mode, images_of_all_shapes):
     timm = timm_models.import_timm()
@@ -223,6 +224,7 @@ def test_postscript_that_is_called_a_jpeg_starts_no_ghostscript(tmp_path, monkey
     assert not mark.exists()
 
 
+@pytest.mark.slow
 @hypothesis.settings(deadline=None, derandomize=True, max_examples=80)
 @hypothesis.given(content=hostile_images.damaged())
 @pytest.mark.filterwarnings("ignore")  # Pillow's, of what it mended

@@ -137,6 +137,7 @@ def test_predictions_come_in_order_with_the_unreadable_in_their_places(model, tm
         np.testing.assert_allclose(one.scores, expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_only_unreadable_or_no_images(model, tmp_path):
     path = tmp_path / "empty.png"
     path.write_bytes(b"")
@@ -179,12 +180,14 @@ def test_what_is_no_classifier_of_rgb_images_is_refused(model):
         next(predict_images(model, PHOTOGRAPHS, batch_size=0))
 
 
+@pytest.mark.slow
 def test_a_run_can_be_left_in_the_middle(model):
     run = predict_images(model, PHOTOGRAPHS, batch_size=2)
     assert next(run).path == PHOTOGRAPHS[0]
     run.close()
 
 
+@pytest.mark.slow
 def test_paths_may_be_of_any_kind(model):
     paths = [str(PHOTOGRAPHS[0]), os.fspath(PHOTOGRAPHS[0]), PHOTOGRAPHS[0]]
     scores = _scores(model, paths)

@@ -183,6 +183,7 @@ def test_every_block_can_be_reached_by_name(tiny):
     assert not any("." in variable.path for variable in model.variables)
 
 
+@pytest.mark.slow
 def test_clone_and_recall(tiny, images):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
     clone = keras.models.clone_model(model)

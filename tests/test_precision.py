@@ -15,6 +15,7 @@ def _model(tiny, **arguments):
     return keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5, **arguments)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_classifier_and_variables_stay_float32(tiny, policy, images):
     keras.config.set_dtype_policy(policy)
@@ -31,6 +32,7 @@ def test_classifier_and_variables_stay_float32(tiny, policy, images):
     assert {variable.dtype for variable in helpers.seedless(model.variables)} == {"float32"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 def test_close_to_float32(tiny, policy, images):
     keras.config.set_dtype_policy("float32")
@@ -43,6 +45,7 @@ def test_close_to_float32(tiny, policy, images):
     helpers.assert_matches(rounded(images), helpers.to_numpy(exact(images)), tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
 @pytest.mark.parametrize("training", [False, True])
 def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, images):

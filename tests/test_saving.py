@@ -266,6 +266,7 @@ def _rewritten(path, change):
         file.attrs["keras_coatnet"] = json.dumps(identity)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".keras", ".weights.h5"])
 def test_files_of_newer_versions_are_refused_and_of_older_ones_load(tiny, suffix, tmp_path):
     model = keras_coatnet.CoAtNet(tiny.replace(depths=(1, 1, 1, 1)), classes=5, **SIZE)

@@ -191,4 +191,4 @@ def is_exported(path: str | os.PathLike) -> bool:
     file = pathlib.Path(path)
     if file.suffix:
         return any(file.suffix == each.suffix for each in FORMATS.values() if each.suffix)
-    return (file / "saved_model.pb").is_file()
+    return os.path.isfile(file / "saved_model.pb")  # unlike pathlib's, False for too long a name

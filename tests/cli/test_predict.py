@@ -239,6 +239,7 @@ def test_links_in_folders_are_followed_and_what_cannot_be_read_is_named(
     assert "2 of 4 images skipped" in error_stream
 
 
+@pytest.mark.slow
 def test_a_folder_of_which_nothing_can_be_read(call, saved, tmp_path):
     (tmp_path / "lost.png").symlink_to(tmp_path / "nothing")
     status, _, error_stream = call("predict", tmp_path, "--model", saved)
@@ -297,7 +298,7 @@ MISTAKES = {
     "offline": (["predict", COFFEE], "HF_HUB_OFFLINE"),
     "too few labels": (
         ["predict", COFFEE, "--model", "SAVED", "--labels", "LABELS"],
-        "2 lines, and the model 10",
+        "gives 2 names, and the model has 10 classes",
     ),
 }
 

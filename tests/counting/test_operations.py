@@ -108,6 +108,7 @@ VARIANTS = [
 ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("changes", VARIANTS)
 @pytest.mark.parametrize("include_top", [True, False])
 def test_every_switch_is_counted_as_built(tiny, changes, include_top):

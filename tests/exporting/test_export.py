@@ -175,9 +175,8 @@ def test_encoded_images_in_tensorflow_alone(tmp_path):
     path = tmp_path / "served"
     path.mkdir()
     (path / "saved_model.pb").write_text("an old one")
-    keras_coatnet.export(
-        model, path, image_settings=settings, class_names=names, overwrite=True, verbose=False
-    )
+    options = {"image_settings": settings, "class_names": names, "verbose": False}
+    keras_coatnet.export(model, path, overwrite=True, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["served"]
     code = """
 import sys
@@ -300,6 +299,7 @@ def test_what_is_no_model(tmp_path):
             keras_coatnet.export(model, tmp_path / "model.tflite")
 
 
+@pytest.mark.slow
 def test_litert_needs_a_known_size(tmp_path):
     model = make(input_shape=(None, None, 3), include_top=False)
     with pytest.raises(ValueError, match="LiteRT needs a known height and width"):

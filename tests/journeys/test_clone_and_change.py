@@ -82,6 +82,7 @@ def test_clone_train_save_reload_fuse_predict(model, tmp_path, images):
     assert (fused.classes, fused.architecture) == (3, model.architecture)
 
 
+@pytest.mark.slow
 def test_a_part_of_a_network_knows_that_it_has_no_classifier(model):
     backbone = CoAtNetModel(model.input, model.get_layer("avg_pool").output)
     assert backbone.classes is None and backbone.architecture == model.architecture
@@ -116,6 +117,7 @@ def test_a_norm_after_the_pooling_is_not_the_end_of_a_whole_network(model):
     assert CoAtNetModel(whole.input, whole.get_layer("norm").output).identity() == whole.identity()
 
 
+@pytest.mark.slow
 def test_a_fused_model_is_no_network_to_fuse_or_to_load_weights_from(model, tmp_path, images):
     fused = keras_coatnet.fuse(model)
     with pytest.raises(ValueError, match="fused already"):
@@ -125,6 +127,7 @@ def test_a_fused_model_is_no_network_to_fuse_or_to_load_weights_from(model, tmp_
         keras_coatnet.CoAtNet(CONFIG, weights=tmp_path / "fused.weights.h5")
 
 
+@pytest.mark.slow
 def test_lora_is_fused_into_the_kernels(model, images):
     for layer in model._flatten_layers():
         if isinstance(layer, keras.layers.Dense):

@@ -69,6 +69,7 @@ def _others() -> dict[str, keras.Model]:
     }
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*HDF5 file")
 @pytest.mark.parametrize(
     ("name", "compiled"), [("m.h5", True), ("m.hdf5", False), ("m.weights.h5", False)]
@@ -147,6 +148,7 @@ def test_a_classifier_around_a_coatnet_is_loaded_whole(tmp_path, kind):
     assert keras.models.load_model(path).output_shape == (None, 2)
 
 
+@pytest.mark.slow
 def test_weights_of_another_saver_that_do_not_fit_are_told_in_one_line(tmp_path):
     path = tmp_path / "other.weights.h5"
     _others()["around"].save_weights(path)
@@ -197,6 +199,7 @@ def test_a_folder_is_called_one(said, tmp_path, name):
     assert "no file of that name, but a folder" in message and ".weights.h5, .keras" in message
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("held", [["final", "best"], ["best"], []])
 def test_the_folder_of_a_run_is_told_which_file_to_give(model, said, tmp_path, capsys, held):
     folder = tmp_path / "r1"

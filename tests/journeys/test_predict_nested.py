@@ -115,6 +115,7 @@ REFUSED = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("model", REFUSED)
 def test_what_nobody_can_know_is_refused(model, tmp_path):
     Image.new("RGB", (40, 40)).save(tmp_path / "gray.png")

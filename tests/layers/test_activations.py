@@ -103,6 +103,7 @@ def test_compiled_it_is_the_same(name, dtype):
     np.testing.assert_allclose(to_numpy(keras.ops.cast(found, "float64")), expected, atol=allowed)
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16", "float32", "float64"])
 @pytest.mark.parametrize("name", NAMES)

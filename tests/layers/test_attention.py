@@ -105,6 +105,7 @@ def test_initial_values():
 # --- unknown sizes ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("known", [(None, None), (None, 5), (4, None)], ids=str)
 @pytest.mark.parametrize("position", ["table", "mlp"])
 def test_unknown_size(position, known):
@@ -149,6 +150,7 @@ def test_gradients(position):
     assert_slopes(found, lambda w: expect(x, w), weights)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("position", ["table", "mlp"])
 @pytest.mark.parametrize("size", [(3, 4), (4, 2)])
 def test_gradients_at_unknown_size(position, size):

@@ -85,6 +85,7 @@ def test_no_public_layer_is_left_out():
     assert set(PUBLIC) == set(keras_coatnet.layers.__all__)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("layer", "arguments", "output_shape"),
     CASES,

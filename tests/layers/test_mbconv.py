@@ -246,6 +246,7 @@ def test_gradients_in_training(stride):
     assert_slopes(found, output, weights)
 
 
+@pytest.mark.slow
 def test_gradients_at_unknown_size():
     inputs = keras.Input((None, None, 8), dtype=precision().dtype)
     model = keras.Model(inputs, MBConv(12, strides=2, dtype=precision().dtype)(inputs))

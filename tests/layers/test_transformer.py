@@ -263,6 +263,7 @@ def test_unknown_size_needs_a_table_size():
 # --- gradients -------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("stride", "position"),
     [

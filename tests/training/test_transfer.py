@@ -30,6 +30,7 @@ def test_a_network_of_convnext_blocks_is_frozen_alike():
     assert layers == {"stage3_block1", "stage4_block1", "norm", "hidden", "predictions"}
 
 
+@pytest.mark.slow
 def test_freezing_leaves_the_rest_and_keeps_statistics(tiny):
     model = keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5)
     everything = len(model.trainable_variables)
@@ -58,6 +59,7 @@ def test_values_out_of_range_are_refused(tiny):
         freeze(model, "none", batch_norm="no")
 
 
+@pytest.mark.slow
 def test_a_fused_network_is_refused(tiny):
     model = keras_coatnet.fuse(keras_coatnet.CoAtNet(tiny, input_shape=(64, 64, 3), classes=5))
     with pytest.raises(ValueError, match="before `fuse`. Received a fused model"):

@@ -215,6 +215,7 @@ def test_works_without_redirect(hub_job):
     assert {request.host for request in hub_job.server.requests} == {"hub"}
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_both_end_well(job):
     job.put(safetensors(3_000_000))
     job.server.faults.hang, job.server.faults.hang_after = "body", 1_000_000
@@ -231,6 +232,7 @@ def test_two_processes_at_once_both_end_well(job):
 # --- Cut, killed, resumed --------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_killed_download_leaves_nothing_that_loads(job):
     job.put(safetensors(3_000_000))
     job.server.faults.hang, job.server.faults.hang_after = "body", 2_000_000
@@ -246,6 +248,7 @@ def test_a_killed_download_leaves_nothing_that_loads(job):
     assert_fetches(job)
 
 
+@pytest.mark.slow
 def test_a_cut_connection_is_an_error_and_the_next_call_succeeds(job):
     job.server.faults.cut_after = 3_000
     outcome = job.fetch(NO_PAUSES)
@@ -286,6 +289,7 @@ def test_remains_of_killed_downloads_go_after_a_day(address_job):
 # --- Wrong content ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_wrong_bytes_are_removed_and_named(job):
     job.server.faults.wrong_bytes = True
     outcome = job.fetch()
@@ -307,6 +311,7 @@ def test_a_wrong_length_is_refused(job, extra):
     assert job.large_files() == []
 
 
+@pytest.mark.slow
 def test_a_file_that_changed_in_the_cache_is_found_out(job):
     assert_fetches(job)
     target = job.place.resolve()
@@ -317,6 +322,7 @@ def test_a_file_that_changed_in_the_cache_is_found_out(job):
     assert_fetches(job)
 
 
+@pytest.mark.slow
 def test_a_truncated_file_in_the_cache_is_found_out(job):
     assert_fetches(job)
     os.truncate(job.place, 5_000)
@@ -324,6 +330,7 @@ def test_a_truncated_file_in_the_cache_is_found_out(job):
     assert not job.place.exists()
 
 
+@pytest.mark.slow
 def test_a_bad_file_goes_with_all_links_to_it(hub_job):
     # Newer clients keep a blob in a store shared by repositories, under a hash that is no SHA-256.
     store = hub_job.home / "hf/hub/blobs/ab" / ("ab" * 32)
@@ -340,6 +347,7 @@ def test_a_bad_file_goes_with_all_links_to_it(hub_job):
     assert_fetches(hub_job)
 
 
+@pytest.mark.slow
 def test_the_recorded_hash_is_what_counts(hub_job):
     hub_job.changes["sha256"] = "0" * 64
     outcome = hub_job.fetch()
@@ -349,12 +357,14 @@ def test_the_recorded_hash_is_what_counts(hub_job):
     assert_fetches(hub_job)
 
 
+@pytest.mark.slow
 def test_a_cached_file_must_have_the_recorded_hash(hub_job):
     assert_fetches(hub_job)
     hub_job.changes["sha256"] = "0" * 64
     assert "0" * 64 in hub_job.fetch(HF_HUB_OFFLINE="1").error
 
 
+@pytest.mark.slow
 def test_a_server_that_announces_no_hash_is_not_trusted(hub_job):
     hub_job.server.faults.no_hash = True
     outcome = hub_job.fetch()
@@ -389,6 +399,7 @@ pathlib.Path.unlink = os.unlink = os.remove = refuse
 """
 
 
+@pytest.mark.slow
 def test_a_bad_file_that_cannot_be_removed_is_told_by_its_hash(job):
     assert_fetches(job)
     job.place.resolve().write_bytes(bytes(len(job.content)))
@@ -402,6 +413,7 @@ def test_a_bad_file_that_cannot_be_removed_is_told_by_its_hash(job):
     assert_fetches(job)
 
 
+@pytest.mark.slow
 def test_a_link_whose_target_cannot_be_removed_is_kept(hub_job):
     """Without the link, the hub's client would make it again, to the same bad content."""
     assert_fetches(hub_job)
@@ -417,6 +429,7 @@ def test_a_link_whose_target_cannot_be_removed_is_kept(hub_job):
     assert hub_job.place.is_symlink()
 
 
+@pytest.mark.slow
 def test_a_cached_file_that_cannot_be_read_is_named(job):
     assert_fetches(job)
     before = """
@@ -521,6 +534,7 @@ def test_no_server_at_all(job):
     assert outcome.seconds < 10
 
 
+@pytest.mark.slow
 def test_a_look_up_of_the_name_that_hangs(job):
     # As where packets to the name server are dropped: no socket's timeout covers this.
     before = "import socket; socket.getaddrinfo = lambda *a, **k: time.sleep(20)"
@@ -580,6 +594,7 @@ def test_the_pinned_revision_is_asked(hub_job):
     assert {request.path for request in hub_job.server.requests if request.host == "hub"} == {path}
 
 
+@pytest.mark.slow
 def test_main_is_asked_where_no_revision_is_on_record(hub_job):
     hub_job.changes["revision"] = None
     outcome = assert_fetches(hub_job)
@@ -588,6 +603,7 @@ def test_main_is_asked_where_no_revision_is_on_record(hub_job):
     assert hub_job.fetch(NO_HASHING).path == outcome.path and hub_job.server.requests == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("missing", [(), (CHECKPOINTS[ABBREVIATED_NAME].revision,)])
 def test_an_abbreviated_revision_falls_back_to_main(server, tmp_path, missing):
     server.faults.missing_revisions = missing
@@ -597,6 +613,7 @@ def test_an_abbreviated_revision_falls_back_to_main(server, tmp_path, missing):
     assert job.fetch(NO_HASHING).path == outcome.path and server.requests == []
 
 
+@pytest.mark.slow
 def test_the_token_goes_to_the_hub_and_nowhere_else(hub_job):
     hub_job.server.faults.token = "hf_secret"
     assert "HF_TOKEN" in hub_job.fetch().error
@@ -634,6 +651,7 @@ def test_a_folder_that_cannot_be_written_is_named(job):
     assert "Could not store" in outcome.error and str(blocked) in outcome.error
 
 
+@pytest.mark.slow
 def test_works_where_links_are_not_to_be_had(hub_job):
     outcome = assert_fetches(hub_job, HF_HUB_DISABLE_SYMLINKS="1")
     assert not outcome.path.is_symlink()

@@ -129,6 +129,7 @@ def refused(timm_file, victim, tmp_path):
 # --- every tensor is used, and every variable is set -----------------------------------------
 
 
+@pytest.mark.slow
 def test_a_whole_file_sets_every_variable(timm_file, images):
     config, path, _, expected = timm_file
     model = build(config, None, classes=timm_models.CLASSES)
@@ -393,6 +394,7 @@ def test_other_precisions_are_read(timm_file, images, tmp_path, dtype, tolerance
     np.testing.assert_allclose(compute(model, images), expected, rtol=0, atol=tolerance)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("ending", ["qkv.weight", "proj.weight", "fc1.weight", "fc2.weight"])
 def test_kernels_of_rank_two_and_four_are_read(timm_file, images, tmp_path, ending):
     """timm has saved both: of 1x1 convolutions and of dense layers."""
@@ -404,6 +406,7 @@ def test_kernels_of_rank_two_and_four_are_read(timm_file, images, tmp_path, endi
     np.testing.assert_allclose(compute(build(config, path), images), expected, atol=2e-5)
 
 
+@pytest.mark.slow
 def test_counters_and_indices_are_ignored(timm_file, images, tmp_path):
     config, _, tensors, expected = timm_file
     assert any(name.endswith("num_batches_tracked") for name in tensors)
@@ -759,6 +762,7 @@ def test_fine_tuned_weights_load_again_without_a_name(of_size_zero, images, tmp_
 # --- models from a file ----------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_a_new_number_of_classes_gets_a_new_classifier_alone(timm_file):
     config, path, _, _ = timm_file
     whole = snapshot(build(config, path))
@@ -789,6 +793,7 @@ def test_a_file_without_classifier(timm_file, images, tmp_path):
         assert build(config, path, classes=5).output_shape == (None, 5)
 
 
+@pytest.mark.slow
 def test_features_are_timm_s(timm_file, images):
     config, path, tensors, expected = timm_file
     features = compute(build(config, path, include_top=False), images)

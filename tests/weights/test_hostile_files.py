@@ -291,6 +291,7 @@ def test_a_file_that_declares_more_than_it_stores_is_refused(refused, suffix, ca
     refused(suffix, change, match)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", SUFFIXES)
 def test_compressed_weights_are_read(saved, tmp_path, suffix):
     """HDF5 as `h5repack -f GZIP=9 -f SHUF` writes it, with checksums, and compressed archives."""

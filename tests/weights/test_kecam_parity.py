@@ -54,6 +54,7 @@ def test_gives_the_recorded_logits(recorded, size):
     np.testing.assert_array_equal(ours.argmax(-1), theirs.argmax(-1))
 
 
+@pytest.mark.slow
 @both_files
 def test_every_variable_has_the_value_in_the_file(recorded, size):
     one, other = (build(FIXTURES / FILES[size], size) for _ in range(2))
@@ -62,6 +63,7 @@ def test_every_variable_has_the_value_in_the_file(recorded, size):
             np.testing.assert_array_equal(ours, theirs, ours.path)
 
 
+@pytest.mark.slow
 def test_normalizes_raw_pixels_itself(recorded):
     """With ImageNet's mean and standard deviation, as keras_cv_attention_models does."""
     images = recorded["images_64"]
@@ -97,6 +99,7 @@ def test_the_file_of_one_size_loads_at_another(recorded):
     assert np.abs(classified - recorded["logits_96"]).max() > 0.1
 
 
+@pytest.mark.slow
 def test_an_image_that_is_not_square(recorded):
     model = build(FIXTURES / FILES[64], 64, input_shape=(64, 96, 3))
     scores = compute(model, recorded["images_96"][:, :64])
@@ -122,6 +125,7 @@ def test_a_mirrored_table_changes_the_logits(recorded, tmp_path):
     assert error(build(changed_copy(tmp_path, mirror), 96), recorded, 96) > 1e-3
 
 
+@pytest.mark.slow
 def test_another_order_of_q_k_v_changes_the_logits(recorded, tmp_path):
     def reorder(name, dataset):
         if "mhsa_qkv_conv/kernel" in name:
@@ -134,6 +138,7 @@ def test_another_order_of_q_k_v_changes_the_logits(recorded, tmp_path):
     assert error(build(changed_copy(tmp_path, reorder), 96), recorded, 96) > 1e-3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("field", "value"),
     [

@@ -202,6 +202,7 @@ def test_invalid_calls_are_refused(refusals, call, words):
         assert word in outcome
 
 
+@pytest.mark.slow
 def test_a_refusal_makes_no_request(refusals):
     assert refusals[1] == []
 

@@ -28,12 +28,14 @@ def here(tmp_path, monkeypatch) -> pathlib.Path:
     return tmp_path
 
 
+@pytest.mark.slow
 def test_a_folder_called_imagenet_is_ignored(here):
     (here / "imagenet").mkdir()
     with pytest.raises(ValueError, match="is not cached.*HF_HUB_OFFLINE"):
         keras_coatnet.CoAtNet0(include_top=False, input_shape=(32, 32, 3))
 
 
+@pytest.mark.slow
 def test_on_the_command_line_names_take_precedence(here, capsys):
     (here / DEFAULT_MODEL).mkdir()
     assert main(["predict", str(CAT)]) == 2

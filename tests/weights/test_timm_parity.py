@@ -89,6 +89,7 @@ def test_every_architecture_is_compared_reduced():
         assert timm_models.reduced_config(name) in compared, name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_reduced_networks_give_timm_s_logits(name, tmp_path):
     theirs, config = timm_models.random_model(name, SIZE, small=True)
@@ -234,10 +235,12 @@ def test_the_list_of_mistakes_is_complete():
     assert {field for field, _ in MISTAKES} == {*CHOICES, *OTHER_NUMBERS}
 
 
+@pytest.mark.slow
 def test_the_right_configuration_gives_timm_s_logits(right):
     assert error_of(*right) <= tolerance("coatnet_0_rw_224")
 
 
+@pytest.mark.slow
 @pytest.mark.tensorflow_only  # one backend is enough
 @pytest.mark.parametrize(("field", "value"), MISTAKES, ids=str)
 def test_a_wrong_field_changes_the_logits(right, field, value):
@@ -466,6 +469,7 @@ def test_configurations_are_timm_s_field_by_field(name):
     assert (ours.pixel_mean, ours.pixel_std) == (default.mean, default.std)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", REDUCED)
 def test_epsilons_and_momenta_are_those_of_timm_s_modules(name):
     import torch

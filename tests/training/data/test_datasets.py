@@ -328,6 +328,7 @@ def data_dir(tmp_path_factory) -> pathlib.Path:
     return root
 
 
+@pytest.mark.slow
 def test_a_data_set_by_name(data_dir):
     train, test = open_datasets("three_splits", data_dir=data_dir)
     assert (train.name, test.name) == ("three_splits, train", "three_splits, test")
@@ -338,6 +339,7 @@ def test_a_data_set_by_name(data_dir):
     assert found == published
 
 
+@pytest.mark.slow
 def test_a_data_set_by_path_by_version_and_by_environment_variable(data_dir, monkeypatch):
     by_path = open_datasets(data_dir / "three_splits" / "1.0.0")
     assert [source.count for source in by_path] == [40, 40]
@@ -345,6 +347,7 @@ def test_a_data_set_by_path_by_version_and_by_environment_variable(data_dir, mon
     assert open_dataset("three_splits:1.0.0").name == "three_splits:1.0.0, test"
 
 
+@pytest.mark.slow
 def test_records_have_the_documented_types(data_dir):
     for seed in (None, 0):
         dataset = open_dataset("three_splits", data_dir=data_dir).examples(seed, 10)
@@ -368,6 +371,7 @@ def test_each_seed_has_another_order_of_records(data_dir):
     assert names(source, None, 15) == natural[15:]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", [None, 4])
 @pytest.mark.parametrize("start", [0, 8, 13])
 def test_a_shard_of_records_or_files_has_the_order_of_the_whole(data_dir, flat, seed, start):
@@ -383,6 +387,7 @@ def test_a_shard_of_records_or_files_has_the_order_of_the_whole(data_dir, flat, 
             assert found == expected and dataset.cardinality() == len(expected) > 0
 
 
+@pytest.mark.slow
 def test_the_shuffle_buffer_is_bounded(data_dir, monkeypatch):
     monkeypatch.setattr(records, "_BUFFER_SIZE", 8)
     source = open_dataset("three_splits", "train", data_dir=data_dir)
@@ -399,6 +404,7 @@ def test_the_shuffle_buffer_is_bounded_in_bytes_too(data_dir, monkeypatch):
     assert records._buffer_size(info) == 10
 
 
+@pytest.mark.slow
 def test_each_seed_has_another_order_of_files(data_dir, monkeypatch):
     monkeypatch.setattr(records, "_BUFFER_SIZE", 1)  # records are not shuffled
     source = open_dataset("four_files", "train", data_dir=data_dir)
@@ -439,6 +445,7 @@ def test_splits_in_the_notation_of_tensorflow_datasets(data_dir):
     assert len(names(train, 0)) == 40
 
 
+@pytest.mark.slow
 def test_a_share_of_the_only_split_is_held_out(data_dir):
     train, validation = open_datasets("one_split", data_dir=data_dir, held_out=0.1)
     assert (train.name, validation.name) == ("one_split, full[:18]", "one_split, full[18:]")
@@ -447,6 +454,7 @@ def test_a_share_of_the_only_split_is_held_out(data_dir):
     assert "held_out=1" in error_message(open_datasets, "one_split", data_dir=data_dir, held_out=1)
 
 
+@pytest.mark.slow
 def test_classes_of_plain_integers_are_counted_over_all_splits(data_dir, monkeypatch):
     train, _ = open_datasets("numbers", data_dir=data_dir)
     assert train.classes == ("0", "1", "2", "3", "4")
@@ -456,6 +464,7 @@ def test_classes_of_plain_integers_are_counted_over_all_splits(data_dir, monkeyp
     assert "does not say how many classes its label 'label' has" in message
 
 
+@pytest.mark.slow
 def test_lists_of_one_label_are_read(data_dir):
     source = open_dataset("lists", "full", data_dir=data_dir)
     assert sorted(int(element["label"]) for element in elements(source)) == [0, 1, 2]
@@ -463,6 +472,7 @@ def test_lists_of_one_label_are_read(data_dir):
     assert re.search(r"one label from 0 to 2 for lists-several\S+\. Received: 0, 1$", message)
 
 
+@pytest.mark.slow
 def test_the_image_and_label_are_found_among_many_features(data_dir):
     source = open_dataset("rich", data_dir=data_dir)
     assert source.classes == ("ant", "bee", "cat")
@@ -530,6 +540,7 @@ def test_missing_features_raise_an_error(data_dir):
         assert reason in error_message(open_datasets, name, data_dir=data_dir)
 
 
+@pytest.mark.slow
 def test_labels_out_of_range_raise_an_error(data_dir):
     """When the split is opened if the first is, as in an unlabeled split, else when it is read."""
     message = error_message(open_dataset, "unlabeled", "test", data_dir=data_dir)
@@ -561,6 +572,7 @@ def imagenet(tmp_path_factory) -> pathlib.Path:
     return root
 
 
+@pytest.mark.slow
 def test_imagenet_is_prepared_from_its_tars(imagenet, capsys):
     train, validation = open_datasets("imagenet2012", data_dir=imagenet)
     said = capsys.readouterr().err

@@ -94,6 +94,7 @@ def test_small_files_that_declare_a_huge_jpeg_are_unreadable(readers, side):
         assert "pixels" in reasons["0.jpg"] and str(side * side) in reasons["0.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("limit", [None, 10**12])
 def test_the_limit_of_pixels_does_not_depend_on_pillow_s_setting(readers, monkeypatch, limit):
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", limit)
@@ -102,6 +103,7 @@ def test_the_limit_of_pixels_does_not_depend_on_pillow_s_setting(readers, monkey
         assert "60000 x 60000 pixels; at most 178,956,970" in reasons["0.jpg"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["PNG", "JPEG"])
 def test_images_of_one_pixel_by_thousands_are_cropped_or_unreadable(train, evaluate, kind):
     high, wide = (encode(Image.new("RGB", size), kind) for size in ((1, 30000), (30000, 1)))

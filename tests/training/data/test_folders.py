@@ -207,6 +207,7 @@ def write_tree(folder: pathlib.Path, tree: dict | list, root: pathlib.Path) -> N
             (folder / name).write_bytes(b"")
 
 
+@pytest.mark.slow
 @settings(deadline=None, derandomize=True, max_examples=60)
 @given(tree=TREES, held_out=st.sampled_from([0.2, 0.9, 2, 7]))
 @pytest.mark.filterwarnings("ignore:.*are not images:UserWarning")

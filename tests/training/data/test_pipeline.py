@@ -411,6 +411,7 @@ def test_center_crops_and_whole_images(kind):
     np.testing.assert_allclose(whole, [[0, 1, 0, 1]] * 8, atol=0.01)
 
 
+@pytest.mark.slow
 def test_the_center_is_taken_if_no_random_crop_fits():
     narrow = _encode(Image.new("RGB", (400, 4), "red").resize((400, 4)))
     dataset = _unshuffled_training(Augmentation(area=(0.9, 1.0)), [narrow] * 8, size=16)
@@ -463,6 +464,7 @@ def _kinds() -> dict[str, bytes]:
     }
 
 
+@pytest.mark.slow
 def test_every_file_format_gives_the_pixels_of_prediction(tmp_path):
     kinds = _kinds()
     dataset = _unshuffled_training(
@@ -556,6 +558,7 @@ def test_too_many_unreadable_images_end_the_run_and_all_are_named():
         assert name in str(unreadable.error) and name in unreadable.names
 
 
+@pytest.mark.slow
 def test_a_batch_without_any_readable_image_ends_the_run():
     unreadable = UnreadableImages(100)
     with pytest.raises(tf.errors.OpError):
@@ -665,6 +668,7 @@ def test_wrong_evaluation_settings_raise_an_error(wrong, message):
         _evaluation(**wrong)
 
 
+@pytest.mark.slow
 def test_datasets_are_deterministic_and_not_sharded_by_tf_distribute():
     for dataset in (
         _training(),

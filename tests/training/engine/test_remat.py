@@ -135,6 +135,7 @@ def test_inference_files_and_configuration_do_not_change(tmp_path):
     np.testing.assert_allclose(loaded.predict(IMAGES, verbose=0), expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_telling_twice_is_telling_once():
     once, twice = _build(True), _build(True)
     remat(twice)

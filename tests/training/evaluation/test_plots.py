@@ -33,6 +33,7 @@ def _share_of(pixels: np.ndarray, color: str) -> float:
     return float((np.abs(pixels.astype(int) - wanted).max(axis=-1) < 8).mean())
 
 
+@pytest.mark.slow
 def test_the_learning_curve_shows_all_that_was_logged(tmp_path):
     path = tmp_path / "curves.png"
     assert plots.learning_curve(*_history(range(1, 301)), path) == path
@@ -44,6 +45,7 @@ def test_the_learning_curve_shows_all_that_was_logged(tmp_path):
     assert short.shape[0] < full.shape[0] and _share_of(short, plots._COLORS[1]) == 0
 
 
+@pytest.mark.slow
 def test_curves_with_nan_and_of_a_run_without_rows(tmp_path):
     with pytest.raises(ValueError, match="no row of training"):
         plots.learning_curve([], [], tmp_path / "curves.png")
@@ -53,6 +55,7 @@ def test_curves_with_nan_and_of_a_run_without_rows(tmp_path):
     assert plots.learning_curve(rows, evaluations, tmp_path / "curves.png").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("number", [2, 12, 13, 40, 41, 300])
 def test_confusion_images_of_all_sizes(tmp_path, number):
     rng = np.random.default_rng(0)
@@ -64,6 +67,7 @@ def test_confusion_images_of_all_sizes(tmp_path, number):
     assert (pixels[..., 2].astype(int) - pixels[..., 0] > 60).mean() > 1e-3
 
 
+@pytest.mark.slow
 def test_an_empty_class_has_a_color_of_its_own(tmp_path):
     names = ["a", "b", "c"]
     full = plots.confusion(np.eye(3, dtype=int), names, tmp_path / "full.png")
