@@ -25,7 +25,7 @@ from keras_coatnet.exporting.formats import (
     check_target,
     find_format,
 )
-from keras_coatnet.exporting.preparation import prepare
+from keras_coatnet.exporting.preparation import float32_policy, prepare
 from keras_coatnet.exporting.runtime import Runner, find_runtime
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.labels import name_classes
@@ -162,10 +162,10 @@ def export(
         if verbose:
             print(f"{found.title}: {step}", file=sys.stderr, flush=True)
 
-    announce("computing the outputs of Keras")
-    prepared = prepare(model)
-    expected = _run_in_batches(prepared.predict_on_batch, batch)
-    with _beside(target) as folder:
+    with _beside(target) as folder, float32_policy():
+        announce("computing the outputs of Keras")
+        prepared = prepare(model)
+        expected = _run_in_batches(prepared.predict_on_batch, batch)
         partial = folder / target.name
         announce("converting")
         calibration = batch if quantize == "int8" else None

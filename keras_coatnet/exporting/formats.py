@@ -82,7 +82,8 @@ def find_format(path: str | os.PathLike, name: str | None = None) -> Format:
 
     Args:
         path: the file or folder to write.
-        name: the format's name; None: by the ending of the path.
+        name: the format's name; None: by the ending of the path. A folder that exists is that of a
+            SavedModel, whatever its name.
 
     Returns:
         The `Format`.
@@ -96,6 +97,8 @@ def find_format(path: str | os.PathLike, name: str | None = None) -> Format:
     """
     check_local(path, "path")
     suffix = pathlib.Path(path).suffix
+    if name is None and os.path.isdir(path):
+        return FORMATS["saved_model"]
     if name is None:
         for found in FORMATS.values():
             if found.suffix == suffix:
@@ -188,7 +191,8 @@ def is_exported(path: str | os.PathLike) -> bool:
         >>> is_exported("model.onnx"), is_exported("model.keras")
         (True, False)
     """
-    file = pathlib.Path(path)
-    if file.suffix:
-        return any(file.suffix == each.suffix for each in FORMATS.values() if each.suffix)
-    return os.path.isfile(file / "saved_model.pb")  # unlike pathlib's, False for too long a name
+    # Unlike pathlib's, it returns False for too long a name.
+    if os.path.isfile(os.path.join(path, "saved_model.pb")):
+        return True
+    suffix = pathlib.Path(path).suffix
+    return any(suffix == each.suffix for each in FORMATS.values() if each.suffix)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 import zipfile
 from typing import Any
@@ -60,7 +61,8 @@ class LiteRTRuntime(Runtime):
     def open(self, path: pathlib.Path, threads: int | None) -> Runner:
         from ai_edge_litert.interpreter import Interpreter
 
-        interpreter = Interpreter(str(path), num_threads=threads)
+        # By itself, LiteRT computes on one core.
+        interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
         (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
         shape: tuple[int, ...] = ()
 

@@ -95,7 +95,7 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Export
     Args:
         path: a `.tflite`, `.onnx` or `.xml` file, or the folder of a SavedModel.
         threads: number of threads to compute with, where the runtime lets them be chosen (LiteRT,
-            ONNX Runtime, OpenVINO); None: as the runtime does by itself.
+            ONNX Runtime, OpenVINO); None: all cores.
 
     Returns:
         An `ExportedModel`.

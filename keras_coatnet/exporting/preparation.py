@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import keras
@@ -12,12 +14,23 @@ from keras_coatnet.model import CoAtNetModel
 from keras_coatnet.model_graph import normalization_before, pixel_statistics
 
 
+@contextlib.contextmanager
+def float32_policy() -> Iterator[None]:
+    """Sets the global policy, which new models obey even where their layers have their own."""
+    policy = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("float32")
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(policy)
+
+
 def prepare(model: keras.Model) -> keras.Model:
     """Returns a model that computes the same in float32, from raw pixels, and without XLA.
 
     Args:
         model: a model of one input and one output, plain or fused, under any policy, with any
-            number of CoAtNets inside.
+            number of CoAtNets inside. The global policy must be float32.
 
     Returns:
         `model` itself where nothing has to change, else a copy.
@@ -25,7 +38,7 @@ def prepare(model: keras.Model) -> keras.Model:
     Raises:
         ValueError: it is unknown which pixels the model takes, or it cannot be copied.
     """
-    config: Any = keras.saving.serialize_keras_object(model)
+    config = _config_of(model)
     rewritten = _rewrite(config)
     if rewritten != config:
         model = _build(rewritten, model)
@@ -34,8 +47,8 @@ def prepare(model: keras.Model) -> keras.Model:
         return model
     inputs = keras.Input(batch_shape=model.input_shape, name="images")
     mean, std = pixel_statistics(needed, model.input_shape[-1])
-    normalized = keras.layers.Rescaling((1 / (255.0 * std)).tolist(), (-mean / std).tolist())
-    return keras.Model(inputs, model(normalized(inputs)), name=model.name)
+    normalize = keras.layers.Rescaling((1 / (255.0 * std)).tolist(), (-mean / std).tolist())
+    return keras.Model(inputs, model(normalize(inputs)), name=model.name)
 
 
 def fuse_all(model: keras.Model) -> tuple[keras.Model, bool]:
@@ -68,10 +81,23 @@ def fuse_all(model: keras.Model) -> tuple[keras.Model, bool]:
         return layer
 
     # The copy's layers are to be called in a new graph, which those of `model` must not be.
-    config: Any = keras.saving.serialize_keras_object(model)
-    whole = _build(config, model)
+    whole = _build(_config_of(model), model)
     fused = keras.models.clone_model(whole, clone_function=copy)
     return (fused, True) if any_fused else (model, False)
+
+
+def _config_of(model: keras.Model) -> dict[str, Any]:
+    """Returns a model's configuration, without that of its training."""
+
+    def without_training(config: Any) -> Any:
+        if isinstance(config, list | tuple):
+            return type(config)(map(without_training, config))
+        if not isinstance(config, dict):
+            return config
+        kept = {key: config[key] for key in config if key != "compile_config"}
+        return {key: without_training(value) for key, value in kept.items()}
+
+    return without_training(keras.saving.serialize_keras_object(model))
 
 
 def _build(config: dict[str, Any], model: keras.Model) -> keras.Model:
@@ -108,7 +134,7 @@ def _rewrite(config: Any) -> Any:
         for node in config.get("inbound_nodes", ()):
             node["kwargs"].pop("training", None)
         return config
-    rewritten = {key: _rewrite(value) for key, value in config.items() if key != "compile_config"}
+    rewritten = {key: _rewrite(value) for key, value in config.items()}
     if "source_name" in rewritten and "mode" in rewritten:  # of a quantized layer's policy
         rewritten["source_name"] = "float32"
     if str(config.get("registered_name")).startswith(PACKAGE) and "config" in rewritten:

@@ -55,7 +55,7 @@ class Runtime(abc.ABC):
 
         Args:
             path: the file or folder.
-            threads: number of threads to compute with; None: what the runtime takes by itself.
+            threads: number of threads to compute with; None: all cores.
 
         Raises:
             Exception: of any type, if it is damaged or of another format.

@@ -45,19 +45,18 @@ def make(**options: object) -> keras.Model:
     return model
 
 
-def mixed() -> keras.Model:
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    model = make()
-    keras.config.set_dtype_policy("float32")
-    return model
-
-
 def nested() -> keras.Model:
     """A classifier of a user's own around a backbone that takes normalized pixels."""
     backbone = make(include_top=False, pooling="avg", include_preprocessing=False)
     inputs = keras.Input((32, 32, 3))
     x = keras.layers.Dropout(0.5)(backbone(keras.layers.RandomFlip()(inputs)))
     return keras.Model(inputs, keras.layers.Dense(5, name="colors")(x))
+
+
+def mixed() -> keras.Model:
+    """The same under a mixed policy, which the program keeps."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    return nested()
 
 
 MODELS: dict[str, Callable[[], keras.Model]] = {
@@ -86,14 +85,17 @@ def batch() -> np.ndarray:
     return np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3)).astype("float32")
 
 
-def in_float32(model: keras.Model, images: np.ndarray) -> np.ndarray:
-    """What a model is to compute, from raw pixels, without a logit made a score."""
-    if any(layer.compute_dtype != "float32" for layer in model.layers):
-        copy = make()
+def in_float32(kind: str, model: keras.Model, images: np.ndarray) -> np.ndarray:
+    """What a model is to compute from raw pixels."""
+    if kind in ("nested", "mixed"):
+        images = images / 127.5 - 1
+    if kind == "mixed":
+        policy = keras.config.dtype_policy()
+        keras.config.set_dtype_policy("float32")
+        copy = nested()
+        keras.config.set_dtype_policy(policy)
         copy.set_weights(model.get_weights())
         model = copy
-    if any(not getattr(layer, "include_preprocessing", True) for layer in model.layers):
-        images = images / 127.5 - 1
     return model.predict(images, verbose=0)
 
 
@@ -101,8 +103,8 @@ def in_float32(model: keras.Model, images: np.ndarray) -> np.ndarray:
 @pytest.mark.parametrize("format, kind", PAIRS)
 def test_each_kind_in_each_format(format, kind, tmp_path, batch):
     model = MODELS[kind]()
-    path = tmp_path / f"model{ENDINGS[format]}"
-    report = keras_coatnet.export(model, path, images=batch, verbose=False)
+    path = tmp_path / f"model.v1{ENDINGS[format]}"
+    report = keras_coatnet.export(model, path, format, images=batch, verbose=False)
     assert isinstance(report, ExportReport)
     assert (report.format, report.images, report.top1_agreement) == (format, 3, 1.0)
     assert report.max_difference < 1e-4
@@ -113,7 +115,7 @@ def test_each_kind_in_each_format(format, kind, tmp_path, batch):
     assert loaded.input_shape == (None, 32, 32, 3) and loaded.output_shape == (None, 5)
     assert loaded.class_names == tuple(f"class {number}" for number in range(5))
     assert loaded.image_settings == ImageSettings(32)
-    expected = in_float32(model, batch)
+    expected = in_float32(kind, model, batch)
     for size in (3, 1, 2):  # batches of any size, one after the other
         helpers.assert_matches(loaded.predict(batch[:size]), expected[:size], 1e-4)
     scores = class_scores(loaded, batch)
@@ -242,7 +244,7 @@ def test_pixels_are_those_of_pillow(settings, tmp_path):
         # The libraries decode WebP with different roundings, and resize gray steps at their edge.
         # A box has an edge, and rounding decides on which side of it a pixel lies.
         assert difference.max() <= 2, kind
-        assert difference.mean() < (0.2 if settings.interpolation == "box" else 0.01), kind
+        assert difference.mean() < (0.5 if settings.interpolation == "box" else 0.01), kind
 
 
 def test_a_file_that_cannot_be_decoded_is_told():
