@@ -42,11 +42,11 @@ if TYPE_CHECKING:
 
 _EXAMPLES = """\
 examples:
-  A public checkpoint for LiteRT, the fastest of the four formats on a CPU:
+  A public checkpoint for LiteRT:
     keras-coatnet export coatnet_0_rw_224.sw_in1k coatnet.tflite
 
   What `train` made, as a SavedModel for TensorFlow Serving, with the names of its classes:
-    keras-coatnet export runs/leaves/final.weights.h5 served/1
+    keras-coatnet export runs/leaves/final.weights.h5 served
 
   Eight bits, with the ranges of some of the images that it is for:
     keras-coatnet export leaves.keras leaves.onnx --quantize int8 --images leaves/validation
