@@ -55,7 +55,7 @@ def _restore_global_settings():
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(layout)
-    if time.monotonic() - began > 10:
+    if time.monotonic() - began > 2:
         gc.collect()  # a model is full of cycles; the next may be as large
 
 
