@@ -80,7 +80,7 @@ def open_model(
     Example, which needs a network or a cached file:
         model, settings = open_model("coatnet_0_rw_224.sw_in1k")
     """
-    if is_exported(weights):
+    if is_exported(weights) and not registry.is_name(str(weights)):  # names go before files
         exported = load_exported(weights)
         if exported.image_settings is None:
             raise ValueError(

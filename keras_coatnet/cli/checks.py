@@ -68,7 +68,7 @@ def check_weights(weights: str, architecture: str | None) -> registry.Checkpoint
     """
     if architecture is not None:
         find_architecture(architecture)
-    if is_exported(weights):
+    if is_exported(weights) and not registry.is_name(weights):  # names go before files
         check_exported(weights)
         return None
     path = find_file(weights)

@@ -12,7 +12,7 @@ import numpy as np
 from keras_coatnet.exporting.card import CARD, Card
 from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
 
-# The lowest version with all operations that the networks need. Older runtimes read older ones.
+# The version of the operations, which decides how old a runtime may be.
 OPSET = 15
 
 # The size that a file of Protocol Buffers cannot exceed.
@@ -97,7 +97,7 @@ def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:
             return None if image is None else {"images": image}
 
     if calibration is None:
-        # ONNX Runtime's convolutions with ranges measured as they go are slower than float32.
+        # In a fused network nearly all weights are those of products.
         quantization.quantize_dynamic(
             prepared,
             path,

@@ -4,7 +4,7 @@ TensorFlow's own antialiased resizing differs from Pillow's by a third of a gray
 because Pillow rounds to whole numbers between its two passes, along rows and then along columns.
 Here, each pass is a matrix product with Pillow's weights, and rounds as Pillow does. One value in
 ten thousand differs by one gray level; more where Pillow 13 takes the columns first, as it does for
-some tall images: one value in five, by one gray level and seldom by up to five.
+some tall images: one value in five, by one gray level and seldom by up to six.
 """
 
 from __future__ import annotations
