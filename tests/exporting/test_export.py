@@ -19,6 +19,7 @@ from PIL import Image
 
 import keras_coatnet
 from keras_coatnet import cli
+from keras_coatnet.cli.checks import check_weights
 from keras_coatnet.exporting.card import Card
 from keras_coatnet.exporting.export import ExportReport
 from keras_coatnet.exporting.formats import FORMATS
@@ -399,6 +400,15 @@ def test_every_runtime_fulfills_the_contract():
     from keras_coatnet.exporting.runtime import find_runtime
 
     assert all(isinstance(find_runtime(name), Runtime) for name in FORMATS)
+
+
+def test_a_checkpoint_s_name_goes_before_an_exported_folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    folder = pathlib.Path("coatnet_0_rw_224.sw_in1k")
+    folder.mkdir()
+    (folder / "saved_model.pb").touch()
+    checkpoint = check_weights(folder.name, None)
+    assert checkpoint is not None and checkpoint.name == folder.name
 
 
 # --- The command line --------------------------------------------------------------------------
