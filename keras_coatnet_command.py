@@ -21,11 +21,16 @@ def main() -> int:
     Returns:
         The exit status, see `keras_coatnet.cli.main`.
     """
-    if "keras_coatnet" not in sys.modules:
-        sys.modules["keras_coatnet"] = _deferred("keras_coatnet")
+    defer_package()
     from keras_coatnet.cli import main as run
 
     return run()
+
+
+def defer_package() -> None:
+    """Lets modules of the package be imported before its `__init__` has run."""
+    if "keras_coatnet" not in sys.modules:
+        sys.modules["keras_coatnet"] = _deferred("keras_coatnet")
 
 
 def _deferred(name: str) -> ModuleType:

@@ -8,10 +8,11 @@
 A cell is what is done, the batch and the size. For each cell every contender is a process of its
 own, and they are timed in turns, one at a time, so that a slow minute of the machine slows all
 alike; shown are the median of the rounds and their spread. The floor is the network's operations
-(two for each multiply-add of its convolutions and matrix products) at the rate of a large float32
-matrix product, which is timed in the same turns: a share of it is how near a contender comes. A
-training step counts three times the operations. Memory is the process's peak; "build" is imports
-and construction, "first" the first run, compiling included.
+(two for each multiply-add of its convolutions and matrix products) at the machine's best rate for a
+large float32 matrix product: that of TensorFlow, NumPy, torch or ONNX Runtime, timed in the same
+turns. A share of it is how near a contender comes. A training step counts three times the
+operations. Memory is the process's peak; "build" is imports, construction and export, "first" the
+first run, compiling included.
 
 How cost grows is the share of the floor at other sizes and for other models:
 
@@ -28,28 +29,37 @@ of results may be written by several runs: the cells that it has and a run has n
 from __future__ import annotations
 
 import argparse
-import dataclasses
 import json
 import os
 import pathlib
-import platform
 import statistics
-import subprocess
 import sys
+import tempfile
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
+
+from contenders import FLOORS, check
+
+from keras_coatnet.benchmarking.machine import describe_machine
+from keras_coatnet.benchmarking.process import TimedProcess
+from keras_coatnet.benchmarking.worker import PRODUCT_OPERATIONS
 
 INFERENCE = (
     "ours",
     "ours fused",
     "ours fused bf16",
+    "ours litert",
+    "ours onnx",
+    "ours openvino",
     "timm",
     "timm last",
     "timm compiled",
     "timm compiled last",
     "timm bf16",
     "timm compiled bf16",
+    "timm onnx",
+    "timm openvino",
     "kecam",
     "ConvNeXt",
     "EfficientNetV2",
@@ -66,88 +76,64 @@ TRAINING = (
     "EfficientNetV2",
 )
 
+# Exported models are written once for all cells of a run.
+EXPORTS = tempfile.TemporaryDirectory()
 
-@dataclasses.dataclass
-class Contender:
-    """A process that is told to time itself."""
 
-    name: str
-    process: subprocess.Popen
-    ready: dict
-    times: list[float] = dataclasses.field(default_factory=list)
-
-    @classmethod
-    def start(cls, name: str, cell: tuple, model: str, pythons: dict[str, str]) -> Contender | None:
-        """Starts it and waits until it has run once; None if it cannot."""
-        mode, batch, size = cell
-        command = [pythons.get(name, sys.executable), str(HERE / "contenders.py")]
-        process = subprocess.Popen(
-            [*command, name, model, str(size), str(batch), mode],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.DEVNULL,
-            text=True,
-            env={**os.environ, "KERAS_BACKEND": "tensorflow"},
-        )
-        line = process.stdout.readline()
-        while line and not line.startswith("{"):  # a library that greets
-            line = process.stdout.readline()
-        if not line:
-            print(f"  {name}: cannot run here", file=sys.stderr)
-            return None
-        return cls(name, process, json.loads(line))
-
-    def time(self, runs: int) -> bool:
-        """Has it timed once more; False if it has ended, as where memory ran out."""
-        try:
-            self.process.stdin.write(f"{runs}\n")
-            self.process.stdin.flush()
-            self.times.append(float(self.process.stdout.readline()))
-        except (BrokenPipeError, ValueError):
-            print(f"  {self.name}: ended before its time", file=sys.stderr)
-            return False
-        return True
-
-    def finish(self) -> dict:
-        """Ends it; what was found."""
-        self.process.stdin.close()
-        memory = int(self.process.stdout.readline())
-        self.process.wait()
-        return {
-            "ms": statistics.median(self.times),
-            "low": min(self.times),
-            "high": max(self.times),
-            "memory_mb": memory,
-            **self.ready,
-        }
+def start(name: str, cell: tuple, model: str, pythons: dict[str, str]) -> TimedProcess | None:
+    """Starts a contender and waits until it has run once; None if it cannot."""
+    mode, batch, size = cell
+    command = [pythons.get(name, sys.executable), str(HERE / "contenders.py")]
+    environment = {
+        "BENCHMARK_EXPORTS": EXPORTS.name,
+        **os.environ,
+        "KERAS_BACKEND": "tensorflow",
+    }
+    process = TimedProcess.start(
+        name, [*command, name, model, str(size), str(batch), mode], environment
+    )
+    try:
+        process.wait()
+    except RuntimeError as error:
+        print(f"  {name}: cannot run here: {error}", file=sys.stderr)
+        return None
+    return process
 
 
 def measure(
     model: str, cell: tuple, names: list[str], rounds: int, pythons: dict, together: int
 ) -> dict:
     """Times the contenders of a cell in turns, so many at once, the floor among all of them."""
-    floor = Contender.start("matmul", cell, model, pythons)
+    floors = [start(name, cell, model, pythons) for name in FLOORS]
+    floors = [floor for floor in floors if floor is not None]
+    times: dict[str, list[float]] = {}
     found = {}
     for first in range(0, len(names), together):
-        started = [
-            Contender.start(name, cell, model, pythons) for name in names[first : first + together]
-        ]
-        contenders = [floor, *(contender for contender in started if contender is not None)]
+        started = [start(name, cell, model, pythons) for name in names[first : first + together]]
+        contenders = [*floors, *(contender for contender in started if contender is not None)]
         for _ in range(rounds):
             for contender in list(contenders):
-                runs = 10 if contender is floor else max(1, 6 // cell[1])
-                if not contender.time(runs):
+                runs = 10 if contender in floors else max(1, 6 // cell[1])
+                try:
+                    times.setdefault(contender.name, []).append(contender.time(runs))
+                except RuntimeError as error:
+                    print(f"  {contender.name}: ended before its time: {error}", file=sys.stderr)
                     contenders.remove(contender)
-        found |= {contender.name: contender.finish() for contender in contenders[1:]}
-    return {"matmul": floor.finish(), **found}
+        found |= {each.name: each.finish() for each in contenders if each not in floors}
+    found = {**{floor.name: floor.finish() for floor in floors}, **found}
+    return {name: {**_spread(times[name]), **row} for name, row in found.items()}
+
+
+def _spread(times: list[float]) -> dict[str, float]:
+    return {"ms": statistics.median(times), "low": min(times), "high": max(times)}
 
 
 def floor_ms(model: str, cell: tuple, found: dict) -> tuple[float, float]:
-    """The floor of a cell in milliseconds, and the machine's rate in GFLOP/s."""
+    """The floor of a cell in milliseconds, and the machine's best rate in GFLOP/s."""
     import keras_coatnet
 
     mode, batch, size = cell
-    rate = 2 * 2048**3 / found["matmul"]["ms"] / 1e6
+    rate = max(PRODUCT_OPERATIONS / found[name]["ms"] / 1e6 for name in FLOORS if name in found)
     operations = 2 * batch * keras_coatnet.count_flops(model, input_shape=(size, size, 3))
     return operations * (3 if mode == "train" else 1) / rate / 1e6, rate
 
@@ -166,7 +152,7 @@ def table(results: dict) -> str:
         lines.append(f"{'':20} {columns}")
         versions = {}
         for name, row in entry["found"].items():
-            if name == "matmul":
+            if name.startswith("matmul"):
                 continue
             where = "kecam: " if name == "kecam" else ""  # an environment of its own
             versions |= dict.fromkeys(f"{where}{k} {v}" for k, v in row["versions"].items())
@@ -211,7 +197,7 @@ def summary(
         if not memory:
             floors = [f"{entry['floor_ms']:.0f}" for entry in entries]
             lines.append(f"| the floor | {' | '.join(floors)} |")
-        for name in names or [name for name in found if name != "matmul"]:
+        for name in names or [name for name in found if not name.startswith("matmul")]:
             rows = [(entry["found"].get(name), entry["floor_ms"]) for entry in entries]
             texts = [text(row, floor) if row else "" for row, floor in rows]
             lines.append(f"| {name} | {' | '.join(texts)} |")
@@ -230,7 +216,7 @@ def compare(before: dict, after: dict) -> str:
         mode, batch, size = entry["cell"]
         lines.append(f"\n{entry['model']} {mode} batch {batch} at {size}")
         for name, row in entry["found"].items():
-            if name != "matmul" and name in old["found"]:
+            if not name.startswith("matmul") and name in old["found"]:
                 was, now = old["found"][name]["ms"], row["ms"]
                 shares = old["floor_ms"] / was, entry["floor_ms"] / now
                 lines.append(
@@ -240,21 +226,12 @@ def compare(before: dict, after: dict) -> str:
     return "\n".join(lines)
 
 
-def _machine() -> str:
-    model = next(
-        line.split(":", 1)[1].strip()
-        for line in pathlib.Path("/proc/cpuinfo").read_text().splitlines()
-        if line.startswith("model name")
-    )
-    return f"{model}, {os.cpu_count()} cores, Python {platform.python_version()}"
-
-
 def _results(path: str | None) -> dict:
     """What a file has already; nothing yet if there is none."""
     if path is None or not pathlib.Path(path).exists():
-        return {"machine": _machine(), "cells": []}
+        return {"machine": describe_machine(), "cells": []}
     results = json.loads(pathlib.Path(path).read_text())
-    if results["machine"] != _machine():
+    if results["machine"] != describe_machine():
         sys.exit(f"{path} was measured on another machine: {results['machine']}. Name a new file.")
     return results
 
@@ -294,10 +271,17 @@ def main() -> None:
         before, after = (json.loads(pathlib.Path(path).read_text()) for path in args.compare)
         print(compare(before, after))
         return
+    cells = args.cells or [_cell(text) for text in default]
+    try:
+        for mode, _, _ in cells:
+            for name in args.contenders or ():
+                check(name, mode)
+    except ValueError as error:
+        parser.error(str(error))
     results = _results(args.json)
     pythons = {"kecam": args.kecam_python} if args.kecam_python else {}
     for model in args.models:
-        for cell in args.cells or map(_cell, default):
+        for cell in cells:
             names = args.contenders or (INFERENCE if cell[0] == "infer" else TRAINING)
             names = [name for name in names if name != "kecam" or pythons]
             found = measure(model, cell, names, args.rounds, pythons, args.together)

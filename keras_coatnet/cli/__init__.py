@@ -19,7 +19,7 @@ import warnings
 from collections.abc import Sequence
 from typing import NoReturn
 
-from keras_coatnet.cli import evaluate, export, models, predict, train
+from keras_coatnet.cli import benchmark, evaluate, export, models, predict, train
 from keras_coatnet.cli.messages import FINE, INTERRUPTED, MISTAKE, format_warning, say
 from keras_coatnet.version import __version__
 
@@ -31,6 +31,7 @@ examples:
   keras-coatnet train transfer --weights coatnet_0_rw_224.sw_in1k --data flowers/
   keras-coatnet evaluate --weights coatnet_0_rw_224.sw_in1k --data imagenet/val
   keras-coatnet export coatnet_0_rw_224.sw_in1k coatnet.tflite
+  keras-coatnet benchmark
 
 `keras-coatnet COMMAND --help` explains a command and its options.
 
@@ -88,12 +89,12 @@ class _Parser(argparse.ArgumentParser):
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
         prog="keras-coatnet",
-        description="CoAtNet for Keras 3: classify images; train, evaluate and export networks.",
+        description="CoAtNet for Keras 3: classify images; train, evaluate, export, time networks.",
         epilog=_EXAMPLES,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument("--version", action="version", version=f"keras-coatnet {__version__}")
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    for command in (predict, models, train, evaluate, export):
+    for command in (predict, models, train, evaluate, export, benchmark):
         command.add_parser(commands)
     return parser

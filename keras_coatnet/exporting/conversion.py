@@ -6,12 +6,14 @@ On another backend it is done in a process of its own, which this module is the 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 import pathlib
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from typing import Any
 
 import keras
@@ -23,21 +25,29 @@ from keras_coatnet.exporting.preparation import fuse_all
 from keras_coatnet.exporting.runtime import find_runtime
 
 
-def convert(
-    model: keras.Model,
-    format: str,
-    path: pathlib.Path,
-    card: Card,
-    calibration: np.ndarray | None,
-) -> bool:
-    """Writes a model, fused where that is faster.
+@dataclasses.dataclass(frozen=True)
+class Task:
+    """A format that a model is to be written in.
 
-    Args:
-        model: a prepared model, see `preparation.prepare`.
+    Attributes:
         format: the format's name.
         path: the file or folder to write, which does not exist.
         card: the model's card.
         calibration: images to measure ranges on; None unless the card says `"int8"`.
+    """
+
+    format: str
+    path: pathlib.Path
+    card: Card
+    calibration: np.ndarray | None = None
+
+
+def convert(model: keras.Model, task: Task) -> bool:
+    """Writes a model, fused where that is faster.
+
+    Args:
+        model: a prepared model, see `preparation.prepare`.
+        task: how to write it.
 
     Returns:
         Whether a CoAtNet was fused.
@@ -46,29 +56,38 @@ def convert(
         ValueError: the model cannot be written in the format.
     """
     if keras.backend.backend() != "tensorflow":
-        return _convert_elsewhere(model, format, path, card, calibration)
+        (answer,) = convert_in_process(model, [task])
+        if isinstance(answer, str):
+            raise ValueError(answer)
+        return answer
     is_fused = False
     # A fully quantized network is always fused: operations of its layers keep their names then.
-    if FORMATS[format].fuses or card.quantize == "int8":
+    if FORMATS[task.format].fuses or task.card.quantize == "int8":
         model, is_fused = fuse_all(model)
-    find_runtime(format).write(model, path, card, calibration)
+    find_runtime(task.format).write(model, task.path, task.card, task.calibration)
     return is_fused
 
 
-def _convert_elsewhere(
-    model: keras.Model,
-    format: str,
-    path: pathlib.Path,
-    card: Card,
-    calibration: np.ndarray | None,
-) -> bool:
+def convert_in_process(model: keras.Model, tasks: Sequence[Task]) -> list[bool | str]:
+    """Writes a model in several formats, in a process of its own whose backend is TensorFlow.
+
+    Args:
+        model: a prepared model.
+        tasks: how to write it.
+
+    Returns:
+        For each task whether a CoAtNet was fused; or, a text, why it failed.
+    """
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         model.save(folder / "model.keras")
-        if calibration is not None:
-            np.save(folder / "calibration.npy", calibration)
-        task = {"format": format, "path": os.fspath(path.absolute()), "card": card.to_json()}
-        (folder / "task.json").write_text(json.dumps(task))
+        described = []
+        for number, task in enumerate(tasks):
+            if task.calibration is not None:
+                np.save(folder / f"calibration-{number}.npy", task.calibration)
+            path = os.fspath(task.path.absolute())
+            described.append({"format": task.format, "path": path, "card": task.card.to_json()})
+        (folder / "tasks.json").write_text(json.dumps(described))
         environment = {
             **os.environ,
             "KERAS_BACKEND": "tensorflow",
@@ -77,39 +96,37 @@ def _convert_elsewhere(
         done = subprocess.run(
             [sys.executable, "-m", __name__, name], env=environment, capture_output=True, text=True
         )
-        answer = folder / "answer.json"
-        if not answer.is_file():
-            raise ValueError(
+        answers = folder / "answers.json"
+        if not answers.is_file():
+            why = (
                 f"{model.name!r} could not be written in TensorFlow's process: "
                 f"{done.stderr.strip().splitlines()[-1:]}"
             )
-        found = json.loads(answer.read_text())
-        if "error" in found:
-            raise ValueError(found["error"])
-        return found["is_fused"]
+            return [why] * len(tasks)
+        return json.loads(answers.read_text())
 
 
 def main(folder: pathlib.Path) -> None:
-    """Does what `_convert_elsewhere` asks for in a folder, and writes an answer there.
+    """Does what `convert_in_process` asks for in a folder, and writes the answers there.
 
     Args:
-        folder: holds `model.keras`, `task.json` and perhaps `calibration.npy`.
+        folder: holds `model.keras`, `tasks.json`, and images to calibrate with where they are
+            needed.
     """
-    task = json.loads((folder / "task.json").read_text())
-    file = folder / "calibration.npy"
-    try:
-        model = _load(folder / "model.keras")
-        is_fused = convert(
-            model,
-            task["format"],
-            pathlib.Path(task["path"]),
-            Card.from_json(task["card"]),
+    answers = []
+    for number, described in enumerate(json.loads((folder / "tasks.json").read_text())):
+        file = folder / f"calibration-{number}.npy"
+        task = Task(
+            described["format"],
+            pathlib.Path(described["path"]),
+            Card.from_json(described["card"]),
             np.load(file) if file.is_file() else None,
         )
-        answer = {"is_fused": is_fused}
-    except ValueError as error:
-        answer = {"error": str(error)}
-    (folder / "answer.json").write_text(json.dumps(answer))
+        try:
+            answers.append(convert(_load(folder / "model.keras"), task))
+        except ValueError as error:
+            answers.append(str(error))
+    (folder / "answers.json").write_text(json.dumps(answers))
 
 
 def _load(path: pathlib.Path) -> keras.Model:

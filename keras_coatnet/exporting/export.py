@@ -17,7 +17,7 @@ import numpy as np
 
 from keras_coatnet.arguments import boolean, choice, number
 from keras_coatnet.exporting.card import Card
-from keras_coatnet.exporting.conversion import convert
+from keras_coatnet.exporting.conversion import Task, convert
 from keras_coatnet.exporting.formats import (
     QUANTIZATIONS,
     Format,
@@ -169,7 +169,7 @@ def export(
         partial = folder / target.name
         announce("converting")
         calibration = batch if quantize == "int8" else None
-        is_fused = convert(prepared, found.name, partial, card, calibration)
+        is_fused = convert(prepared, Task(found.name, partial, card, calibration))
         announce(f"verifying on {len(batch)} {'images' if given else 'random patterns'}")
         outputs = _run_in_batches(find_runtime(found.name).open(partial, None), batch)
         differences = np.abs(outputs - expected).reshape(len(batch), -1).max(axis=1)

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import pathlib
 import re
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
 from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+
+if TYPE_CHECKING:
+    import keras
 
 # The version of the operations, which decides how old a runtime may be.
 OPSET = 15

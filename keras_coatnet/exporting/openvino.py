@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
 from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+
+if TYPE_CHECKING:
+    import keras
 
 
 class OpenVINORuntime(Runtime):

@@ -1,4 +1,7 @@
-"""What each format can do, as a class, and the formats' classes by name."""
+"""What each format can do, as a class, and the formats' classes by name.
+
+Keras is imported where a model is written: to run one takes its runtime alone.
+"""
 
 from __future__ import annotations
 
@@ -6,11 +9,14 @@ import abc
 import importlib
 import pathlib
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
-import keras
 import numpy as np
 
 from keras_coatnet.exporting.card import Card
+
+if TYPE_CHECKING:
+    import keras
 
 # From a batch of images to a batch of outputs.
 Runner = Callable[[np.ndarray], np.ndarray]
@@ -82,5 +88,7 @@ def find_runtime(name: str) -> Runtime:
 
 def free_batch(model: keras.Model) -> list[keras.InputSpec]:
     """Returns the signature of a model's input, with a batch of any size."""
+    import keras
+
     spec = model.inputs[0]
     return [keras.InputSpec(dtype=spec.dtype, shape=(None, *spec.shape[1:]), name="images")]

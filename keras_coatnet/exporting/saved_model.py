@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import pathlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import keras
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
 from keras_coatnet.exporting.runtime import Runner, Runtime
+
+if TYPE_CHECKING:
+    import keras
 
 # TensorFlow leaves this folder of a SavedModel to others.
 _CARD_FILE = pathlib.Path("assets.extra", f"{CARD}.json")
@@ -27,6 +29,7 @@ class SavedModelRuntime(Runtime):
         card: Card,
         calibration: np.ndarray | None,
     ) -> None:
+        import keras
         import tensorflow as tf
 
         from keras_coatnet.exporting.pixels import decode_and_prepare

@@ -119,7 +119,7 @@ def test_each_kind_in_each_format(format, kind, tmp_path, batch):
     expected = in_float32(kind, model, batch)
     for size in (3, 1, 2):  # batches of any size, one after the other
         helpers.assert_matches(loaded.predict(batch[:size]), expected[:size], 1e-4)
-    # Of a mixed model too, what leaves is float32: bfloat16 is rounded in another way by each processor.
+    # Not beside the mixed model's own: each processor rounds bfloat16 in another way.
     probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(expected))
     helpers.assert_matches(class_scores(loaded, batch), probabilities, 1e-4)
 

@@ -1,0 +1,140 @@
+"""How fast the networks are on a GPU, beside timm compiled on the same card in the same run.
+
+    python benchmarks/gpu.py --json results/gpu.json
+    python benchmarks/gpu.py --show results/gpu.json
+
+Inference and training in bfloat16 at 224 pixels: ours on JAX, where Keras compiles the whole step,
+and on torch; timm by `torch.compile`, channels last. Training is AdamW with clipping. Each
+contender is a process of its own; those of a model start together, so that they compile on all
+cores, and are timed in turns. The rate that all are held against is the card's for a product of
+two bfloat16 matrices of 8192 x 8192, in the same turns; a training step counts three times the
+operations. It needs JAX and torch for CUDA, and no TensorFlow.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import pathlib
+import statistics
+import subprocess
+import sys
+
+HERE = pathlib.Path(__file__).resolve().parent
+sys.path.insert(0, str(HERE.parent))
+
+from keras_coatnet.benchmarking.process import TimedProcess
+
+PRODUCT = "matmul bf16 8192"
+PRODUCT_OPERATIONS = 2 * 8192**3
+INFERENCE = ("ours fused jax bf16", "ours fused torch bf16", "timm compiled last bf16")
+TRAINING = ("ours jax bf16", "timm compiled last bf16")
+# Images of a batch: training of the larger ones leaves room for the others on the card.
+BATCHES = {"coatnet0": (256, 128), "coatnet1": (256, 128)}
+BATCHES |= {"coatnet2": (256, 64), "coatnet3": (128, 64)}
+
+
+def start(name: str, model: str, batch: int, mode: str) -> TimedProcess:
+    """Starts a contender, and does not wait for it."""
+    command = [sys.executable, str(HERE / "contenders.py"), name, model, "224", str(batch), mode]
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    return TimedProcess.start(name, command, environment)
+
+
+def measure(model: str, rounds: int) -> list[dict]:
+    """Times all contenders of a model in turns."""
+    modes = ("infer", INFERENCE, BATCHES[model][0]), ("train", TRAINING, BATCHES[model][1])
+    product = start(PRODUCT, model, 1, "infer")
+    started = [
+        (mode, batch, start(name, model, batch, mode))
+        for mode, names, batch in modes
+        for name in names
+    ]
+    product.wait()
+    ready = []
+    for mode, batch, process in started:
+        try:
+            process.wait()
+            ready.append((mode, batch, process, []))
+        except RuntimeError as error:
+            print(f"{model} {mode} {process.name}: {error}", file=sys.stderr, flush=True)
+    rates = []
+    for _ in range(rounds):
+        rates.append(PRODUCT_OPERATIONS / product.time(10) / 1e9)
+        for *_, process, times in ready:
+            times.append(process.time(10))
+    product.finish()
+    operations = 2 * _multiply_adds(model)
+    rows = []
+    for mode, batch, process, times in ready:
+        found, milliseconds = process.finish(), statistics.median(times)
+        work = operations * batch * (3 if mode == "train" else 1)
+        rows.append(
+            {
+                **{"model": model, "mode": mode, "batch": batch, "contender": process.name},
+                **{"ms": milliseconds, "low": min(times), "high": max(times)},
+                "images_per_second": 1000 * batch / milliseconds,
+                "tflops": work / milliseconds / 1e9,
+                "product_tflops": statistics.median(rates),
+                **found,
+            }
+        )
+    return rows
+
+
+def _multiply_adds(model: str) -> int:
+    import keras_coatnet_command
+
+    keras_coatnet_command.defer_package()
+    from keras_coatnet.counting.operations import count_flops
+
+    return count_flops(model)
+
+
+def table(results: dict) -> str:
+    """The results as Markdown."""
+    lines = ["| images/s (share of the card's rate) | inference | training |", "|---|---:|---:|"]
+    rows = results["rows"]
+    for model in dict.fromkeys(row["model"] for row in rows):
+        of_model = [row for row in rows if row["model"] == model]
+        for name in dict.fromkeys(row["contender"] for row in of_model):
+            cells = []
+            for mode in ("infer", "train"):
+                found = [r for r in of_model if (r["contender"], r["mode"]) == (name, mode)]
+                cells += [
+                    f"{row['images_per_second']:,.0f} "
+                    f"({row['tflops'] / row['product_tflops']:.0%}), batch {row['batch']}"
+                    for row in found
+                ] or [""]
+            lines.append(f"| {model}, {name} | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Runs the benchmark, or shows one."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    add = parser.add_argument
+    add("--models", nargs="+", choices=BATCHES, default=list(BATCHES))
+    add("--rounds", type=int, default=5)
+    add("--json", metavar="FILE")
+    add("--show", metavar="FILE", help="a saved run again, as Markdown")
+    args = parser.parse_args()
+    if args.show:
+        print(table(json.loads(pathlib.Path(args.show).read_text())))
+        return
+    query = ["nvidia-smi", "--query-gpu=name,driver_version", "--format=csv,noheader"]
+    card = subprocess.run(query, capture_output=True, text=True, check=True).stdout.strip()
+    results = {"card": card, "rows": []}
+    for model in args.models:
+        results["rows"] += measure(model, args.rounds)
+        if args.json:  # after each model, should the time be short
+            pathlib.Path(args.json).write_text(json.dumps(results, indent=1) + "\n")
+    print(card)
+    print(table(results))
+
+
+if __name__ == "__main__":
+    main()
