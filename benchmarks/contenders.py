@@ -319,10 +319,9 @@ import torch
 from tests.timm_models import import_timm
 name, size, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 network = import_timm().create_model(name, img_size=size).eval()
-batch = torch.export.Dim("batch")
 torch.onnx.export(
-    network, (torch.zeros(2, 3, size, size),), path, input_names=["images"], dynamo=True,
-    dynamic_shapes=({0: batch},), external_data=False,
+    network, torch.zeros(2, 3, size, size), path, input_names=["images"], opset_version=17,
+    dynamic_axes={"images": {0: "batch"}}, dynamo=False,  # dynamo=True needs onnxscript
 )
 """
 

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -30,31 +31,48 @@ def run(*arguments: str) -> str:
 def test_speed_measures_saves_and_compares(tmp_path):
     results = tmp_path / "results.json"
     cell = ["--cells", "infer:2:64", "--rounds", "2", "--together", "2", "--json", results]
-    printed = run(BENCHMARKS / "speed.py", *cell, "--contenders", "ours", "ours fused", "timm")
+    names = ["ours", "ours fused", "ours litert", "timm"]
+    printed = run(BENCHMARKS / "speed.py", *cell, "--contenders", *names)
     (entry,) = json.loads(results.read_text())["cells"]
     operations = 2 * 2 * keras_coatnet.count_flops("coatnet0", input_shape=(64, 64, 3))
     assert entry["floor_ms"] * entry["gflops"] * 1e6 == pytest.approx(operations)
-    assert set(entry["found"]) == {"matmul", "ours", "ours fused", "timm"}
+    floors = {f"matmul {name}" for name in ("TensorFlow", "NumPy", "torch", "ONNX Runtime")}
+    assert set(entry["found"]) == {*floors, *names}
+    best = min(entry["found"][name]["ms"] for name in floors)
+    assert entry["gflops"] == pytest.approx(2 * 2048**3 / best / 1e6)
     for name, row in entry["found"].items():
-        assert 0 < row["low"] <= row["ms"] <= row["high"] and row["memory_mb"] > 100
+        assert 0 < row["low"] <= row["ms"] <= row["high"] and row["memory_mb"] > 50
         # A network of 0.6 G operations within what no CPU of this decade is beyond.
-        assert name == "matmul" or row["ms"] > entry["floor_ms"] / 2
-        assert name in printed or name == "matmul"
+        assert name in floors or row["ms"] > entry["floor_ms"] / 2
+        assert (name in printed) == (name not in floors)
     assert f"keras {entry['found']['ours']['versions']['keras']}" in printed
     compared = run(BENCHMARKS / "speed.py", "--compare", results, results)
-    assert compared.count("x1.00") == 3
+    assert compared.count("x1.00") == 4
 
     # A second run adds its cell to the file, and none of another machine.
-    more = [BENCHMARKS / "speed.py", "--cells", "infer:1:32", "--contenders", "matmul bf16"]
+    more = [BENCHMARKS / "speed.py", "--cells", "infer:1:32", "--contenders", "ours onnx"]
     run(*more, "--rounds", "1", "--json", results)
     saved = json.loads(results.read_text())
     assert saved["cells"][0] == entry
     assert [each["cell"] for each in saved["cells"]] == [["infer", 2, 64], ["infer", 1, 32]]
     shown = run(BENCHMARKS / "speed.py", "--show", results, "--cells", "infer:1:32")
-    assert "| matmul bf16 |" in shown and "infer, 2 x 64" not in shown
+    assert "| ours onnx |" in shown and "infer, 2 x 64" not in shown
     results.write_text(json.dumps({**saved, "machine": "an abacus"}))
     with pytest.raises(AssertionError, match="measured on another machine: an abacus"):
         run(*more, "--json", results)
+
+
+@pytest.mark.parametrize(
+    "name, cell, message",
+    [
+        ("ours fused", "train:1:64", "'ours fused' cannot be trained: it is for inference alone"),
+        ("ours onnx", "train:1:64", "'ours onnx' cannot be trained"),
+        ("ours melted", "infer:1:64", "there is no contender 'ours melted', but ours, "),
+    ],
+)
+def test_what_would_be_another_measurement_is_refused(name, cell, message):
+    with pytest.raises(AssertionError, match=re.escape(message)):
+        run(BENCHMARKS / "speed.py", "--cells", "infer:1:64", cell, "--contenders", name)
 
 
 @pytest.mark.parametrize("mode", ["infer", "train"])

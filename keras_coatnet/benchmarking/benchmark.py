@@ -17,6 +17,7 @@ from keras_coatnet.benchmarking import worker
 from keras_coatnet.benchmarking.machine import describe_machine
 from keras_coatnet.benchmarking.process import TimedProcess
 from keras_coatnet.benchmarking.runtimes import Contender
+from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting import count_flops
 from keras_coatnet.exporting.card import Card
 from keras_coatnet.exporting.conversion import Task, convert_in_process
@@ -82,7 +83,7 @@ class Benchmark:
 
 
 def benchmark(
-    architecture: str,
+    architecture: str | CoAtNetConfig,
     input_size: int,
     contenders: Sequence[Contender],
     batch_sizes: Sequence[int] = (1, 8),
@@ -91,7 +92,7 @@ def benchmark(
     """Times a network of random weights, on which speed does not depend.
 
     Args:
-        architecture: one of `keras_coatnet.architectures()`.
+        architecture: one of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
         input_size: height and width of the images, in pixels.
         contenders: the runtimes, all of them installed.
         batch_sizes: the batch sizes, at least one.
@@ -103,7 +104,7 @@ def benchmark(
     Raises:
         ValueError: there is no such architecture, or it cannot be built at that size.
     """
-    announce(f"building {architecture} at {input_size} x {input_size} pixels")
+    announce(f"building the network at {input_size} x {input_size} pixels")
     model = CoAtNet(
         architecture, input_shape=(input_size, input_size, 3), classifier_activation=None
     )

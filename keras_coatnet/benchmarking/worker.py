@@ -10,6 +10,7 @@ import os
 import pathlib
 import sys
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
@@ -131,7 +132,7 @@ def run_keras(path: str, fused: str) -> Callable[[int], object]:
 
     from keras_coatnet import fuse
 
-    model = keras.saving.load_model(path, compile=False)
+    model: Any = keras.saving.load_model(path, compile=False)
     model = fuse(model) if fused == "yes" else model
     return _on_batches(model.predict_on_batch, model.input_shape[1:])
 
@@ -140,10 +141,11 @@ def _on_batches(
     run: Callable[[np.ndarray], object], shape: tuple[int | None, ...]
 ) -> Callable[[int], object]:
     batches: dict[int, np.ndarray] = {}
+    image = [side for side in shape if side is not None]  # all of them are known here
 
     def run_batch(size: int = 1) -> object:
         if size not in batches:
-            values = np.random.default_rng(0).uniform(0, 255, (size, *map(int, shape)))
+            values = np.random.default_rng(0).uniform(0, 255, (size, *image))
             batches[size] = values.astype("float32")
         return run(batches[size])
 

@@ -127,7 +127,7 @@ def _network(args: argparse.Namespace) -> tuple[str, int]:
     """The architecture, and the size of its images."""
     if registry.is_name(args.model):
         checkpoint = registry.find(args.model, None)
-        return checkpoint.architecture, args.input_size or max(checkpoint.input_size)
+        return checkpoint.architecture, args.input_size or checkpoint.input_size
     find_architecture(args.model)
     return args.model, args.input_size or 224
 
@@ -149,7 +149,7 @@ def _as_json(found: Benchmark) -> dict[str, Any]:
 def _as_text(found: Benchmark) -> str:
     rates = ", ".join(f"{name} {rate:.0f}" for name, rate in found.rates.items())
     head = ("batch", "runtime", "ms", "low-high", "images/s", "of the best rate", "MB memory", "MB")
-    rows = [head]
+    rows: list[tuple[str, ...]] = [head]
     sizes = sorted({timing.batch_size for timing in found.timings})
     for size in sizes:
         timings = [timing for timing in found.timings if timing.batch_size == size]

@@ -120,6 +120,7 @@ def test_the_installed_command_is_this_start():
         (["train", "--list"], "in21k_finetune_150\n"),
         (["train", "in1k_pretrain", "--batch-size", "512", "--dry-run"], "0.000125"),
         (["export", "--help"], "--quantize"),
+        (["benchmark", "--help"], "--runtimes"),
         (["predict", "no_such_image.jpg"], "no_such_image.jpg"),
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
@@ -149,6 +150,14 @@ MISTAKES = {
     "exists": (["export", "m.keras", "a.png", "--format", "saved_model"], "a.png exists"),
     "exported": (["export", "m.tflite", "m.onnx"], "m.tflite is exported already"),
     "no export": (["predict", "a.png", "--model", "m.tflite"], "no file or folder m.tflite"),
+    # Of `benchmark`.
+    "network to time": (["benchmark", "--model", "coatnet9"], "coatnet9"),
+    "runtime": (["benchmark", "--runtimes", "tensorrt"], "'tensorrt' .choose from 'keras'"),
+    "no quantization": (
+        ["benchmark", "--runtimes", "saved_model", "--quantize", "int8"],
+        "None of the runtimes has quantize='int8': saved_model",
+    ),
+    "size": (["benchmark", "--input-size", "0"], "--input-size: must be .* at least 1"),
     # Calls that argparse refuses.
     "no command": ([], "COMMAND"),
     "unknown command": (["predcit"], "predcit"),
