@@ -114,10 +114,8 @@ def run_exported(format: str, path: str) -> Callable[[int], object]:
         format: the format's name.
         path: the file or folder.
     """
-    runtime = find_runtime(format)
-    card = runtime.read_card(pathlib.Path(path))
-    assert card is not None
-    run = runtime.open(pathlib.Path(path), None)
+    card, run = find_runtime(format).open(pathlib.Path(path), None)
+    assert card is not None  # `export` wrote it
     return _on_batches(run, card.input_shape)
 
 

@@ -171,7 +171,8 @@ def export(
         calibration = batch if quantize == "int8" else None
         is_fused = convert(prepared, Task(found.name, partial, card, calibration))
         announce(f"verifying on {len(batch)} {'images' if given else 'random patterns'}")
-        outputs = _run_in_batches(find_runtime(found.name).open(partial, None), batch)
+        _, run = find_runtime(found.name).open(partial, None)
+        outputs = _run_in_batches(run, batch)
         differences = np.abs(outputs - expected).reshape(len(batch), -1).max(axis=1)
         largest = float(np.abs(expected).max())
         agreement = None

@@ -52,15 +52,7 @@ class LiteRTRuntime(Runtime):
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(_MEMBER, card.to_json())
 
-    def read_card(self, path: pathlib.Path) -> Card | None:
-        if not zipfile.is_zipfile(path):
-            return None
-        with zipfile.ZipFile(path) as archive:
-            if _MEMBER not in archive.namelist():
-                return None
-            return Card.from_json(archive.read(_MEMBER))
-
-    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
         from ai_edge_litert.interpreter import Interpreter
 
         # By itself, LiteRT computes on one core.
@@ -78,7 +70,16 @@ class LiteRTRuntime(Runtime):
             interpreter.invoke()
             return interpreter.get_tensor(outputs["index"])
 
-        return run
+        return _read_card(path), run
+
+
+def _read_card(path: pathlib.Path) -> Card | None:
+    if not zipfile.is_zipfile(path):
+        return None
+    with zipfile.ZipFile(path) as archive:
+        if _MEMBER not in archive.namelist():
+            return None
+        return Card.from_json(archive.read(_MEMBER))
 
 
 # What has weights. All else stays float32 in a fully quantized model: eight bits are too few for

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pathlib
 import re
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -53,28 +53,22 @@ class ONNXRuntime(Runtime):
         onnx.checker.check_model(written, full_check=True)
         onnx.save(written, path)
 
-    def read_card(self, path: pathlib.Path) -> Card | None:
-        found = _session(path, 1).get_modelmeta().custom_metadata_map.get(CARD)
-        return None if found is None else Card.from_json(found)
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+        import onnxruntime
 
-    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
-        session = _session(path, threads)
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads = threads or 0
+        options.log_severity_level = 3  # errors only
+        providers = ["CPUExecutionProvider"]
+        session = onnxruntime.InferenceSession(path, options, providers=providers)
+        card = session.get_modelmeta().custom_metadata_map.get(CARD)
         (inputs,) = session.get_inputs()
 
         def run(images: np.ndarray) -> np.ndarray:
             (outputs,) = session.run(None, {inputs.name: images})
             return outputs
 
-        return run
-
-
-def _session(path: pathlib.Path, threads: int | None) -> Any:
-    import onnxruntime
-
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = threads or 0
-    options.log_severity_level = 3  # errors only
-    return onnxruntime.InferenceSession(path, options, providers=["CPUExecutionProvider"])
+        return None if card is None else Card.from_json(card), run
 
 
 def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:

@@ -39,25 +39,22 @@ class OpenVINORuntime(Runtime):
         for each in (whole, whole.with_suffix(".bin")):
             each.unlink()
 
-    def read_card(self, path: pathlib.Path) -> Card | None:
-        import openvino
-
-        model = openvino.Core().read_model(path)
-        return Card.from_json(model.get_rt_info(CARD).value) if model.has_rt_info(CARD) else None
-
-    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
         import openvino
 
         # By itself, OpenVINO computes in bfloat16 where the processor can.
         options = {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"}
         if threads is not None:
             options["INFERENCE_NUM_THREADS"] = str(threads)
-        compiled = openvino.Core().compile_model(path, "CPU", options)
+        core = openvino.Core()
+        model = core.read_model(path)
+        card = model.get_rt_info(CARD).value if model.has_rt_info(CARD) else None
+        compiled = core.compile_model(model, "CPU", options)
 
         def run(images: np.ndarray) -> np.ndarray:
             return compiled([images])[0]
 
-        return run
+        return None if card is None else Card.from_json(card), run
 
 
 # Products of two activations, and what has no weights, in OpenVINO's words: eight bits are too few

@@ -48,20 +48,15 @@ class Runtime(abc.ABC):
         """
 
     @abc.abstractmethod
-    def read_card(self, path: pathlib.Path) -> Card | None:
-        """Reads the card of a file or folder; None if it has none.
-
-        Raises:
-            Exception: of any type, if it is damaged or of another format.
-        """
-
-    @abc.abstractmethod
-    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
         """Opens a file or folder.
 
         Args:
             path: the file or folder.
             threads: number of threads to compute with; None: all cores.
+
+        Returns:
+            Its card, None if it has none; and the function that runs it.
 
         Raises:
             Exception: of any type, if it is damaged or of another format.

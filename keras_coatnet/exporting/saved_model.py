@@ -61,11 +61,7 @@ class SavedModelRuntime(Runtime):
         (path / _CARD_FILE).parent.mkdir()
         (path / _CARD_FILE).write_text(card.to_json())
 
-    def read_card(self, path: pathlib.Path) -> Card | None:
-        file = path / _CARD_FILE
-        return Card.from_json(file.read_text()) if file.is_file() else None
-
-    def open(self, path: pathlib.Path, threads: int | None) -> Runner:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
         import tensorflow as tf
 
         loaded: Any = tf.saved_model.load(str(path))
@@ -73,4 +69,5 @@ class SavedModelRuntime(Runtime):
         def run(images: np.ndarray) -> np.ndarray:
             return loaded.serve(images).numpy()
 
-        return run
+        file = path / _CARD_FILE
+        return Card.from_json(file.read_text()) if file.is_file() else None, run

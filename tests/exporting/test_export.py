@@ -346,13 +346,13 @@ def test_a_model_that_differs_is_not_written(plain, tmp_path, monkeypatch):
     opened = "keras_coatnet.exporting.litert.LiteRTRuntime.open"
     monkeypatch.setattr(
         "keras_coatnet.exporting.export.convert",
-        lambda model, format, path, card, calibration: bool(path.write_bytes(b"a new one")),
+        lambda model, task: bool(task.path.write_bytes(b"a new one")),
     )
     for run, message in (
         (lambda images: np.zeros((len(images), 5)), "differs from Keras by"),
         (lambda images: np.full((len(images), 5), np.nan), "differs from Keras by nan"),
     ):
-        monkeypatch.setattr(opened, lambda self, path, threads, run=run: run)
+        monkeypatch.setattr(opened, lambda self, path, threads, run=run: (None, run))
         with pytest.raises(ValueError, match=message):
             keras_coatnet.export(plain, file, overwrite=True, verbose=False)
     assert file.read_bytes() == b"the old one"
