@@ -28,7 +28,11 @@ def main() -> int:
 
 
 def defer_package() -> None:
-    """Lets modules of the package be imported before its `__init__` has run."""
+    """Lets modules of the package be imported before its `__init__` has run.
+
+    Raises:
+        ImportError: the package is not installed.
+    """
     if "keras_coatnet" not in sys.modules:
         sys.modules["keras_coatnet"] = _deferred("keras_coatnet")
 

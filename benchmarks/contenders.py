@@ -34,6 +34,7 @@ from keras_coatnet.benchmarking.process import serve
 from keras_coatnet.exporting.formats import FORMATS
 
 CLASSES = 1000
+EXPORTS = tempfile.TemporaryDirectory()
 # What others call the same network, or one of like operations.
 TIMM = {"coatnet0": "coatnet_0_224", "coatnet1": "coatnet_1_224"}
 TIMM |= {"coatnet2": "coatnet_2_224", "coatnet3": "coatnet_3_224", "coatnet4": "coatnet_4_224"}
@@ -314,22 +315,23 @@ images = np.random.default_rng(1).uniform(0, 255, (16, size, size, 3)).astype("f
 keras_coatnet.export(network, path, quantize=quantize, images=images, tolerance=10.0)
 """
 _WRITE_TIMM = """
-import sys
+import os, sys
 import torch
 from tests.timm_models import import_timm
 name, size, path = sys.argv[1], int(sys.argv[2]), sys.argv[3]
 network = import_timm().create_model(name, img_size=size).eval()
 torch.onnx.export(
-    network, torch.zeros(2, 3, size, size), path, input_names=["images"], opset_version=17,
-    dynamic_axes={"images": {0: "batch"}}, dynamo=False,  # dynamo=True needs onnxscript
+    network, torch.zeros(2, 3, size, size), path + ".part", input_names=["images"],
+    dynamic_axes={"images": {0: "batch"}}, opset_version=17,
+    dynamo=False,  # True needs onnxscript
 )
+os.replace(path + ".part", path)
 """
 
 
 def _written(program: str, name: str, *arguments: object) -> str:
     """Has a program write a file, unless it stands there; its path."""
-    folder = os.environ.get("BENCHMARK_EXPORTS") or tempfile.mkdtemp()
-    path = pathlib.Path(folder, name)
+    path = pathlib.Path(os.environ.get("BENCHMARK_EXPORTS") or EXPORTS.name, name)
     if not path.exists():
         words = [*map(str, arguments[:2]), str(path), *map(str, arguments[2:])]
         root = str(pathlib.Path(__file__).resolve().parents[1])

@@ -24,7 +24,7 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from keras_coatnet.benchmarking.process import TimedProcess
+from keras_coatnet.benchmarking.process import Contest
 
 PRODUCT = "matmul bf16 8192"
 PRODUCT_OPERATIONS = 2 * 8192**3
@@ -35,51 +35,43 @@ BATCHES = {"coatnet0": (256, 128), "coatnet1": (256, 128)}
 BATCHES |= {"coatnet2": (256, 64), "coatnet3": (128, 64)}
 
 
-def start(name: str, model: str, batch: int, mode: str) -> TimedProcess:
-    """Starts a contender, and does not wait for it."""
-    command = [sys.executable, str(HERE / "contenders.py"), name, model, "224", str(batch), mode]
-    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    return TimedProcess.start(name, command, environment)
-
-
 def measure(model: str, rounds: int) -> list[dict]:
     """Times all contenders of a model in turns."""
-    modes = ("infer", INFERENCE, BATCHES[model][0]), ("train", TRAINING, BATCHES[model][1])
-    product = start(PRODUCT, model, 1, "infer")
-    started = [
-        (mode, batch, start(name, model, batch, mode))
-        for mode, names, batch in modes
-        for name in names
-    ]
-    product.wait()
-    ready = []
-    for mode, batch, process in started:
-        try:
-            process.wait()
-            ready.append((mode, batch, process, []))
-        except RuntimeError as error:
-            print(f"{model} {mode} {process.name}: {error}", file=sys.stderr, flush=True)
-    rates = []
-    for _ in range(rounds):
-        rates.append(PRODUCT_OPERATIONS / product.time(10) / 1e9)
-        for *_, process, times in ready:
-            times.append(process.time(10))
-    product.finish()
-    operations = 2 * _multiply_adds(model)
-    rows = []
-    for mode, batch, process, times in ready:
-        found, milliseconds = process.finish(), statistics.median(times)
-        work = operations * batch * (3 if mode == "train" else 1)
-        rows.append(
-            {
-                **{"model": model, "mode": mode, "batch": batch, "contender": process.name},
-                **{"ms": milliseconds, "low": min(times), "high": max(times)},
-                "images_per_second": 1000 * batch / milliseconds,
-                "tflops": work / milliseconds / 1e9,
-                "product_tflops": statistics.median(rates),
-                **found,
-            }
-        )
+    modes = {"infer": (INFERENCE, BATCHES[model][0]), "train": (TRAINING, BATCHES[model][1])}
+    environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
+    operations, rates, times, rows = 2 * _multiply_adds(model), [], {}, []
+    with Contest[tuple[str, str]]() as contest:
+        contenders = [(mode, name) for mode, (names, _) in modes.items() for name in names]
+        for mode, name in [("infer", PRODUCT), *contenders]:
+            command = [sys.executable, str(HERE / "contenders.py"), name, model, "224"]
+            arguments = [str(modes[mode][1]), mode]
+            contest.start((mode, name), [*command, *arguments], environment)
+        contest.wait()
+        for _ in range(rounds):
+            for key in list(contest.running):
+                taken = contest.time(key, 10)
+                if key[1] == PRODUCT and taken is not None:
+                    rates.append(PRODUCT_OPERATIONS / taken / 1e9)
+                elif taken is not None:
+                    times.setdefault(key, []).append(taken)
+        for (mode, name), process in contest.running.items():
+            if name == PRODUCT:
+                continue
+            batch, milliseconds = modes[mode][1], statistics.median(times[mode, name])
+            work = operations * batch * (3 if mode == "train" else 1)
+            rows.append(
+                {
+                    **{"model": model, "mode": mode, "batch": batch, "contender": name},
+                    **{"ms": milliseconds, "low": min(times[mode, name])},
+                    **{"high": max(times[mode, name])},
+                    "images_per_second": 1000 * batch / milliseconds,
+                    "tflops": work / milliseconds / 1e9,
+                    "product_tflops": statistics.median(rates),
+                    **process.ready,
+                }
+            )
+        for (mode, name), why in contest.failed.items():
+            print(f"{model} {mode} {name}: {why}", file=sys.stderr, flush=True)
     return rows
 
 

@@ -11,8 +11,9 @@ alike; shown are the median of the rounds and their spread. The floor is the net
 (two for each multiply-add of its convolutions and matrix products) at the machine's best rate for a
 large float32 matrix product: that of TensorFlow, NumPy, torch or ONNX Runtime, timed in the same
 turns. A share of it is how near a contender comes. A training step counts three times the
-operations. Memory is the process's peak; "build" is imports, construction and export, "first" the
-first run, compiling included.
+operations. Memory is the process's peak; "build" is imports and construction, and what is written
+for another runtime, where an earlier cell has not written it; "first" is the first run, compiling
+included.
 
 How cost grows is the share of the floor at other sizes and for other models:
 
@@ -42,7 +43,7 @@ sys.path.insert(0, str(HERE.parent))
 from contenders import FLOORS, check
 
 from keras_coatnet.benchmarking.machine import describe_machine
-from keras_coatnet.benchmarking.process import TimedProcess
+from keras_coatnet.benchmarking.process import Contest
 from keras_coatnet.benchmarking.worker import PRODUCT_OPERATIONS
 
 INFERENCE = (
@@ -80,48 +81,43 @@ TRAINING = (
 EXPORTS = tempfile.TemporaryDirectory()
 
 
-def start(name: str, cell: tuple, model: str, pythons: dict[str, str]) -> TimedProcess | None:
-    """Starts a contender and waits until it has run once; None if it cannot."""
+def measure(
+    model: str, cell: tuple, names: list[str], rounds: int, pythons: dict, together: int
+) -> dict:
+    """Times the contenders of a cell in turns, so many at once, the floor among all of them."""
     mode, batch, size = cell
-    command = [pythons.get(name, sys.executable), str(HERE / "contenders.py")]
     environment = {
         "BENCHMARK_EXPORTS": EXPORTS.name,
         **os.environ,
         "KERAS_BACKEND": "tensorflow",
     }
-    process = TimedProcess.start(
-        name, [*command, name, model, str(size), str(batch), mode], environment
-    )
-    try:
-        process.wait()
-    except RuntimeError as error:
-        print(f"  {name}: cannot run here: {error}", file=sys.stderr)
-        return None
-    return process
-
-
-def measure(
-    model: str, cell: tuple, names: list[str], rounds: int, pythons: dict, together: int
-) -> dict:
-    """Times the contenders of a cell in turns, so many at once, the floor among all of them."""
-    floors = [start(name, cell, model, pythons) for name in FLOORS]
-    floors = [floor for floor in floors if floor is not None]
     times: dict[str, list[float]] = {}
-    found = {}
-    for first in range(0, len(names), together):
-        started = [start(name, cell, model, pythons) for name in names[first : first + together]]
-        contenders = [*floors, *(contender for contender in started if contender is not None)]
-        for _ in range(rounds):
-            for contender in list(contenders):
-                runs = 10 if contender in floors else max(1, 6 // cell[1])
-                try:
-                    times.setdefault(contender.name, []).append(contender.time(runs))
-                except RuntimeError as error:
-                    print(f"  {contender.name}: ended before its time: {error}", file=sys.stderr)
-                    contenders.remove(contender)
-        found |= {each.name: each.finish() for each in contenders if each not in floors}
-    found = {**{floor.name: floor.finish() for floor in floors}, **found}
-    return {name: {**_spread(times[name]), **row} for name, row in found.items()}
+    found: dict[str, dict] = {}
+    with Contest[str]() as contest:
+
+        def start(group: list[str]) -> None:
+            for name in group:
+                python = pythons.get(name, sys.executable)
+                command = [python, str(HERE / "contenders.py"), name, model]
+                contest.start(name, [*command, str(size), str(batch), mode], environment)
+                contest.wait()  # one after the other: some are compiled by all cores
+
+        start(list(FLOORS))
+        for first in range(0, len(names), together):
+            group = names[first : first + together]
+            start(group)
+            for _ in range(rounds):
+                for name in list(contest.running):
+                    taken = contest.time(name, 10 if name in FLOORS else max(1, 6 // batch))
+                    if taken is not None:
+                        times.setdefault(name, []).append(taken)
+            for name, process in contest.running.items():
+                found[name] = {"memory_mb": process.memory_mb, **process.ready}
+            contest.stop([name for name in group if name in contest.running])
+        for name, why in contest.failed.items():
+            print(f"  {name}: {why}", file=sys.stderr)
+    order = [*FLOORS, *names]
+    return {name: {**_spread(times[name]), **found[name]} for name in order if name in found}
 
 
 def _spread(times: list[float]) -> dict[str, float]:

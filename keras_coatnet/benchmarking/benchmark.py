@@ -6,6 +6,7 @@ import concurrent.futures
 import dataclasses
 import os
 import pathlib
+import statistics
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 
@@ -15,7 +16,7 @@ import numpy as np
 from keras_coatnet.applications import CoAtNet
 from keras_coatnet.benchmarking import worker
 from keras_coatnet.benchmarking.machine import describe_machine
-from keras_coatnet.benchmarking.process import TimedProcess
+from keras_coatnet.benchmarking.process import Contest
 from keras_coatnet.benchmarking.runtimes import Contender
 from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting import count_flops
@@ -40,9 +41,9 @@ class Timing:
         batch_size: images of a batch.
         milliseconds: median of a batch, over the rounds.
         low, high: the fastest and the slowest round.
-        share: share of the machine's best rate for float32 products that it reaches. Eight bits
-            and sixteen can be above 1.
-        memory_mb: the process at its largest, with all that it imported; None if unknown.
+        share: share of the processor's best rate for float32 products that it reaches. Eight bits
+            can be above 1. None if no product could be timed.
+        memory_mb: the process at its largest until then, with what it imported; None if unknown.
         size_mb: size of the model's files.
     """
 
@@ -51,7 +52,7 @@ class Timing:
     milliseconds: float
     low: float
     high: float
-    share: float
+    share: float | None
     memory_mb: int | None
     size_mb: float
 
@@ -77,7 +78,14 @@ class Benchmark:
     failed: dict[Contender, str]
 
     def fastest(self, batch_size: int) -> Timing | None:
-        """Returns the fastest of the contenders with batches of a size; None if all failed."""
+        """Returns the fastest of the contenders with batches of a size.
+
+        Args:
+            batch_size: the size.
+
+        Returns:
+            Its `Timing`; None if all failed.
+        """
         timings = [each for each in self.timings if each.batch_size == batch_size]
         return min(timings, key=lambda each: each.milliseconds, default=None)
 
@@ -88,8 +96,9 @@ def benchmark(
     contenders: Sequence[Contender],
     batch_sizes: Sequence[int] = (1, 8),
     announce: Callable[[str], None] = lambda step: None,
+    classes: int = 1000,
 ) -> Benchmark:
-    """Times a network of random weights, on which speed does not depend.
+    """Times a network of random weights, on which speed does not depend, on the processor.
 
     Args:
         architecture: one of `keras_coatnet.architectures()`, or a `CoAtNetConfig`.
@@ -97,6 +106,7 @@ def benchmark(
         contenders: the runtimes, all of them installed.
         batch_sizes: the batch sizes, at least one.
         announce: is called with each step that begins.
+        classes: outputs of the classifier.
 
     Returns:
         A `Benchmark`.
@@ -105,33 +115,25 @@ def benchmark(
         ValueError: there is no such architecture, or it cannot be built at that size.
     """
     announce(f"building the network at {input_size} x {input_size} pixels")
-    model = CoAtNet(
-        architecture, input_shape=(input_size, input_size, 3), classifier_activation=None
-    )
-    operations = 2 * count_flops(architecture, (input_size, input_size, 3))
+    shape = (input_size, input_size, 3)
+    model = CoAtNet(architecture, input_shape=shape, classes=classes, classifier_activation=None)
+    operations = 2 * count_flops(architecture, shape, classes=classes)
     with tempfile.TemporaryDirectory() as name:
         folder = pathlib.Path(name)
         model.save(folder / "model.keras")
         failed = _write(model, folder, contenders, announce)
         commands = {each: _command(each, folder) for each in contenders if each not in failed}
         sizes = {each: _size(_path(each, folder)) for each in commands}
-        announce(f"starting {len(commands)} contenders")
         rates, results = _time(commands, failed, batch_sizes, announce)
-    best = max(rates.values())
-    timings = [
-        Timing(
-            contender,
-            batch_size,
-            float(np.median(times)),
-            min(times),
-            max(times),
-            batch_size * operations / (float(np.median(times)) * 1e6) / best,
-            memory,
-            sizes[contender] / 1e6,
+    best = max(rates.values(), default=None)
+    timings = []
+    for (contender, size), (times, memory) in results.items():
+        middle = statistics.median(times)
+        share = None if best is None else size * operations / (middle * 1e6) / best
+        megabytes = sizes[contender] / 1e6
+        timings.append(
+            Timing(contender, size, middle, min(times), max(times), share, memory, megabytes)
         )
-        for contender, (memory, by_batch) in results.items()
-        for batch_size, times in by_batch.items()
-    ]
     return Benchmark(describe_machine(), rates, timings, failed)
 
 
@@ -161,7 +163,7 @@ def _write(
     failed: dict[Contender, str] = {}
     if not exported:
         return failed
-    announce(f"writing it in {len(exported)} formats")
+    announce(f"exporting it: {', '.join(map(str, exported))}")
 
     def write(group: list[Contender]) -> None:
         tasks = [_task(model, each, _path(each, folder)) for each in group]
@@ -170,7 +172,7 @@ def _write(
             if isinstance(answer, str):
                 failed[contender] = answer
             else:
-                announce(f"wrote {contender}")
+                announce(f"exported: {contender}")
 
     processes = min(os.cpu_count() or 1, len(exported))
     with concurrent.futures.ThreadPoolExecutor(processes) as pool:
@@ -204,66 +206,42 @@ def _time(
     failed: dict[Contender, str],
     batch_sizes: Sequence[int],
     announce: Callable[[str], None],
-) -> tuple[dict[str, float], dict[Contender, tuple[int | None, dict[int, list[float]]]]]:
+) -> tuple[dict[str, float], dict[tuple[Contender, int], tuple[list[float], int | None]]]:
     """Times all contenders and the products in turns; adds those that end early to `failed`.
 
     Returns:
-        GFLOP/s of a product by library; and for each contender its memory, and for each batch size
-        the milliseconds of each round.
+        GFLOP/s of a product by library; and for each contender and batch size the milliseconds of
+        each round, with the memory.
     """
     environment = worker.environment()
-    products = {
-        library: TimedProcess.start(library, worker.command("product", library), environment)
-        for library in worker.installed_libraries()
-    }
-    runs = {
-        contender: TimedProcess.start(str(contender), command, environment)
-        for contender, command in commands.items()
-    }
-    everything = [*products.values(), *runs.values()]
-    try:
-        for process in products.values():
-            process.wait()
-        for contender in list(runs):
-            _try(runs, failed, contender, TimedProcess.wait)
-        rates: dict[str, list[float]] = {library: [] for library in products}
-        times: dict[Contender, dict[int, list[float]]] = {each: {} for each in runs}
+    rates: dict[str, float] = {}
+    results: dict[tuple[Contender, int], tuple[list[float], int | None]] = {}
+    with Contest[Contender]() as contest, Contest[str]() as products:
+        announce(f"starting {len(commands)} contenders")
+        for library in worker.installed_libraries():
+            products.start(library, worker.command("product", library), environment)
+        for contender, command in commands.items():
+            contest.start(contender, command, environment)
+        products.wait()
+        contest.wait()
         for size in batch_sizes:
             announce(f"timing batches of {size}")
-            first = {}
-            for contender in list(runs):  # compiles, or lays out, for this size
-                first[contender] = _try(runs, failed, contender, TimedProcess.time, 1, size)
+            counts = {}
+            for contender in list(contest.running):
+                contest.time(contender, 1, size)  # compiles, or lays out, for this size
+                once = contest.time(contender, 1, size)
+                counts[contender] = max(1, int(1000 * _TURN_SECONDS / once)) if once else 1
             for _ in range(_ROUNDS):
-                for library, process in products.items():
-                    rates[library].append(worker.PRODUCT_OPERATIONS / process.time(3) / 1e6)
-                for contender in list(runs):
-                    count = max(1, int(1000 * _TURN_SECONDS / (first[contender] or 1000)))
-                    found = _try(runs, failed, contender, TimedProcess.time, count, size)
-                    if found is not None:
-                        times[contender].setdefault(size, []).append(found)
-        for process in products.values():
-            process.finish()
-        finished = {contender: process.finish() for contender, process in runs.items()}
-    finally:
-        for process in everything:
-            process.kill()
-    return (
-        {library: max(found) for library, found in rates.items()},
-        {each: (found["memory_mb"], times[each]) for each, found in finished.items()},
-    )
-
-
-def _try(
-    runs: dict[Contender, TimedProcess],
-    failed: dict[Contender, str],
-    contender: Contender,
-    method: Callable[..., float | None],
-    *arguments: int,
-) -> float | None:
-    """Calls a method of a contender's process; one that has ended is out of the race."""
-    try:
-        return method(runs[contender], *arguments)
-    except RuntimeError as error:
-        failed[contender] = str(error)
-        runs.pop(contender).kill()
-        return None
+                for library in list(products.running):
+                    taken = products.time(library, 3)
+                    if taken is not None:
+                        rate = worker.PRODUCT_OPERATIONS / taken / 1e6
+                        rates[library] = max(rate, rates.get(library, 0.0))
+                for contender in list(contest.running):
+                    taken = contest.time(contender, counts[contender], size)
+                    if taken is not None:
+                        times, _ = results.get((contender, size), ([], None))
+                        memory = contest.running[contender].memory_mb
+                        results[contender, size] = [*times, taken], memory
+        failed |= contest.failed
+    return rates, results

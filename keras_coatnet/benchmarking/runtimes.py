@@ -60,12 +60,14 @@ def find_contenders(
     """
     quantize = choice("quantize", quantize, QUANTIZATIONS)
     found, missing = [], []
-    for name in runtimes or _DEFAULT:
+    for name in dict.fromkeys(runtimes or _DEFAULT):
         if name in KERAS:
             found.append(Contender(name))
             continue
         format = FORMATS[choice("runtimes", name, RUNTIMES)]
-        for each in {None, quantize} & set(format.quantizers):
+        for each in dict.fromkeys((None, quantize)):
+            if each not in format.quantizers:
+                continue
             try:
                 check_installed(format, each)
             except ImportError as error:
@@ -80,4 +82,4 @@ def find_contenders(
             + " ".join(missing)
         )
     found.sort(key=lambda each: (each.quantize is not None, RUNTIMES.index(each.runtime)))
-    return found, missing
+    return found, list(dict.fromkeys(missing))

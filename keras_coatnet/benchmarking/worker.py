@@ -52,12 +52,19 @@ def command(kind: str, *arguments: str) -> list[str]:
         kind: `"product"`, `"exported"` or `"keras"`.
         *arguments: those of `matrix_product`, `run_exported` or `run_keras`.
     """
-    return [sys.executable, "-c", _START, kind, *arguments]
+    # -P: what lies in the current folder is not imported.
+    return [sys.executable, "-P", "-c", _START, kind, *arguments]
 
 
 def environment() -> dict[str, str]:
-    """Returns the variables that a contender needs to find what this process has imported."""
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "TF_CPP_MIN_LOG_LEVEL": "3"}
+    """Returns the variables of a contender: it finds what this process finds, and uses no GPU."""
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(sys.path),
+        "TF_CPP_MIN_LOG_LEVEL": "3",
+        "CUDA_VISIBLE_DEVICES": "-1",
+        "JAX_PLATFORMS": "cpu",
+    }
 
 
 def main(kind: str, *arguments: str) -> None:
@@ -115,7 +122,6 @@ def run_exported(format: str, path: str) -> Callable[[int], object]:
         path: the file or folder.
     """
     card, run = find_runtime(format).open(pathlib.Path(path), None)
-    assert card is not None  # `export` wrote it
     return _on_batches(run, card.input_shape)
 
 
@@ -143,8 +149,7 @@ def _on_batches(
 
     def run_batch(size: int = 1) -> object:
         if size not in batches:
-            values = np.random.default_rng(0).uniform(0, 255, (size, *image))
-            batches[size] = values.astype("float32")
+            batches[size] = 255 * np.random.default_rng(0).random((size, *image), "float32")
         return run(batches[size])
 
     return run_batch

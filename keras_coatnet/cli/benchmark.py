@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any
 from keras_coatnet.architectures import find_architecture
 from keras_coatnet.benchmarking.runtimes import KERAS, RUNTIMES, find_contenders
 from keras_coatnet.cli.checks import whole_number_from
-from keras_coatnet.cli.messages import FINE, MISTAKE, say
+from keras_coatnet.cli.messages import FINE, MISTAKE, SOME_SKIPPED, say
 from keras_coatnet.cli.parsers import Commands, add_command
 from keras_coatnet.cli.start import load_package
-from keras_coatnet.cli.tables import aligned
+from keras_coatnet.cli.tables import aligned, or_dash
 from keras_coatnet.exporting.formats import FORMATS, QUANTIZATIONS
 from keras_coatnet.weights import registry
 
@@ -37,11 +37,13 @@ runtimes:
   saved_model          TensorFlow, with a SavedModel
   litert, onnx, openvino   as of `keras-coatnet export --help`
 
-Each contender is a process of its own, and they are timed in turns. "Of the best rate" compares
-with the fastest product of two large float32 matrices on this machine, by TensorFlow, NumPy, torch
-or ONNX Runtime: what no network can be above in float32. Memory is that of the whole process.
+Each contender is a process of its own on this machine's processor; a GPU is not used. They are
+timed in turns. "Of the best rate" compares with the fastest product of two large float32 matrices,
+by TensorFlow, NumPy, torch or ONNX Runtime: what no network can be above in float32. Memory is that
+of the whole process. Eight bits change predictions a little: `keras-coatnet evaluate` tells how
+much.
 
-exit status: 0 all fine; 2 a mistake in the call, or no contender could run
+exit status: 0 all fine; 1 some contenders could not run; 2 a mistake in the call, or none could run
 """
 
 
@@ -64,8 +66,8 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
     add(
         "--input-size",
         metavar="PIXELS",
-        type=whole_number_from(1),
-        help="height and width of the images (default: the checkpoint's, else 224)",
+        type=whole_number_from(32),
+        help="height and width of the images, at least 32 (default: the checkpoint's, else 224)",
     )
     add(
         "--runtimes",
@@ -81,7 +83,7 @@ def add_parser(commands: Commands[argparse.ArgumentParser]) -> None:
         metavar="N",
         type=whole_number_from(1),
         default=[1, 8],
-        help="(default: 1 8)",
+        help="numbers of images to compute at once (default: 1 8)",
     )
     add(
         "--quantize",
@@ -104,7 +106,7 @@ def run(args: argparse.Namespace) -> int:
         ValueError: a mistake in the call.
         ImportError: a runtime that was asked for is not installed.
     """
-    architecture, size = _network(args)
+    architecture, size, classes = _network(args)
     contenders, missing = find_contenders(args.runtimes, args.quantize)
     for reason in missing:
         say(f"left out: {reason}")
@@ -116,20 +118,24 @@ def run(args: argparse.Namespace) -> int:
     def announce(step: str) -> None:
         say(f"{time.monotonic() - started:4.0f} s: {step}")
 
-    found = benchmark(architecture, size, contenders, sorted(set(args.batch_sizes)), announce)
+    sizes = sorted(set(args.batch_sizes))
+    found = benchmark(architecture, size, contenders, sizes, announce, classes)
     for contender, reason in found.failed.items():
         say(f"{contender} failed: {reason}")
     print(json.dumps(_as_json(found), indent=2) if args.json else _as_text(found))
-    return FINE if found.timings else MISTAKE
+    if not found.timings:
+        return MISTAKE
+    return SOME_SKIPPED if found.failed else FINE
 
 
-def _network(args: argparse.Namespace) -> tuple[str, int]:
-    """The architecture, and the size of its images."""
+def _network(args: argparse.Namespace) -> tuple[str, int, int]:
+    """The architecture, the size of its images, and the number of classes."""
     if registry.is_name(args.model):
         checkpoint = registry.find(args.model, None)
-        return checkpoint.architecture, args.input_size or checkpoint.input_size
+        size = args.input_size or checkpoint.input_size
+        return checkpoint.architecture, size, checkpoint.classes
     find_architecture(args.model)
-    return args.model, args.input_size or 224
+    return args.model, args.input_size or 224, 1000
 
 
 def _as_json(found: Benchmark) -> dict[str, Any]:
@@ -154,7 +160,6 @@ def _as_text(found: Benchmark) -> str:
     for size in sizes:
         timings = [timing for timing in found.timings if timing.batch_size == size]
         for timing in sorted(timings, key=lambda each: each.milliseconds):
-            memory = "-" if timing.memory_mb is None else f"{timing.memory_mb:,}"
             rows.append(
                 (
                     str(size),
@@ -162,8 +167,8 @@ def _as_text(found: Benchmark) -> str:
                     f"{timing.milliseconds:.1f}",
                     f"{timing.low:.1f}-{timing.high:.1f}",
                     f"{timing.images_per_second:.1f}",
-                    f"{timing.share:.0%}",
-                    memory,
+                    or_dash(timing.share, "{:.0%}"),
+                    or_dash(timing.memory_mb, "{:,}"),
                     f"{timing.size_mb:.0f}",
                 )
             )

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_coatnet.exporting.card import Card
 from keras_coatnet.exporting.formats import FORMATS
-from keras_coatnet.exporting.preparation import fuse_all
+from keras_coatnet.exporting.preparation import computes_in_int8, fuse_all
 from keras_coatnet.exporting.runtime import find_runtime
 
 
@@ -61,10 +61,25 @@ def convert(model: keras.Model, task: Task) -> bool:
             raise ValueError(answer)
         return answer
     is_fused = False
+    if task.format in ("litert", "openvino") and computes_in_int8(model):
+        # LiteRT's converter refuses their products; in OpenVINO they come out wrong.
+        raise ValueError(
+            f"{model.name!r} was quantized to int8 by Keras, whose products of int8 "
+            f"{FORMATS[task.format].title} does not have. Export the model as it was before, with "
+            "quantize='int8', or this one to ONNX or a SavedModel."
+        )
     # A fully quantized network is always fused: operations of its layers keep their names then.
     if FORMATS[task.format].fuses or task.card.quantize == "int8":
         model, is_fused = fuse_all(model)
-    find_runtime(task.format).write(model, task.path, task.card, task.calibration)
+    try:
+        find_runtime(task.format).write(model, task.path, task.card, task.calibration)
+    except ValueError:
+        raise
+    except Exception as error:  # each converter has errors of its own, some of many lines
+        raise ValueError(
+            f"{model.name!r} cannot be written as a {FORMATS[task.format].title} model: "
+            f"{type(error).__name__}: {error!s:.300}"
+        ) from error
     return is_fused
 
 
@@ -96,14 +111,13 @@ def convert_in_process(model: keras.Model, tasks: Sequence[Task]) -> list[bool |
         done = subprocess.run(
             [sys.executable, "-m", __name__, name], env=environment, capture_output=True, text=True
         )
-        answers = folder / "answers.json"
-        if not answers.is_file():
-            why = (
-                f"{model.name!r} could not be written in TensorFlow's process: "
-                f"{done.stderr.strip().splitlines()[-1:]}"
-            )
-            return [why] * len(tasks)
-        return json.loads(answers.read_text())
+        file = folder / "answers.json"
+        answers = json.loads(file.read_text()) if file.is_file() else []
+        if len(answers) < len(tasks):
+            said = done.stderr.strip().splitlines() or [f"it ended with status {done.returncode}"]
+            why = f"{model.name!r} could not be written in TensorFlow's process: {said[-1]}"
+            answers += [why] * (len(tasks) - len(answers))
+        return answers
 
 
 def main(folder: pathlib.Path) -> None:
@@ -126,7 +140,8 @@ def main(folder: pathlib.Path) -> None:
             answers.append(convert(_load(folder / "model.keras"), task))
         except ValueError as error:
             answers.append(str(error))
-    (folder / "answers.json").write_text(json.dumps(answers))
+        # After each, should the next take all memory.
+        (folder / "answers.json").write_text(json.dumps(answers))
 
 
 def _load(path: pathlib.Path) -> keras.Model:

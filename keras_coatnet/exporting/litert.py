@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
 
 if TYPE_CHECKING:
     import keras
@@ -52,9 +52,10 @@ class LiteRTRuntime(Runtime):
         with zipfile.ZipFile(path, "a") as archive:
             archive.writestr(_MEMBER, card.to_json())
 
-    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         from ai_edge_litert.interpreter import Interpreter
 
+        card = read_card(_find_card(path))
         # By itself, LiteRT computes on one core.
         interpreter = Interpreter(str(path), num_threads=threads or os.cpu_count())
         (inputs,), (outputs,) = interpreter.get_input_details(), interpreter.get_output_details()
@@ -70,16 +71,14 @@ class LiteRTRuntime(Runtime):
             interpreter.invoke()
             return interpreter.get_tensor(outputs["index"])
 
-        return _read_card(path), run
+        return card, run
 
 
-def _read_card(path: pathlib.Path) -> Card | None:
+def _find_card(path: pathlib.Path) -> bytes | None:
     if not zipfile.is_zipfile(path):
         return None
     with zipfile.ZipFile(path) as archive:
-        if _MEMBER not in archive.namelist():
-            return None
-        return Card.from_json(archive.read(_MEMBER))
+        return archive.read(_MEMBER) if _MEMBER in archive.namelist() else None
 
 
 # What has weights. All else stays float32 in a fully quantized model: eight bits are too few for

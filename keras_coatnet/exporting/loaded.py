@@ -119,8 +119,6 @@ def load_exported(path: str | os.PathLike, threads: int | None = None) -> Export
     check_installed(found, runs_only=True)
     try:
         card, run = find_runtime(found.name).open(file, threads)
-        if card is None:
-            raise ValueError("it does not say how it is used, as keras_coatnet.export writes it")
         return ExportedModel(found.name, card, run)
     except Exception as error:  # each runtime has errors of its own
         raise ValueError(f"{file} cannot be opened as a {found.title} model: {error}") from error

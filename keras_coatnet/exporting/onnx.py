@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
 
 if TYPE_CHECKING:
     import keras
@@ -53,7 +53,7 @@ class ONNXRuntime(Runtime):
         onnx.checker.check_model(written, full_check=True)
         onnx.save(written, path)
 
-    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
@@ -61,14 +61,14 @@ class ONNXRuntime(Runtime):
         options.log_severity_level = 3  # errors only
         providers = ["CPUExecutionProvider"]
         session = onnxruntime.InferenceSession(path, options, providers=providers)
-        card = session.get_modelmeta().custom_metadata_map.get(CARD)
+        card = read_card(session.get_modelmeta().custom_metadata_map.get(CARD))
         (inputs,) = session.get_inputs()
 
         def run(images: np.ndarray) -> np.ndarray:
             (outputs,) = session.run(None, {inputs.name: images})
             return outputs
 
-        return None if card is None else Card.from_json(card), run
+        return card, run
 
 
 def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
 
 if TYPE_CHECKING:
     import keras
@@ -39,7 +39,7 @@ class OpenVINORuntime(Runtime):
         for each in (whole, whole.with_suffix(".bin")):
             each.unlink()
 
-    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         import openvino
 
         # By itself, OpenVINO computes in bfloat16 where the processor can.
@@ -48,13 +48,13 @@ class OpenVINORuntime(Runtime):
             options["INFERENCE_NUM_THREADS"] = str(threads)
         core = openvino.Core()
         model = core.read_model(path)
-        card = model.get_rt_info(CARD).value if model.has_rt_info(CARD) else None
+        card = read_card(model.get_rt_info(CARD).value if model.has_rt_info(CARD) else None)
         compiled = core.compile_model(model, "CPU", options)
 
         def run(images: np.ndarray) -> np.ndarray:
             return compiled([images])[0]
 
-        return None if card is None else Card.from_json(card), run
+        return card, run
 
 
 # Products of two activations, and what has no weights, in OpenVINO's words: eight bits are too few

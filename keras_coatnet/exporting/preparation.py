@@ -86,6 +86,16 @@ def fuse_all(model: keras.Model) -> tuple[keras.Model, bool]:
     return (fused, True) if any_fused else (model, False)
 
 
+def computes_in_int8(model: keras.Model) -> bool:
+    """Returns whether Keras's `quantize` made products of int8 in a model, or in one inside it.
+
+    Args:
+        model: a model.
+    """
+    layers = model._flatten_layers(include_self=False)
+    return any(getattr(layer, "quantization_mode", None) == "int8" for layer in layers)
+
+
 def _config_of(model: keras.Model) -> dict[str, Any]:
     """Returns a model's configuration, without that of its training."""
 

@@ -48,7 +48,7 @@ class Runtime(abc.ABC):
         """
 
     @abc.abstractmethod
-    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         """Opens a file or folder.
 
         Args:
@@ -56,9 +56,10 @@ class Runtime(abc.ABC):
             threads: number of threads to compute with; None: all cores.
 
         Returns:
-            Its card, None if it has none; and the function that runs it.
+            Its card, and the function that runs it.
 
         Raises:
+            ValueError: it has no card.
             Exception: of any type, if it is damaged or of another format.
         """
 
@@ -79,6 +80,20 @@ def find_runtime(name: str) -> Runtime:
     """
     module = importlib.import_module(f"keras_coatnet.exporting.{name}")
     return getattr(module, _CLASSES[name])()
+
+
+def read_card(text: str | bytes | None) -> Card:
+    """Reads the card that was found in a file, or None if there was none.
+
+    Args:
+        text: the JSON document, or None.
+
+    Raises:
+        ValueError: there is none, or it is none that this version reads.
+    """
+    if text is None:
+        raise ValueError("it does not say how it is used, as keras_coatnet.export writes it")
+    return Card.from_json(text)
 
 
 def free_batch(model: keras.Model) -> list[keras.InputSpec]:

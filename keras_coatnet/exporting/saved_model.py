@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import Runner, Runtime
+from keras_coatnet.exporting.runtime import Runner, Runtime, read_card
 
 if TYPE_CHECKING:
     import keras
@@ -61,13 +61,14 @@ class SavedModelRuntime(Runtime):
         (path / _CARD_FILE).parent.mkdir()
         (path / _CARD_FILE).write_text(card.to_json())
 
-    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card | None, Runner]:
+    def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         import tensorflow as tf
 
+        file = path / _CARD_FILE
+        card = read_card(file.read_text() if file.is_file() else None)
         loaded: Any = tf.saved_model.load(str(path))
 
         def run(images: np.ndarray) -> np.ndarray:
             return loaded.serve(images).numpy()
 
-        file = path / _CARD_FILE
-        return Card.from_json(file.read_text()) if file.is_file() else None, run
+        return card, run

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import os
 import pathlib
 import subprocess
@@ -13,7 +14,7 @@ import pytest
 import keras_coatnet
 from keras_coatnet.benchmarking import machine, worker
 from keras_coatnet.benchmarking.benchmark import benchmark
-from keras_coatnet.benchmarking.process import TimedProcess
+from keras_coatnet.benchmarking.process import Contest
 from keras_coatnet.benchmarking.runtimes import Contender, find_contenders
 
 pytestmark = pytest.mark.tensorflow_only
@@ -41,7 +42,7 @@ def test_each_runtime_is_timed_and_one_that_dies_is_left_out(monkeypatch):
     found = benchmark(SMALL, 32, contenders, (1, 3), steps.append)
     dead = Contender("keras_fused")
     assert found.failed == {dead: "MemoryError: no room"}
-    assert {f"wrote {each}" for each in contenders if each.is_exported} <= set(steps)
+    assert {f"exported: {each}" for each in contenders if each.is_exported} <= set(steps)
     assert set(found.rates) == set(worker.installed_libraries()) and min(found.rates.values()) > 1
     pairs = {(timing.contender, timing.batch_size) for timing in found.timings}
     assert pairs == {(each, size) for each in contenders if each != dead for size in (1, 3)}
@@ -52,7 +53,7 @@ def test_each_runtime_is_timed_and_one_that_dies_is_left_out(monkeypatch):
         reached = timing.batch_size * operations / timing.milliseconds / 1e6
         assert timing.share == pytest.approx(reached / max(found.rates.values()))
         assert 0 < timing.share < 1 and timing.size_mb > 0.01
-    memory = {timing.contender: timing.memory_mb for timing in found.timings}
+    memory = {t.contender: t.memory_mb for t in found.timings if t.batch_size == 1}
     # Where Keras is not needed, it is not imported.
     for runtime in ("litert", "onnx"):
         assert memory[Contender(runtime)] < 0.6 * memory[Contender("keras")]
@@ -75,7 +76,10 @@ def test_what_is_not_installed_is_left_out_unless_it_is_asked_for(monkeypatch):
     assert sorted(missing) == [
         'LiteRT needs ai_edge_quantizer. Install: pip install "keras-coatnet[litert]"',
         'OpenVINO needs openvino. Install: pip install "keras-coatnet[openvino]"',
-        'OpenVINO needs openvino. Install: pip install "keras-coatnet[openvino]"',
+    ]
+    assert find_contenders(["litert", "keras", "litert"])[0] == [
+        Contender("keras"),
+        Contender("litert"),
     ]
     with pytest.raises(ImportError, match=r"keras-coatnet\[openvino\]"):
         find_contenders(["openvino"])
@@ -84,48 +88,73 @@ def test_what_is_not_installed_is_left_out_unless_it_is_asked_for(monkeypatch):
     assert worker.installed_libraries() == []
 
 
-def start(code: str) -> TimedProcess:
-    command = [sys.executable, "-c", code]
-    return TimedProcess.start("it", command, {**os.environ, "PYTHONPATH": str(ROOT)})
-
-
 SERVE = (
     "import keras_coatnet_command; keras_coatnet_command.defer_package()\n"
     "import os, time\n"
     "from keras_coatnet.benchmarking.process import serve\n"
-    "print('a library greets')\n"
 )
 
 
-def test_a_process_answers_with_the_median_and_its_memory():
-    process = start(
+@pytest.fixture
+def contest():
+    """A contest, whose contenders are given as code."""
+
+    class CodeContest(Contest):
+        def start(self, key, code):
+            command = [sys.executable, "-c", code]
+            super().start(key, command, {**os.environ, "PYTHONPATH": str(ROOT)})
+
+    with CodeContest() as found:
+        yield found
+
+
+def test_a_process_answers_with_the_median_and_its_memory(contest):
+    contest.start(
+        "it",
         SERVE + "waits = iter([0, 0.5, 0.05, 0.05])\n"
-        "serve(lambda: lambda size=1: time.sleep(size * next(waits)), ['os', 'numpy', 'no'])"
+        "def run(size=1):\n"
+        "    print('a library that talks', b'\\xff')\n"
+        "    time.sleep(size * next(waits))\n"
+        "serve(lambda: run, ['json', 'no'])",
     )
-    process.wait()
-    assert 0.05 <= process.time(3, 1) / 1000 < 0.5  # not the slow one, which came first
-    found = process.finish()
-    assert 5 < found["memory_mb"] < 200 and found["first_s"] < 0.5 and found["build_s"] < 0.5
+    contest.wait()
+    process = contest.running["it"]
+    assert process.memory_mb is None
+    assert 50 <= contest.time("it", 3, 1) < 500  # not the slow one, which came first
+    assert 5 < process.memory_mb < 200
+    assert process.ready["first_s"] < 0.5 and process.ready["build_s"] < 0.5
+    assert process.ready["versions"] == {"json": json.__version__}
+    contest.stop(["it"])
+    assert process.process.returncode is not None and contest.failed == {}
 
 
-def test_why_a_process_ended_is_told():
-    with pytest.raises(RuntimeError, match=r"^ValueError: no such thing$"):
-        start("raise ValueError('no such thing')").wait()
-    with pytest.raises(RuntimeError, match="it ended with status 7"):
-        start("import os; os._exit(7)").wait()
-    process = start(SERVE + "serve(lambda: lambda size=0: size and os._exit(9))")
-    process.wait()
-    with pytest.raises(RuntimeError, match="it ended with status 9"):
-        process.time(1, 1)
-    with pytest.raises(RuntimeError, match="it ended with status 9"):
-        process.time(1, 1)
+def test_one_that_ends_is_out_and_says_why(contest):
+    contest.start("raises", "raise ValueError('no such thing')")
+    contest.start("exits", "import os; os._exit(7)")
+    contest.start("not text", "import os; os.write(2, bytes([110, 255])); os._exit(1)")
+    contest.start("later", SERVE + "serve(lambda: lambda size=0: size and os._exit(9))")
+    contest.start("stays", SERVE + "serve(lambda: lambda size=0: None)")
+    contest.wait()
+    assert set(contest.running) == {"later", "stays"}
+    assert contest.time("later", 1, 0) is not None
+    assert contest.time("later", 1, 1) is None and contest.time("later", 1, 0) is None
+    assert contest.time("stays", 1, 1) is not None
+    assert contest.failed == {
+        "raises": "ValueError: no such thing",
+        "exits": "it ended with status 7",
+        "not text": "n\ufffd",
+        "later": "it ended with status 9",
+    }
 
 
 @pytest.mark.parametrize(
     "text, expected",
     [
         ("model name\t: A CPU\nflags\t\t: fpu avx avx2 avx_vnni\n", "A CPU (avx2+avx_vnni)"),
-        ("model name\t: B\nflags\t: avx512f avx2 avx512_bf16 avx512_vnni amx_int8", "B (avx512f"),
+        (
+            "model name\t: B\nflags\t: avx512f avx2 avx512_bf16 avx512_vnni amx_int8",
+            "B (avx512f+avx512_bf16+amx_int8)",
+        ),
         ("Features\t: fp asimd asimddp\n", " (asimd+asimddp)"),
         (None, " (instruction sets unknown)"),
     ],

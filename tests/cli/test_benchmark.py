@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 
 import pytest
@@ -23,13 +24,14 @@ def test_the_table_says_what_to_use(call, monkeypatch):
     asked = []
 
     def fake(*arguments: object) -> Benchmark:
-        asked.append(arguments[:-1])
+        asked.append([*arguments[:4], arguments[5]])
         return found
 
+    assert len(inspect.signature(benchmarking.benchmark).parameters) == 6
     monkeypatch.setattr(benchmarking, "benchmark", fake)
     name = "coatnet_rmlp_2_rw_384.sw_in12k_ft_in1k"
     status, output, _ = call("benchmark", "--model", name, "--runtimes", "keras_fused")
-    assert asked == [("coatnet_rmlp_2_rw_384", 384, [Contender("keras_fused")], [1, 8])]
+    assert asked == [["coatnet_rmlp_2_rw_384", 384, [Contender("keras_fused")], [1, 8], 1000]]
     assert status == 0
     assert output == (
         "a machine\n"
@@ -47,6 +49,7 @@ def test_the_table_says_what_to_use(call, monkeypatch):
 
     found.failed[Contender("onnx", "int8")] = "no room"
     status, output, errors = call("benchmark", "--runtimes", "keras", "--json")
+    assert status == 1
     assert "ONNX, int8 failed: no room" in errors
     printed = json.loads(output)
     assert printed["machine"] == "a machine" and printed["gflops"] == {"NumPy": 150.0}

@@ -30,6 +30,9 @@ HEAVY += ["huggingface_hub", "scipy", "pandas"]
 # Other work on the machine adds to a time and takes nothing off: the least of a few tries counts.
 MAX_TRIES = 5
 
+# The share of a call's time that is left for what follows the start of Python.
+ROOM = 0.6
+
 # What every start takes: the processor time of Python, NumPy and Pillow.
 BARE_START = """
 import argparse, dataclasses, json, resource, numpy, PIL.Image
@@ -157,7 +160,7 @@ MISTAKES = {
         ["benchmark", "--runtimes", "saved_model", "--quantize", "int8"],
         "None of the runtimes has quantize='int8': saved_model",
     ),
-    "size": (["benchmark", "--input-size", "0"], "--input-size: must be .* at least 1"),
+    "size": (["benchmark", "--input-size", "31"], "--input-size: must be .* at least 32"),
     # Calls that argparse refuses.
     "no command": ([], "COMMAND"),
     "unknown command": (["predcit"], "predcit"),
@@ -284,7 +287,7 @@ def told(tmp_path_factory, max_seconds) -> dict[str, dict]:
         answers, earlier = json.loads(done.stdout), answers
         for answer, before_it in zip(answers, earlier, strict=False):
             answer["seconds"] = min(answer["seconds"], before_it["seconds"])
-        if max(answer["seconds"] for answer in answers) < max_seconds / 2:
+        if max(answer["seconds"] for answer in answers) < ROOM * max_seconds:
             break
     assert before == {path: path.stat().st_mtime_ns for path in place.rglob("*")}
     return dict(zip(MISTAKES, answers, strict=True))
@@ -317,8 +320,8 @@ def test_a_mistake_is_told_at_once_in_one_line(told, mistake, max_seconds):
 
 
 def test_every_mistake_leaves_room_for_the_start(told, max_seconds):
-    """The calls above share one start, which takes most of the time of one."""
-    assert max(answer["seconds"] for answer in told.values()) < max_seconds / 2
+    """The calls above share one start of Python, which is a fifth of what one may take."""
+    assert max(answer["seconds"] for answer in told.values()) < ROOM * max_seconds
 
 
 @pytest.mark.slow

@@ -125,6 +125,23 @@ def test_each_kind_in_each_format(format, kind, tmp_path, batch):
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
+@pytest.mark.parametrize("format", FORMATS)
+@pytest.mark.parametrize("mode", ["int8", "int4"])
+def test_a_model_that_keras_quantized(format, mode, tmp_path, batch):
+    model = nested()
+    model.quantize(mode)
+    path = tmp_path / f"model{ENDINGS[format]}"
+    if mode == "int8" and format in ("litert", "openvino"):
+        with pytest.raises(ValueError, match="was quantized to int8 by Keras") as caught:
+            keras_coatnet.export(model, path, verbose=False)
+        assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
+    else:
+        report = keras_coatnet.export(model, path, images=batch, verbose=False)
+        assert report.max_difference < 1e-5 and not report.fused
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["saved_model", "onnx", "openvino"])
 def test_any_height_and_width(format, tmp_path):
     model = make(input_shape=(None, None, 3), include_top=False)
