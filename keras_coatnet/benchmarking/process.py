@@ -174,9 +174,10 @@ class Contest(Generic[Key]):
         self.running[key] = TimedProcess.start(command, environment)
 
     def wait(self) -> None:
-        """Waits until each contender is ready, or has ended."""
-        for key in list(self.running):
-            self._try(key, TimedProcess.wait)
+        """Waits until each contender is ready, or has ended. One that is ready stays so."""
+        for key, process in list(self.running.items()):
+            if not process.ready:
+                self._try(key, TimedProcess.wait)
 
     def time(self, key: Key, runs: int, *arguments: int) -> float | None:
         """Has a contender run, and returns the median of the milliseconds.

@@ -66,7 +66,7 @@ class ONNXRuntime(Runtime):
 
         def run(images: np.ndarray) -> np.ndarray:
             (outputs,) = session.run(None, {inputs.name: images})
-            return outputs
+            return np.asarray(outputs)
 
         return card, run
 

@@ -135,6 +135,7 @@ def test_one_that_ends_is_out_and_says_why(contest):
     contest.start("later", SERVE + "serve(lambda: lambda size=0: size and os._exit(9))")
     contest.start("stays", SERVE + "serve(lambda: lambda size=0: None)")
     contest.wait()
+    contest.wait()  # as after one more was started
     assert set(contest.running) == {"later", "stays"}
     assert contest.time("later", 1, 0) is not None
     assert contest.time("later", 1, 1) is None and contest.time("later", 1, 0) is None
