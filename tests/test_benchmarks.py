@@ -50,13 +50,13 @@ def test_speed_measures_saves_and_compares(tmp_path):
     assert compared.count("x1.00") == 4
 
     # A second run adds its cell to the file, and none of another machine.
-    more = [BENCHMARKS / "speed.py", "--cells", "infer:1:32", "--contenders", "ours onnx"]
+    more = [BENCHMARKS / "speed.py", "--cells", "infer:1:32", "--contenders", "timm"]
     run(*more, "--rounds", "1", "--json", results)
     saved = json.loads(results.read_text())
     assert saved["cells"][0] == entry
     assert [each["cell"] for each in saved["cells"]] == [["infer", 2, 64], ["infer", 1, 32]]
     shown = run(BENCHMARKS / "speed.py", "--show", results, "--cells", "infer:1:32")
-    assert "| ours onnx |" in shown and "infer, 2 x 64" not in shown
+    assert "| timm |" in shown and "infer, 2 x 64" not in shown
     results.write_text(json.dumps({**saved, "machine": "an abacus"}))
     with pytest.raises(AssertionError, match="measured on another machine: an abacus"):
         run(*more, "--json", results)

@@ -21,7 +21,7 @@ import numpy as np
 
 from keras_coatnet.exporting.card import Card
 from keras_coatnet.exporting.formats import FORMATS
-from keras_coatnet.exporting.preparation import computes_in_int8, fuse_all
+from keras_coatnet.exporting.preparation import fuse_all
 from keras_coatnet.exporting.runtime import find_runtime
 
 
@@ -61,13 +61,6 @@ def convert(model: keras.Model, task: Task) -> bool:
             raise ValueError(answer)
         return answer
     is_fused = False
-    if task.format in ("litert", "openvino") and computes_in_int8(model):
-        # LiteRT's converter refuses their products; in OpenVINO they come out wrong.
-        raise ValueError(
-            f"{model.name!r} was quantized to int8 by Keras, whose products of int8 "
-            f"{FORMATS[task.format].title} does not have. Export the model as it was before, with "
-            "quantize='int8', or this one to ONNX or a SavedModel."
-        )
     # A fully quantized network is always fused: operations of its layers keep their names then.
     if FORMATS[task.format].fuses or task.card.quantize == "int8":
         model, is_fused = fuse_all(model)

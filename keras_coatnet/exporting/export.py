@@ -25,7 +25,7 @@ from keras_coatnet.exporting.formats import (
     check_target,
     find_format,
 )
-from keras_coatnet.exporting.preparation import float32_policy, prepare
+from keras_coatnet.exporting.preparation import computes_in_int8, float32_policy, prepare
 from keras_coatnet.exporting.runtime import Runner, find_runtime
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.labels import name_classes
@@ -149,6 +149,13 @@ def export(
         tolerance = TOLERANCES[quantize]
     tolerance = number("tolerance", tolerance, above=0)
     shape = _input_shape(model)
+    if found.name in ("litert", "openvino") and computes_in_int8(model):
+        # LiteRT's converter refuses their products; in OpenVINO they come out wrong.
+        raise ValueError(
+            f"{model.name!r} was quantized to int8 by Keras, whose products of int8 {found.title} "
+            "does not have. Export the model as it was before, with quantize='int8', or this one "
+            "to ONNX or a SavedModel."
+        )
     if images is None and quantize == "int8":
         raise ValueError(
             "quantize='int8' needs `images`, on which the ranges of activations are measured: some "

@@ -120,25 +120,26 @@ def test_each_kind_in_each_format(format, kind, tmp_path, batch):
     for size in (3, 1, 2):  # batches of any size, one after the other
         helpers.assert_matches(loaded.predict(batch[:size]), expected[:size], 1e-4)
     # Not beside the mixed model's own: each processor rounds bfloat16 in another way.
-    probabilities = keras.ops.convert_to_numpy(keras.ops.softmax(expected))
-    helpers.assert_matches(class_scores(loaded, batch), probabilities, 1e-4)
+    if kind in ("nested", "mixed"):
+        expected = keras.ops.convert_to_numpy(keras.ops.softmax(expected))
+    helpers.assert_matches(class_scores(loaded, batch), expected, 1e-4)
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Layer .* does not have a `quantize` method")
-@pytest.mark.parametrize("format", FORMATS)
-@pytest.mark.parametrize("mode", ["int8", "int4"])
+@pytest.mark.parametrize("mode, format", [("int8", "onnx"), ("int4", "litert")])
 def test_a_model_that_keras_quantized(format, mode, tmp_path, batch):
     model = nested()
     model.quantize(mode)
-    path = tmp_path / f"model{ENDINGS[format]}"
-    if mode == "int8" and format in ("litert", "openvino"):
-        with pytest.raises(ValueError, match="was quantized to int8 by Keras") as caught:
-            keras_coatnet.export(model, path, verbose=False)
-        assert "\n" not in str(caught.value) and list(tmp_path.iterdir()) == []
-    else:
-        report = keras_coatnet.export(model, path, images=batch, verbose=False)
-        assert report.max_difference < 1e-5 and not report.fused
+    report = keras_coatnet.export(
+        model, tmp_path / f"model{ENDINGS[format]}", images=batch, verbose=False
+    )
+    assert report.max_difference < 1e-5 and not report.fused
+    if mode == "int8":
+        for other in ("litert", "openvino"):
+            with pytest.raises(ValueError, match=r"was quantized to int8 by Keras[^\n]*$"):
+                keras_coatnet.export(model, tmp_path / f"other{ENDINGS[other]}", verbose=False)
+        assert [path.name for path in tmp_path.iterdir()] == ["model.onnx"]
 
 
 @pytest.mark.slow

@@ -78,6 +78,7 @@ def test_lora_of_every_dense_layer_reloads_and_goes_on(relative_position, images
 
 @pytest.mark.slow
 def test_lora_on_a_quantized_backbone_trains_and_reloads(images, tmp_path):
+    keras.utils.set_random_seed(0)
     backbone = keras_coatnet.CoAtNet(CONFIG, input_shape=SHAPE, include_top=False, pooling="avg")
     backbone.quantize("int8")
     for layer in backbone._flatten_layers():
@@ -86,11 +87,13 @@ def test_lora_on_a_quantized_backbone_trains_and_reloads(images, tmp_path):
     kernels = [layer.lora_kernel_b for layer in backbone._flatten_layers() if _has_lora(layer)]
     model = keras.Sequential([backbone, keras.layers.Dense(3)])
     model.compile(
-        keras.optimizers.Adam(0.01), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
+        keras.optimizers.Adam(0.003), keras.losses.SparseCategoricalCrossentropy(from_logits=True)
     )
     losses = model.fit(images, np.arange(4) % 3, epochs=20, verbose=0).history["loss"]
-    assert losses[-1] < 0.8 * losses[0]
-    assert all(np.abs(keras.ops.convert_to_numpy(kernel)).max() > 1e-3 for kernel in kernels)
+    assert losses[-1] < 0.5 * losses[0]
+    # The last map has one position, to whose only key any query is alike.
+    moved = [np.abs(keras.ops.convert_to_numpy(kernel)).max() > 1e-3 for kernel in kernels]
+    assert moved.count(False) <= 2
     model.save(tmp_path / "tuned.keras")
     loaded = keras.saving.load_model(tmp_path / "tuned.keras")
     np.testing.assert_allclose(_outputs(loaded, images), _outputs(model, images), atol=1e-5)
