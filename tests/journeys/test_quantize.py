@@ -96,7 +96,9 @@ def test_lora_on_a_quantized_backbone_trains_and_reloads(images, tmp_path):
     assert moved.count(False) <= 2
     model.save(tmp_path / "tuned.keras")
     loaded = keras.saving.load_model(tmp_path / "tuned.keras")
-    np.testing.assert_allclose(_outputs(loaded, images), _outputs(model, images), atol=1e-5)
+    # Keras adds what was learnt to the kernels, and rounds those to eight bits again.
+    expected = _outputs(model, images)
+    assert np.abs(_outputs(loaded, images) - expected).max() < 0.02 * np.abs(expected).max()
 
 
 def _has_lora(layer: keras.layers.Layer) -> bool:
