@@ -24,7 +24,12 @@ import sys
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
+import keras_coatnet_command
+
+keras_coatnet_command.defer_package()  # its import would want TensorFlow
+
 from keras_coatnet.benchmarking.process import Contest
+from keras_coatnet.counting.operations import count_flops
 
 PRODUCT = "matmul bf16 8192"
 PRODUCT_OPERATIONS = 2 * 8192**3
@@ -39,7 +44,7 @@ def measure(model: str, rounds: int) -> list[dict]:
     """Times all contenders of a model in turns."""
     modes = {"infer": (INFERENCE, BATCHES[model][0]), "train": (TRAINING, BATCHES[model][1])}
     environment = {**os.environ, "XLA_PYTHON_CLIENT_PREALLOCATE": "false"}
-    operations, rates, times, rows = 2 * _multiply_adds(model), [], {}, []
+    operations, rates, times, rows = 2 * count_flops(model), [], {}, []
     with Contest[tuple[str, str]]() as contest:
         contenders = [(mode, name) for mode, (names, _) in modes.items() for name in names]
         for mode, name in [("infer", PRODUCT), *contenders]:
@@ -73,15 +78,6 @@ def measure(model: str, rounds: int) -> list[dict]:
         for (mode, name), why in contest.failed.items():
             print(f"{model} {mode} {name}: {why}", file=sys.stderr, flush=True)
     return rows
-
-
-def _multiply_adds(model: str) -> int:
-    import keras_coatnet_command
-
-    keras_coatnet_command.defer_package()
-    from keras_coatnet.counting.operations import count_flops
-
-    return count_flops(model)
 
 
 def table(results: dict) -> str:

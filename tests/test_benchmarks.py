@@ -101,3 +101,18 @@ def test_fused_half_precision_is_as_near_to_float32_as_plain(tmp_path):
     for row in rows:
         assert row["fused"] <= 1.2 * row["plain"] and row["fused_top1"] == 1
     assert run(BENCHMARKS / "half_precision.py", "--show", results) == printed
+
+
+def test_what_was_measured_on_a_gpu_is_shown_without_one(tmp_path):
+    row = {"model": "coatnet0", "tflops": 200.0, "product_tflops": 800.0, "batch": 128}
+    rows = [
+        {**row, "mode": "infer", "contender": "ours", "images_per_second": 12345.6},
+        {**row, "mode": "train", "contender": "ours", "images_per_second": 3000.0},
+        {**row, "mode": "train", "contender": "timm", "images_per_second": 2500.4},
+    ]
+    results = tmp_path / "results.json"
+    results.write_text(json.dumps({"card": "a card", "rows": rows}))
+    assert run(BENCHMARKS / "gpu.py", "--show", results).splitlines()[2:] == [
+        "| coatnet0, ours | 12,346 (25%), batch 128 | 3,000 (25%), batch 128 |",
+        "| coatnet0, timm |  | 2,500 (25%), batch 128 |",
+    ]
