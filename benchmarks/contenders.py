@@ -11,10 +11,12 @@ the folder that the environment variable BENCHMARK_EXPORTS names, or a temporary
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import functools
 import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -34,7 +36,6 @@ from keras_coatnet.benchmarking.process import serve
 from keras_coatnet.exporting.formats import FORMATS
 
 CLASSES = 1000
-EXPORTS = tempfile.TemporaryDirectory()
 # What others call the same network, or one of like operations.
 TIMM = {"coatnet0": "coatnet_0_224", "coatnet1": "coatnet_1_224"}
 TIMM |= {"coatnet2": "coatnet_2_224", "coatnet3": "coatnet_3_224", "coatnet4": "coatnet_4_224"}
@@ -329,9 +330,20 @@ os.replace(path + ".part", path)
 """
 
 
+@functools.cache
+def _exports() -> str:
+    """The folder of what is written; a temporary one where none is named."""
+    named = os.environ.get("BENCHMARK_EXPORTS")
+    if named:
+        return named
+    folder = tempfile.mkdtemp()
+    atexit.register(shutil.rmtree, folder, ignore_errors=True)
+    return folder
+
+
 def _written(program: str, name: str, *arguments: object) -> str:
     """Has a program write a file, unless it stands there; its path."""
-    path = pathlib.Path(os.environ.get("BENCHMARK_EXPORTS") or EXPORTS.name, name)
+    path = pathlib.Path(_exports(), name)
     if not path.exists():
         words = [*map(str, arguments[:2]), str(path), *map(str, arguments[2:])]
         root = str(pathlib.Path(__file__).resolve().parents[1])

@@ -77,20 +77,13 @@ TRAINING = (
     "EfficientNetV2",
 )
 
-# Exported models are written once for all cells of a run.
-EXPORTS = tempfile.TemporaryDirectory()
-
 
 def measure(
     model: str, cell: tuple, names: list[str], rounds: int, pythons: dict, together: int
 ) -> dict:
     """Times the contenders of a cell in turns, so many at once, the floor among all of them."""
     mode, batch, size = cell
-    environment = {
-        "BENCHMARK_EXPORTS": EXPORTS.name,
-        **os.environ,
-        "KERAS_BACKEND": "tensorflow",
-    }
+    environment = {**os.environ, "KERAS_BACKEND": "tensorflow"}
     times: dict[str, list[float]] = {}
     found: dict[str, dict] = {}
     with Contest[str]() as contest:
@@ -276,6 +269,15 @@ def main() -> None:
         parser.error(str(error))
     results = _results(args.json)
     pythons = {"kecam": args.kecam_python} if args.kecam_python else {}
+    # Exported models are written once for all cells of a run.
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ.setdefault("BENCHMARK_EXPORTS", folder)
+        _measure_all(args, cells, pythons, results)
+
+
+def _measure_all(
+    args: argparse.Namespace, cells: list[tuple], pythons: dict, results: dict
+) -> None:
     for model in args.models:
         for cell in cells:
             names = args.contenders or (INFERENCE if cell[0] == "infer" else TRAINING)
