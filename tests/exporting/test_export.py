@@ -12,6 +12,7 @@ from collections.abc import Callable
 
 import keras
 import numpy as np
+import onnx
 import pytest
 import skimage.data
 import tensorflow as tf
@@ -375,6 +376,18 @@ def test_a_model_that_differs_is_not_written(plain, tmp_path, monkeypatch):
             keras_coatnet.export(plain, file, overwrite=True, verbose=False)
     assert file.read_bytes() == b"the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+
+
+def test_a_file_of_another_program_is_said_to_be_that(tmp_path):
+    """One that `export` cannot have written: it adds two inputs."""
+    kind, names = onnx.TensorProto.FLOAT, ("a", "b", "c")
+    *inputs, output = (onnx.helper.make_tensor_value_info(name, kind, [1]) for name in names)
+    node = onnx.helper.make_node("Add", names[:2], names[2:])
+    graph = onnx.helper.make_graph([node], "sum", inputs, [output])
+    opset = [onnx.helper.make_opsetid("", 15)]
+    onnx.save(onnx.helper.make_model(graph, opset_imports=opset, ir_version=8), tmp_path / "s.onnx")
+    with pytest.raises(ValueError, match="does not say how it is used, as keras_coatnet.export"):
+        keras_coatnet.load_exported(tmp_path / "s.onnx")
 
 
 @pytest.mark.parametrize("format", FORMATS)
