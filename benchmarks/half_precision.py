@@ -153,9 +153,9 @@ def main() -> None:
         for name, size in args.networks:
             print(json.dumps(measure(name, size, args.precisions, args.images)), flush=True)
         return
-    from speed import _machine  # beside this file, which Python puts first on its path
+    from keras_coatnet.benchmarking.machine import describe_machine
 
-    results = {"machine": _machine(), "rows": []}
+    results = {"machine": describe_machine(), "rows": []}
     for name, size in args.networks:
         for instructions in args.instructions:
             environment, known = INSTRUCTIONS[instructions]
