@@ -47,11 +47,13 @@ def main() -> None:
     parser.add_argument("--contenders", nargs="+", choices=CONTENDERS, default=CONTENDERS)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--json", metavar="FILE", help="where the figures go, too")
+    parser.add_argument("--save", metavar="FILE", help="where the last network goes: *.keras")
     parser.add_argument("--show", metavar="FILE", help="print such figures, and train nothing")
     parser.add_argument("--only", choices=CONTENDERS, help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.only:
-        print(json.dumps(train(args.only, args.data, 60 * args.minutes, args.seed)))
+        figures = train(args.only, args.data, 60 * args.minutes, args.seed, args.save)
+        print(json.dumps(figures))
         return
     print("| network | parameters | epochs | processor minutes | test accuracy |")
     print("|---|---:|---:|---:|---:|")
@@ -71,6 +73,7 @@ def results(args: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Trains one contender after the other."""
     for contender in args.contenders:
         own = ["--data", args.data, "--minutes", str(args.minutes), "--seed", str(args.seed)]
+        own += ["--save", args.save] if args.save else []
         done = subprocess.run(
             [sys.executable, __file__, "--only", contender, *own],
             stdout=subprocess.PIPE,
@@ -128,8 +131,8 @@ def make_network(contender: str):
     return keras.Model(inputs, keras.layers.Dense(10)(x))
 
 
-def train(contender: str, data: str, seconds: float, seed: int) -> dict[str, Any]:
-    """Trains one network for a time, and tests it."""
+def train(contender: str, data: str, seconds: float, seed: int, save: str | None) -> dict[str, Any]:
+    """Trains one network for a time, tests it, and saves it if asked to."""
     import keras
     import numpy as np
     import tensorflow as tf
@@ -181,6 +184,8 @@ def train(contender: str, data: str, seconds: float, seed: int) -> dict[str, Any
     begin = time.process_time()
     model.fit(batches, steps_per_epoch=steps, verbose=0)
     spent = time.process_time() - begin
+    if save:
+        model.save(save)
     logits = np.concatenate(
         [model.predict_on_batch(resized(part)) for part in np.split(test_images, 100)]
     )

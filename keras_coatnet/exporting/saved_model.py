@@ -29,16 +29,15 @@ class SavedModelRuntime(Runtime):
         card: Card,
         calibration: np.ndarray | None,
     ) -> None:
-        import keras
         import tensorflow as tf
 
         from keras_coatnet.exporting.pixels import decode_and_prepare
 
         pixels = tf.TensorSpec((None, *card.input_shape), model.inputs[0].dtype, name="images")
         settings, names = card.image_settings, [name for _, name in card.classes or ()]
-        archive: Any = keras.export.ExportArchive()
-        archive.track(model)
-        archive.add_endpoint("serve", lambda images: model(images, training=False), [pixels])
+
+        def serve(images: Any) -> Any:
+            return model(images, training=False)
 
         def serve_images(encoded: Any) -> dict[str, Any]:
             assert settings is not None
@@ -53,11 +52,16 @@ class SavedModelRuntime(Runtime):
                 "probabilities": found.values,
             }
 
+        # Keras's ExportArchive would write all weights twice, as its variables and TensorFlow's.
+        module: Any = tf.Module()
+        module.weights = [variable.value for variable in model.variables]
+        module.serve = tf.function(serve, [pixels], autograph=False)
+        signatures = {"serve": module.serve, "serving_default": module.serve}
         if names and settings is not None:
-            archive.add_endpoint(
-                "serve_images", serve_images, [tf.TensorSpec([None], tf.string, name="encoded")]
-            )
-        archive.write_out(str(path), verbose=False)
+            encoded = tf.TensorSpec([None], tf.string, name="encoded")
+            module.serve_images = tf.function(serve_images, [encoded], autograph=False)
+            signatures["serve_images"] = module.serve_images
+        tf.saved_model.save(module, str(path), signatures)
         (path / _CARD_FILE).parent.mkdir()
         (path / _CARD_FILE).write_text(card.to_json())
 

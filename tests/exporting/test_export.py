@@ -201,6 +201,8 @@ def test_encoded_images_in_tensorflow_alone(tmp_path):
     options = {"image_settings": settings, "class_names": names, "verbose": False}
     keras_coatnet.export(model, path, overwrite=True, **options)
     assert [each.name for each in tmp_path.iterdir()] == ["served"]
+    stored = tf.train.list_variables(path / "variables" / "variables")
+    assert {name.partition("/")[0] for name, _ in stored[1:]} == {"weights"}  # none of them twice
     code = """
 import sys
 sys.modules["keras"] = sys.modules["keras_coatnet"] = None
