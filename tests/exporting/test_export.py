@@ -6,6 +6,7 @@ import io
 import json
 import os
 import pathlib
+import re
 import subprocess
 import sys
 from collections.abc import Callable
@@ -487,18 +488,29 @@ def test_exported_predicted_and_evaluated(tmp_path, capsys, monkeypatch):
     assert "model.onnx exists" in capsys.readouterr().err
 
 
+def keras_exports() -> list[tuple[str, str, str]]:
+    """The rows of the documented table: backend, format and what becomes of it."""
+    text = (pathlib.Path(__file__).parents[2] / "docs" / "exporting.md").read_text("utf-8")
+    (table,) = re.findall(r"tried by: tests/exporting.*?-->\n(.*?)<!-- end", text, re.S)
+    return [
+        (backend.lower(), format, outcome)
+        for backend, format, outcome in re.findall(r'\| (\w+) \| `"(\w+)"` \| (.*) \|', table)
+    ]
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("backend", ["jax", "torch"])
 def test_from_the_other_backends(backend, tmp_path):
-    """The conversion is TensorFlow's, in a process of its own; the verification is not."""
+    """Our conversion is TensorFlow's, in a process of its own; the verification is not. Keras's own
+    exports give what is documented of them."""
     code = """
-import sys
+import json, sys
 import keras, keras_coatnet, numpy as np
 config = keras_coatnet.CoAtNetConfig((8, 8, 16, 16), (1, 1, 1, 1), stem_width=8, head_dim=8)
 model = keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=5)
 path = sys.argv[1] + "/model.tflite"
 report = keras_coatnet.export(model, path, verbose=False)
-print(report.format, report.max_difference < 1e-4, report.fused)
+results = {"ours": [report.format, report.max_difference < 1e-4, report.fused]}
 
 @keras.saving.register_keras_serializable()
 class Own(keras.layers.Layer):
@@ -510,22 +522,50 @@ if keras.backend.backend() == "jax":
         own = keras.Sequential([model, Own()])
         keras_coatnet.export(own, sys.argv[1] + "/own.tflite", verbose=False)
     except ValueError as error:
-        print(" ".join(str(error).split()))
+        results["own layer"] = str(error)
+images = np.random.default_rng(0).uniform(0, 255, (3, 32, 32, 3)).astype("float32")
+expected = keras.ops.convert_to_numpy(model(images))
+for format, ending in json.loads(sys.argv[2]).items():
+    path = f"{sys.argv[1]}/keras{ending}"
+    size = 3 if format == "torch" else None
+    signature = [keras.InputSpec(dtype="float32", shape=(size, 32, 32, 3), name="images")]
+    try:
+        model.export(path, format=format, verbose=False, input_signature=signature)
+    except Exception as error:
+        results[format] = str(error)
+        continue
+    if format == "torch":
+        import torch
+        found = torch.export.load(path).module()(torch.from_numpy(images)).detach().numpy()
+    else:
+        import tensorflow as tf
+        loaded = tf.saved_model.load(path)
+        found = loaded.serve(images).numpy()
+    results[format] = float(np.abs(found - expected).max())
+print(json.dumps(results))
 """
+    endings = {"tf_saved_model": "", "onnx": ".onnx", "openvino": ".xml", "litert": ".tflite"}
     environment = {**os.environ, "KERAS_BACKEND": backend}
     done = subprocess.run(
-        [sys.executable, "-c", code, str(tmp_path)],
+        [sys.executable, "-c", code, str(tmp_path), json.dumps({**endings, "torch": ".pt2"})],
         env=environment,
         capture_output=True,
         text=True,
         check=False,
     )
     assert done.returncode == 0, done.stderr
-    first, *refused = done.stdout.splitlines()
-    assert first == "litert True True"
+    results = json.loads(done.stdout.splitlines()[-1])
+    assert results.pop("ours") == ["litert", True, True]
     if backend == "jax":
-        (line,) = refused
-        assert line.startswith("The model cannot be loaded in a process of its own")
+        refused = results.pop("own layer")
+        assert refused.startswith("The model cannot be loaded in a process of its own")
+    documented = {format: outcome for name, format, outcome in keras_exports() if name == backend}
+    assert set(documented) == set(results)
+    for format, outcome in documented.items():
+        if outcome.startswith("works"):
+            assert results[format] < 1e-5, (format, results[format])
+        else:
+            assert outcome.split('"')[1] in results[format], (format, results[format])
 
 
 # --- Quantized ---------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import os
 
 import tensorflow as tf
 
@@ -474,4 +475,8 @@ def _finish(dataset: tf.data.Dataset) -> tf.data.Dataset:
     # Each worker reads its own part already, which tf.distribute would shard again.
     policy = tf.data.experimental.AutoShardPolicy.OFF
     options.experimental_distribute.auto_shard_policy = policy
+    # Maps run in as many threads as there are, from the start. TensorFlow's tuner would wait out
+    # its period, up to a minute, when an iterator ends: it is woken before it is told that it ends.
+    options.autotune.enabled = False
+    options.autotune.initial_parallelism = os.cpu_count() or 1
     return dataset.with_options(options).prefetch(tf.data.AUTOTUNE)

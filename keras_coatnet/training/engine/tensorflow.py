@@ -43,11 +43,13 @@ class TensorFlowEngine(Engine):
         with strategy.scope():
             super().__init__(make_model, make_optimizer, config)
             self._sums = self._make_sums()
-        self._accumulate = tf.function(self._accumulate_step)
-        self._update = tf.function(self._update_step)
-        self._evaluate = tf.function(self._evaluate_step)
-        self._swap = tf.function(self._swap_step)
-        self._total = tf.function(self._total_over_replicas)
+        # The steps have no Python control flow that depends on tensors, which AutoGraph would search
+        # for in everything that they call.
+        self._accumulate = tf.function(self._accumulate_step, autograph=False)
+        self._update = tf.function(self._update_step, autograph=False)
+        self._evaluate = tf.function(self._evaluate_step, autograph=False)
+        self._swap = tf.function(self._swap_step, autograph=False)
+        self._total = tf.function(self._total_over_replicas, autograph=False)
 
     # --- Devices and processes -------------------------------------------------------------
 

@@ -687,3 +687,5 @@ def test_datasets_are_deterministic_and_not_sharded_by_tf_distribute():
         options = dataset.options()
         policy = options.experimental_distribute.auto_shard_policy
         assert options.deterministic and policy == tf.data.experimental.AutoShardPolicy.OFF
+        # The tuner would sleep on for seconds whenever an iterator ends.
+        assert options.autotune.enabled is False

@@ -3,6 +3,7 @@
 import json
 
 import pytest
+import tensorflow as tf
 
 from keras_coatnet.cli import main
 from keras_coatnet.training.engine import devices
@@ -44,3 +45,10 @@ def test_servers_and_evaluators_are_no_workers(monkeypatch):
     monkeypatch.setenv("TF_CONFIG", cluster(worker=1, ps=2, evaluator=1))
     assert not choose_devices("coatnet0").in_cluster
     assert choose_strategy("auto", None).num_replicas_in_sync == 1
+
+
+def test_one_cpu_reads_without_the_iterator_of_several_devices():
+    """That one has a tuner of its own, which sleeps on for seconds when the iterator ends."""
+    dataset = tf.data.Dataset.range(3)
+    chosen = choose_strategy("one_device", None)
+    assert chosen.distribute_datasets_from_function(lambda context: dataset) is dataset
