@@ -41,8 +41,8 @@ def choose_strategy(name: str, count: int | None) -> tf.distribute.Strategy:
         return _tpu_strategy() if name == "tpu" else _multi_worker_strategy()
     if name == "one_device":
         check_one_device(count)
-        # TensorFlow's default is the CPU. It reads a data set without the iterator of several devices,
-        # whose end waits for up to a minute, see `pipeline._finish`.
+        # TensorFlow's default is the CPU, and reads a data set without the iterator of several
+        # devices. That one has a tuner, which sleeps on for up to a minute when the iterator ends.
         return tf.distribute.OneDeviceStrategy("GPU:0") if gpus else tf.distribute.get_strategy()
     return tf.distribute.MirroredStrategy(_gpus(gpus, count) if gpus else _cpus(count or 1))
 

@@ -43,8 +43,8 @@ class TensorFlowEngine(Engine):
         with strategy.scope():
             super().__init__(make_model, make_optimizer, config)
             self._sums = self._make_sums()
-        # The steps have no Python control flow that depends on tensors, which AutoGraph would search
-        # for in everything that they call.
+        # The steps have no Python control flow that depends on tensors, for which AutoGraph would
+        # search everything that they call.
         self._accumulate = tf.function(self._accumulate_step, autograph=False)
         self._update = tf.function(self._update_step, autograph=False)
         self._evaluate = tf.function(self._evaluate_step, autograph=False)
