@@ -144,6 +144,11 @@ def call_layer(layer: keras.layers.Layer, *inputs: Any, **kwargs: Any) -> Any:
     return output
 
 
+def outputs(model: keras.Model, images: Array) -> Array:
+    """What a model computes at inference. `predict` would trace it first, which takes longer."""
+    return keras.ops.convert_to_numpy(call_layer(model, images, training=False))
+
+
 def with_unknown_size(layer: keras.layers.Layer) -> Callable[[Array], Any]:
     """A layer or model as a function of a map whose size is known only at run time.
 
@@ -394,7 +399,13 @@ def pairwise(options: dict[str, Sequence[Any]]) -> list[dict[str, Any]]:
 
     A full product would be thousands of cases; two switches that disturb each other show in these.
     Greedy: each case starts from a pair not met yet, and takes what meets most others.
+
+    Which switches disturb each other is a matter of our code, which TensorFlow shows. The other
+    backends show that each of the values is computed alike there: every value is in one case.
     """
+    if keras.backend.backend() != "tensorflow":
+        count = max(map(len, options.values()))
+        return [{name: v[i % len(v)] for name, v in options.items()} for i in range(count)]
 
     def pairs_of(case: dict[str, int]) -> set:
         return set(itertools.combinations(((n, case[n]) for n in options if n in case), 2))

@@ -13,6 +13,7 @@ import pytest
 import keras_coatnet
 from keras_coatnet.architectures import ARCHITECTURES, find_architecture
 from keras_coatnet.weights import registry
+from tests import helpers
 from tests.conftest import TINY
 
 SIGNATURE = {
@@ -162,7 +163,7 @@ def test_the_depthwise_stride_is_reachable_from_the_sizes():
 def test_static_sizes_with_top(shape):
     model = tiny_app(input_shape=shape, classes=5)
     x = np.random.default_rng(0).uniform(0, 255, (2, *shape))
-    assert model.predict(x, verbose=0).shape == (2, 5)
+    assert helpers.outputs(model, x).shape == (2, 5)
 
 
 @pytest.mark.slow
@@ -172,17 +173,17 @@ def test_unknown_sizes_without_top(channels):
     for height, width in ((64, 64), (123, 123), (32, 240)):
         x = np.random.default_rng(0).uniform(0, 255, (1, height, width, channels))
         expected = (1, -(-height // 32), -(-width // 32), 64)
-        assert model.predict(x, verbose=0).shape == expected
+        assert helpers.outputs(model, x).shape == expected
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("pooling", "rank"), [(None, 4), ("avg", 2), ("max", 2)])
 def test_pooling_is_of_the_feature_map(pooling, rank, images):
     model = tiny_app(include_top=False, input_shape=(64, 64, 3), pooling=pooling)
-    output = model.predict(images, verbose=0)
+    output = helpers.outputs(model, images)
     assert output.ndim == rank
     plain = keras.Model(model.input, model.get_layer("stage4_block1").output)
-    features = plain.predict(images, verbose=0)
+    features = helpers.outputs(plain, images)
     reduced = {None: features, "avg": features.mean((1, 2)), "max": features.max((1, 2))}[pooling]
     np.testing.assert_allclose(output, reduced, rtol=1e-4, atol=1e-5)
 
@@ -200,9 +201,7 @@ def test_nothing_hangs_on_the_name(tmp_path, images):
     model.save_weights(tmp_path / "a.weights.h5")
     other = tiny_app(weights=tmp_path / "a.weights.h5", name="mine")
     assert (model.name, other.name) == ("something_else", "mine")
-    np.testing.assert_array_equal(
-        model.predict(images, verbose=0), other.predict(images, verbose=0)
-    )
+    np.testing.assert_array_equal(helpers.outputs(model, images), helpers.outputs(other, images))
 
 
 @pytest.mark.slow
@@ -211,8 +210,8 @@ def test_preprocessing_is_in_the_model(images):
     normalized = tiny_app(input_shape=(64, 64, 3), classes=5, include_preprocessing=False)
     normalized.set_weights(raw.get_weights())
     np.testing.assert_allclose(
-        raw.predict(images, verbose=0),
-        normalized.predict(images / 127.5 - 1, verbose=0),
+        helpers.outputs(raw, images),
+        helpers.outputs(normalized, images / 127.5 - 1),
         rtol=1e-4,
         atol=1e-6,
     )
@@ -241,15 +240,15 @@ def test_channels_first_setting_changes_nothing(name, tmp_path, images):
         widths=TINY.widths, depths=(1, 1, 1, 1), stem_width=TINY.stem_width, head_dim=8
     )
     model = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
-    expected = model.predict(images, verbose=0)
+    expected = helpers.outputs(model, images)
     keras.config.set_image_data_format("channels_first")
     other = keras_coatnet.CoAtNet(config, input_shape=(64, 64, 3), classes=5)
     other.set_weights(model.get_weights())
     for kind, network in (("plain", other), ("fused", keras_coatnet.fuse(other))):
-        np.testing.assert_allclose(network.predict(images, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(helpers.outputs(network, images), expected, atol=1e-5)
         network.save(tmp_path / f"{kind}.keras")
         again = keras.saving.load_model(tmp_path / f"{kind}.keras")
-        np.testing.assert_allclose(again.predict(images, verbose=0), expected, atol=1e-5)
+        np.testing.assert_allclose(helpers.outputs(again, images), expected, atol=1e-5)
 
 
 @pytest.mark.slow
@@ -261,7 +260,7 @@ def test_input_tensor_with_a_path(tmp_path, images):
     model = tiny_app(include_top=False, input_tensor=x, weights=tmp_path / "a.weights.h5")
     model.get_layer("ahead").set_weights([np.eye(3)[None, None], np.zeros(3)])
     np.testing.assert_allclose(
-        model.predict(images, verbose=0), saved.predict(images, verbose=0), atol=1e-5
+        helpers.outputs(model, images), helpers.outputs(saved, images), atol=1e-5
     )
 
 
@@ -273,10 +272,10 @@ def test_paths_and_any_number_of_classes(tmp_path, suffix, classes, images):
     path = tmp_path / f"model{suffix}"
     (model.save if suffix == ".keras" else model.save_weights)(path)
     path = str(path) if classes == 3 else path
-    expected = model.predict(images, verbose=0)
+    expected = helpers.outputs(model, images)
     for arguments in ({}, {"classes": classes}):
         other = tiny_app(weights=path, input_shape=(64, 64, 3), **arguments)
-        np.testing.assert_array_equal(other.predict(images, verbose=0), expected)
+        np.testing.assert_array_equal(helpers.outputs(other, images), expected)
 
 
 @pytest.mark.slow
@@ -301,7 +300,7 @@ def test_weights_without_a_head_get_a_new_one_and_it_says_so(tmp_path):
     assert other.output_shape == (None, 4)
     x = np.random.default_rng(0).uniform(0, 255, (1, 64, 64, 3))
     features = keras.Model(other.input, other.get_layer("stage4_block1").output)
-    np.testing.assert_array_equal(features.predict(x, verbose=0), model.predict(x, verbose=0))
+    np.testing.assert_array_equal(helpers.outputs(features, x), helpers.outputs(model, x))
 
 
 SHAPE = {"input_shape": (64, 64, 3)}
@@ -394,9 +393,7 @@ def test_own_architecture_loads_without_being_named(tmp_path, images):
     tuned.save_weights(tmp_path / "tuned.weights.h5")
     model = keras_coatnet.CoAtNet0(weights=tmp_path / "tuned.weights.h5")
     assert model.architecture == tuned.architecture
-    np.testing.assert_array_equal(
-        model.predict(images, verbose=0), tuned.predict(images, verbose=0)
-    )
+    np.testing.assert_array_equal(helpers.outputs(model, images), helpers.outputs(tuned, images))
 
 
 def test_decode_predictions():

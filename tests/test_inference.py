@@ -15,7 +15,7 @@ import keras_coatnet
 from keras_coatnet import inference
 from keras_coatnet.images import ImageSettings, load_image
 from keras_coatnet.inference import open_model, predict_images
-from tests import timm_models
+from tests import helpers, timm_models
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -149,7 +149,7 @@ def test_only_unreadable_or_no_images(model, tmp_path):
 def test_settings_reach_the_images(model):
     settings = ImageSettings((64, 48), "bilinear", 1.0, "squash")
     pixels = load_image(PHOTOGRAPHS[0], (64, 48), "bilinear", 1.0, "squash")
-    expected = model.predict(pixels[None], verbose=0)
+    expected = helpers.outputs(model, pixels[None])
     np.testing.assert_allclose(
         _scores(model, PHOTOGRAPHS[:1], settings=settings), expected, atol=1e-6
     )

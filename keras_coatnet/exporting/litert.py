@@ -5,12 +5,18 @@ from __future__ import annotations
 import os
 import pathlib
 import zipfile
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
+from keras_coatnet.exporting.runtime import (
+    FLOAT32_IN_INT8,
+    Runner,
+    Runtime,
+    read_card,
+    serving_module,
+)
 
 if TYPE_CHECKING:
     import keras
@@ -39,14 +45,16 @@ class LiteRTRuntime(Runtime):
                 f"of TensorFlow. The model takes {model.input_shape[1:]}. Build it with "
                 "input_shape=(height, width, channels) and load the weights."
             )
-        target: dict[str, Any] = {"supported_ops": [tf.lite.OpsSet.TFLITE_BUILTINS]}
-        options: dict[str, Any] = {"target_spec": target}
-        if card.quantize == "float16":
-            target["supported_types"] = [tf.float16]
-            options["optimizations"] = [tf.lite.Optimize.DEFAULT]
-        model.export(
-            str(path), format="litert", verbose=False, input_signature=free_batch(model), **options
+        module = serving_module(model)
+        # Keras's export would write a SavedModel with all weights in it twice, and read that.
+        converter = tf.lite.TFLiteConverter.from_concrete_functions(
+            [module.serve.get_concrete_function()], module
         )
+        converter.target_spec.supported_ops = [tf.lite.OpsSet.TFLITE_BUILTINS]
+        if card.quantize == "float16":
+            converter.target_spec.supported_types = [tf.float16]
+            converter.optimizations = [tf.lite.Optimize.DEFAULT]
+        path.write_bytes(converter.convert())
         if card.quantize in ("dynamic_int8", "int8"):
             _quantize(path, calibration)
         with zipfile.ZipFile(path, "a") as archive:

@@ -9,7 +9,7 @@ import abc
 import importlib
 import pathlib
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -102,3 +102,25 @@ def free_batch(model: keras.Model) -> list[keras.InputSpec]:
 
     spec = model.inputs[0]
     return [keras.InputSpec(dtype=spec.dtype, shape=(None, *spec.shape[1:]), name="images")]
+
+
+def serving_module(model: keras.Model) -> Any:
+    """Returns a `tf.Module` with a model's weights and its function `serve`, to be converted.
+
+    Keras's `ExportArchive` would hold all weights twice, as its variables and as TensorFlow's.
+
+    Args:
+        model: a model of TensorFlow's backend.
+    """
+    import tensorflow as tf
+
+    (inputs,) = model.inputs
+    pixels = tf.TensorSpec((None, *inputs.shape[1:]), inputs.dtype, name="images")
+
+    def serve(images: Any) -> Any:
+        return model(images, training=False)
+
+    module: Any = tf.Module()
+    module.weights = [variable.value for variable in model.variables]
+    module.serve = tf.function(serve, [pixels], autograph=False)
+    return module

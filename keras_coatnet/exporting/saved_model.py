@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
-from keras_coatnet.exporting.runtime import Runner, Runtime, read_card
+from keras_coatnet.exporting.runtime import Runner, Runtime, read_card, serving_module
 
 if TYPE_CHECKING:
     import keras
@@ -33,11 +33,7 @@ class SavedModelRuntime(Runtime):
 
         from keras_coatnet.exporting.pixels import decode_and_prepare
 
-        pixels = tf.TensorSpec((None, *card.input_shape), model.inputs[0].dtype, name="images")
         settings, names = card.image_settings, [name for _, name in card.classes or ()]
-
-        def serve(images: Any) -> Any:
-            return model(images, training=False)
 
         def serve_images(encoded: Any) -> dict[str, Any]:
             assert settings is not None
@@ -52,10 +48,7 @@ class SavedModelRuntime(Runtime):
                 "probabilities": found.values,
             }
 
-        # Keras's ExportArchive would write all weights twice, as its variables and TensorFlow's.
-        module: Any = tf.Module()
-        module.weights = [variable.value for variable in model.variables]
-        module.serve = tf.function(serve, [pixels], autograph=False)
+        module = serving_module(model)
         signatures = {"serve": module.serve, "serving_default": module.serve}
         if names and settings is not None:
             encoded = tf.TensorSpec([None], tf.string, name="encoded")

@@ -10,6 +10,7 @@ from PIL import Image
 import keras_coatnet
 from keras_coatnet.cli import main
 from keras_coatnet.inference import class_scores, open_model, predict_images
+from tests import helpers
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -91,7 +92,7 @@ def images() -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def expected(images) -> np.ndarray:
-    return _coatnet().predict(images / 127.5 - 1.0, verbose=0)
+    return helpers.outputs(_coatnet(), images / 127.5 - 1.0)
 
 
 @pytest.mark.slow
