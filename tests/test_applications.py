@@ -75,7 +75,7 @@ def test_base(app, last_dim):
     model = app(weights=None)
     assert model.input_shape == (None, 224, 224, 3)
     x = np.random.default_rng(0).integers(0, 256, (1, 224, 224, 3), dtype="uint8")
-    scores = model.predict(keras_coatnet.preprocess_input(x), verbose=0)
+    scores = helpers.outputs(model, keras_coatnet.preprocess_input(x))
     assert scores.shape == (1, 1000)
     np.testing.assert_allclose(scores.sum(), 1, rtol=1e-5)
     assert len(keras_coatnet.decode_predictions(scores)[0]) == 5

@@ -7,8 +7,11 @@ import pytest
 import keras_coatnet
 from keras_coatnet import layers
 from tests import helpers
+from tests.conftest import TINY
 
 POLICIES = ["mixed_float16", "mixed_bfloat16"]
+# A block of each kind, for what is trained.
+TWO_STAGES = TINY.replace(widths=TINY.widths[:2], depths=(1, 1), layout=("C", "T"))
 
 
 def _model(tiny, **arguments):
@@ -61,11 +64,10 @@ def test_finite_at_ten_times_the_usual_scale(tiny, policy, training, images):
 
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", POLICIES)
-def test_a_training_step_keeps_finite_gradients(tiny, policy, images):
+def test_a_training_step_keeps_finite_gradients(policy, images):
     keras.config.set_dtype_policy(policy)
     keras.utils.set_random_seed(0)
-    config = tiny.replace(widths=tiny.widths[:2], depths=(1, 1), layout=("C", "T"))
-    model = _model(config, stochastic_depth=0.2)
+    model = _model(TWO_STAGES, stochastic_depth=0.2)
     model.compile(keras.optimizers.AdamW(1e-3), "sparse_categorical_crossentropy")
     before = [helpers.to_numpy(variable) for variable in model.trainable_variables]
     history = model.fit(images, np.array([0, 1]), epochs=3, verbose=0).history
@@ -90,10 +92,10 @@ def test_raw_pixels_in_half_precision(tiny, policy):
 @pytest.mark.slow
 @pytest.mark.parametrize("policy", ["bfloat16", "float16"])
 @pytest.mark.parametrize("norm", ["layer", "batch"])
-def test_variables_in_half_precision_too(tiny, policy, norm, tmp_path, images):
+def test_variables_in_half_precision_too(policy, norm, tmp_path, images):
     """Policies that are not mixed: build, train, predict, fuse, save and reload."""
     keras.config.set_dtype_policy(policy)
-    model = _model(tiny.replace(depths=(1, 1, 1, 1), transformer_norm=norm))
+    model = _model(TWO_STAGES.replace(transformer_norm=norm))
     assert model.get_layer("stage1_block1").variable_dtype == policy
     model.compile(keras.optimizers.SGD(1e-3), "sparse_categorical_crossentropy")
     losses = model.fit(images, np.array([0, 1]), verbose=0).history["loss"]

@@ -26,14 +26,16 @@ def test_table_of_checkpoints_is_the_registry(capsys):
     assert table == capsys.readouterr().out
 
 
-@pytest.mark.parametrize("path", ["README.md", "benchmarks/README.md"])
-def test_tables_of_speed_are_what_was_measured(path, monkeypatch, capsys):
+@pytest.mark.parametrize(
+    "path, count", [("README.md", 2), ("benchmarks/README.md", 14), ("docs/exporting.md", 2)]
+)
+def test_tables_are_what_was_measured(path, count, monkeypatch, capsys):
     monkeypatch.chdir(ROOT)
     monkeypatch.syspath_prepend(ROOT / "benchmarks")  # as for a script, and taken back
     text = (ROOT / path).read_text("utf-8")
     printed = re.findall(r"printed by: (python benchmarks.*?) -->\n(.*?)<!-- end", text, re.S)
     printed += re.findall(r"\$ (python benchmarks/speed.py --compare.*?json)\n(.*?)```", text, re.S)
-    assert len(printed) == (2 if path == "README.md" else 14)
+    assert len(printed) == count
     for command, table in printed:
         _, *arguments = shlex.split(command.replace("\\\n", " "))
         monkeypatch.setattr(sys, "argv", arguments)

@@ -117,8 +117,8 @@ def export(
         class_names: the name of each output; None: ImageNet's, if there are 1000 or 11821, else
             numbers. They travel in the file.
         tolerance: the largest difference that is accepted, in the mean of all images, as a share of
-            the largest output. None: 0.001 in float32, 0.02 for float16, 0.1 for dynamic_int8, 0.2
-            for int8.
+            the largest output. None: 0.001 in float32, 0.02 for float16, 0.1 for dynamic_int8 and
+            for a model that Keras quantized to int8, 0.2 for int8.
         overwrite: whether an existing file or folder is replaced.
         verbose: whether each step is announced on the error stream.
 
@@ -145,10 +145,12 @@ def export(
     overwrite, verbose = boolean("overwrite", overwrite), boolean("verbose", verbose)
     target = pathlib.Path(path).absolute()
     check_target(target, found, overwrite)
-    if tolerance is None:
-        tolerance = TOLERANCES[quantize]
-    tolerance = number("tolerance", tolerance, above=0)
     shape = _input_shape(model)
+    if tolerance is None:
+        # Where Keras rounds activations to eight bits, the last bit of one may make a step of them.
+        rounds = quantize is None and computes_in_int8(model)
+        tolerance = TOLERANCES["dynamic_int8" if rounds else quantize]
+    tolerance = number("tolerance", tolerance, above=0)
     if found.name in ("litert", "openvino") and computes_in_int8(model):
         # LiteRT's converter refuses their products; in OpenVINO they come out wrong.
         raise ValueError(

@@ -5,6 +5,8 @@ import numpy as np
 import pytest
 
 import keras_coatnet
+from keras_coatnet.architectures import find_architecture
+from tests import helpers
 
 SHAPE = (32, 32, 3)
 CONFIG = keras_coatnet.CoAtNetConfig(
@@ -59,6 +61,41 @@ def test_a_quantized_model_reloads_and_clones(relative_position, mode, images, t
     assert _modes(clone) == _modes(model)
     with pytest.raises(ValueError, match="quantized model cannot be fused"):
         keras_coatnet.fuse(loaded)
+
+
+@pytest.mark.slow
+@pytest.mark.tensorflow_only
+@pytest.mark.parametrize("relative_position", ["table", "mlp"])
+def test_a_fused_model_quantizes_reloads_and_exports(relative_position, images, tmp_path):
+    fused = keras_coatnet.fuse(_build(relative_position))
+    before = _outputs(fused, images)
+    fused.quantize("int8")
+    expected = _outputs(fused, images)
+    assert 0 < np.abs(expected - before).max() < 0.05
+    fused.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-6)
+    report = keras_coatnet.export(loaded, tmp_path / "small.onnx", images=images, verbose=False)
+    assert report.mean_difference < 0.02 * np.abs(expected).max()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name", ["coatnet_bn_0_rw_224", "coatnet_0_rw_224", "coatnext_nano_rw_224"]
+)
+def test_architectures_of_other_kinds_quantize_and_reload(name, images, tmp_path):
+    config = find_architecture(name).replace(
+        widths=(16, 32, 64, 64), depths=(1, 1, 1, 1), stem_width=8, head_dim=8
+    )
+    model = keras_coatnet.CoAtNet(config, input_shape=SHAPE, classes=3, classifier_activation=None)
+    helpers.randomize(model)
+    before = _outputs(model, images)
+    model.quantize("int8")
+    expected = _outputs(model, images)
+    assert 0 < np.abs(expected - before).max() < 0.1 * np.abs(before).max()
+    model.save(tmp_path / "small.keras")
+    loaded = keras.saving.load_model(tmp_path / "small.keras")
+    np.testing.assert_allclose(_outputs(loaded, images), expected, atol=1e-6)
 
 
 @pytest.mark.slow
