@@ -6,6 +6,8 @@ import dataclasses
 import json
 from typing import Any
 
+import numpy as np
+
 from keras_coatnet.arguments import check_fields
 from keras_coatnet.images import ImageSettings
 from keras_coatnet.version import __version__
@@ -74,3 +76,28 @@ class Card:
         for field in ("input_shape", "output_shape"):
             found[field] = tuple(found[field])
         return cls(**found)
+
+
+def as_batch(images: Any, shape: tuple[int | None, ...]) -> np.ndarray:
+    """Returns images as an array that a model takes.
+
+    Args:
+        images: (batch, height, width, channels), raw pixels.
+        shape: (height, width, channels) that the model takes; None: any.
+
+    Returns:
+        The same, float32.
+
+    Raises:
+        ValueError: they have another shape, or there is none.
+    """
+    batch = np.asarray(images, "float32")
+    fits = batch.ndim == 4 and all(
+        side in (None, given) for side, given in zip(shape, batch.shape[1:], strict=True)
+    )
+    if not fits or not len(batch):
+        raise ValueError(
+            f"`images` must be raw pixels of shape (batch, {', '.join(map(str, shape))}), at least "
+            f"one image. Received: an array of shape {batch.shape}"
+        )
+    return batch

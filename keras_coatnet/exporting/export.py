@@ -16,7 +16,7 @@ import keras
 import numpy as np
 
 from keras_coatnet.arguments import boolean, choice, number
-from keras_coatnet.exporting.card import Card
+from keras_coatnet.exporting.card import Card, as_batch
 from keras_coatnet.exporting.conversion import Task, convert
 from keras_coatnet.exporting.formats import (
     QUANTIZATIONS,
@@ -257,15 +257,9 @@ def _card(
 
 
 def _check_images(images: Any, shape: tuple[int | None, ...]) -> np.ndarray:
-    batch = np.asarray(keras.ops.convert_to_numpy(images), "float32")
-    fits = batch.ndim == 4 and all(
-        side in (None, given) for side, given in zip(shape, batch.shape[1:], strict=False)
-    )
-    if not fits or not len(batch) or not np.isfinite(batch).all():
-        raise ValueError(
-            f"`images` must be finite raw pixels of shape (batch, {', '.join(map(str, shape))}). "
-            f"Received: an array of shape {batch.shape}"
-        )
+    batch = as_batch(keras.ops.convert_to_numpy(images), shape)
+    if not np.isfinite(batch).all():
+        raise ValueError("`images` must be finite raw pixels. Received: some that are not")
     return batch
 
 

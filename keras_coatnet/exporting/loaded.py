@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from keras_coatnet.arguments import whole_number
-from keras_coatnet.exporting.card import Card
+from keras_coatnet.exporting.card import Card, as_batch
 from keras_coatnet.exporting.formats import check_installed, find_format
 from keras_coatnet.exporting.runtime import Runner, find_runtime
 from keras_coatnet.images import ImageSettings
@@ -62,15 +62,7 @@ class ExportedModel:
             ValueError: `images` has another shape, or `batch_size` is below 1.
         """
         batch_size = whole_number("batch_size", batch_size)
-        batch = np.asarray(images, "float32")
-        fits = batch.ndim == 4 and all(
-            side in (None, given) for side, given in zip(self.input_shape, batch.shape, strict=True)
-        )
-        if not fits or not len(batch):
-            raise ValueError(
-                f"`images` must be of shape {self.input_shape}, at least one. Received: an array "
-                f"of shape {batch.shape}"
-            )
+        batch = as_batch(images, self.input_shape[1:])
         parts = [
             self.predict_on_batch(batch[start : start + batch_size])
             for start in range(0, len(batch), batch_size)

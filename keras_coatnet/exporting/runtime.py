@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import Card
+from keras_coatnet.names import CLASSIFIER, HIDDEN, STEM_CONV1, STEM_CONV2
 
 if TYPE_CHECKING:
     import keras
@@ -24,7 +25,7 @@ Runner = Callable[[np.ndarray], np.ndarray]
 # What stays float32 in a fully quantized model, by the names of operations. On networks that have
 # learnt handwritten digits, the 1x1 convolutions of shortcuts cost two points of accuracy alone:
 # all later blocks add to what they return. The others are small, and see the widest ranges.
-FLOAT32_IN_INT8 = r".*(stem_conv|shortcut|squeeze_excite|hidden|predictions).*"
+FLOAT32_IN_INT8 = rf".*({STEM_CONV1}|{STEM_CONV2}|shortcut|squeeze_excite|{HIDDEN}|{CLASSIFIER}).*"
 
 
 class Runtime(abc.ABC):

@@ -204,7 +204,7 @@ def test_two_processes_stop_together_die_together_and_go_on(recipe, folders, tmp
     with processes(recipe, tmp_path, tmp_path) as (first, second):
         first.wait_for_step(stopped_at + 1)
         first.send(signal.SIGKILL)
-        assert second.wait(90) == 1
+        assert second.wait(90) == 1, second.text()[-3000:]
         lines = second.text().splitlines()
         assert "Traceback (most recent call last):" not in lines
         (line,) = (line for line in lines if line.startswith("keras-coatnet: error: "))
