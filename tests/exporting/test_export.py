@@ -7,8 +7,10 @@ import json
 import os
 import pathlib
 import re
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 
 import keras
@@ -29,7 +31,7 @@ from keras_coatnet.exporting.runtime import Runtime
 from keras_coatnet.images import ImageSettings, load_image
 from keras_coatnet.inference import class_scores, open_model
 from keras_coatnet.training import Recipe, evaluate, open_datasets
-from tests import helpers
+from tests import helpers, processes
 
 pytestmark = pytest.mark.tensorflow_only
 
@@ -379,6 +381,29 @@ def test_a_model_that_differs_is_not_written(plain, tmp_path, monkeypatch):
             keras_coatnet.export(plain, file, overwrite=True, verbose=False)
     assert file.read_bytes() == b"the old one"
     assert [path.name for path in tmp_path.iterdir()] == ["model.tflite"]
+
+
+@pytest.mark.slow
+def test_killed_before_the_end_it_leaves_the_old_file(tmp_path):
+    code = """
+import sys
+import keras_coatnet
+config = keras_coatnet.CoAtNetConfig((8, 8), (1, 1), layout=("C", "T"), stem_width=8, head_dim=8)
+model = keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=5)
+keras_coatnet.export(model, sys.argv[1], overwrite=True, verbose=False)
+"""
+    file = tmp_path / "model.tflite"
+    file.write_bytes(b"the old one")
+    command = [sys.executable, "-c", code, str(file)]
+    with (tmp_path / "said").open("w") as said:
+        process = processes.start(command, said.fileno(), said.fileno())
+    written = False
+    while process.poll() is None and not written:
+        written = any(tmp_path.glob(".model.tflite.*/model.tflite"))
+        time.sleep(0.001)
+    process.kill()
+    assert process.wait() == -signal.SIGKILL, (tmp_path / "said").read_text()
+    assert written and file.read_bytes() == b"the old one"
 
 
 def test_a_file_of_another_program_is_said_to_be_that(tmp_path):
