@@ -165,6 +165,33 @@ def _imported(path: pathlib.Path) -> set[str]:
     return {"/".join(parts[1:]) or "__init__" for parts in ours}
 
 
+def test_scripts_import_names_that_exist():
+    """Also inside functions, which a script may not reach for minutes, and from each other."""
+    for script in [*ROOT.glob("benchmarks/*.py"), *ROOT.glob("examples/*.py")]:
+        for node in ast.walk(ast.parse(script.read_text("utf-8"))):
+            if not isinstance(node, ast.ImportFrom) or node.module is None:
+                continue
+            names = [alias.name for alias in node.names]
+            beside = script.with_name(f"{node.module}.py")
+            if beside.is_file():
+                found = ast.parse(beside.read_text("utf-8")).body
+                known = {getattr(each, "name", None) for each in found}
+                inside = (node for each in found for node in ast.walk(each))
+                stored = (node for node in inside if isinstance(node, ast.Name))
+                known |= {node.id for node in stored if isinstance(node.ctx, ast.Store)}
+                missing = set(names) - known
+            elif node.module.partition(".")[0] == "keras_coatnet":
+                module = importlib.import_module(node.module)
+                missing = {
+                    name
+                    for name in names
+                    if not hasattr(module, name) and f"{node.module}.{name}" not in MODULES
+                }
+            else:
+                continue
+            assert not missing, f"{script.name}: {node.module} has no {', '.join(missing)}"
+
+
 def test_the_house_is_as_contributing_says():
     """Every arrow between rooms stands in the table, is used, and runs downwards."""
     house = _house()
