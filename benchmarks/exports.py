@@ -75,8 +75,8 @@ def make(name: str):
     return model
 
 
-def write(name: str, folder: pathlib.Path) -> None:
-    """Exports a network in each format, and prints a row of JSON for each."""
+def write(name: str, format: str, folder: pathlib.Path) -> None:
+    """Exports a network in a format, and prints a row of JSON."""
     import time
 
     import keras
@@ -84,33 +84,36 @@ def write(name: str, folder: pathlib.Path) -> None:
     import keras_coatnet
 
     model = make(name)
-    for format, found in FORMATS.items():
-        path = folder / f"{format}{found.suffix}"
-        row = {"model": name, "backend": keras.backend.backend(), "format": format}
-        began = time.monotonic()
-        try:
-            report = keras_coatnet.export(model, path, format, verbose=False)
-        except ValueError as error:
-            row["error"] = str(error)
-        else:
-            row |= report.to_dict() | {"path": str(path), "seconds": time.monotonic() - began}
-            # The accepted one is a thousandth of the largest output.
-            row["difference"] = report.max_difference / report.tolerance / 1000
-        print(json.dumps(row), flush=True)
+    path = folder / f"{format}{FORMATS[format].suffix}"
+    row = {"model": name, "backend": keras.backend.backend(), "format": format}
+    began = time.monotonic()
+    try:
+        report = keras_coatnet.export(model, path, format, verbose=False)
+    except ValueError as error:
+        row["error"] = str(error)
+    else:
+        row |= report.to_dict() | {"path": str(path), "seconds": time.monotonic() - began}
+        # The accepted one is a thousandth of the largest output.
+        row["difference"] = report.max_difference / report.tolerance / 1000
+    print(json.dumps(row), flush=True)
 
 
 def measure(name: str, backend: str) -> list[dict]:
-    """Exports a network in a process of its own, and times what that wrote."""
+    """Exports a network to each format by a process of its own, and times what they wrote."""
     with tempfile.TemporaryDirectory() as folder:
-        done = subprocess.run(
-            [sys.executable, __file__, "--write", name, folder],
-            stdout=subprocess.PIPE,
-            text=True,
-            check=True,
-            env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
-        )
-        rows = [json.loads(line) for line in done.stdout.splitlines() if line.startswith("{")]
-        assert len(rows) == len(FORMATS), done.stdout
+        rows = []
+        for format in FORMATS:
+            done = subprocess.run(
+                [sys.executable, __file__, "--write", name, format, folder],
+                stdout=subprocess.PIPE,
+                text=True,
+                env={**os.environ, "KERAS_BACKEND": backend, "TF_CPP_MIN_LOG_LEVEL": "3"},
+            )
+            if done.returncode == 0:
+                rows.append(json.loads(done.stdout.splitlines()[-1]))
+            else:  # as where memory ran out
+                error = f"the process ended with status {done.returncode}"
+                rows.append({"model": name, "backend": backend, "format": format, "error": error})
         with Contest[str]() as contest:
             for row in rows:
                 if "path" in row:
@@ -161,13 +164,14 @@ def main() -> None:
     add("--backends", nargs="+", choices=("tensorflow", "jax", "torch"), default=["tensorflow"])
     add("--json", metavar="FILE", help="rows that it has already, and a run has not, stay in it")
     add("--show", metavar="FILE", help="a saved run again, as Markdown")
-    add("--write", nargs=2, help=argparse.SUPPRESS)  # in a process of its own
+    add("--write", nargs=3, help=argparse.SUPPRESS)  # in a process of its own
     args = parser.parse_args()
     if args.show:
         print(summary(json.loads(pathlib.Path(args.show).read_text())), end="")
         return
     if args.write:
-        write(args.write[0], pathlib.Path(args.write[1]))
+        name, format, folder = args.write
+        write(name, format, pathlib.Path(folder))
         return
     results = {"machine": describe_machine(), "rows": []}
     file = pathlib.Path(args.json) if args.json else None
