@@ -80,7 +80,7 @@ def _without_copies() -> Iterator[None]:
     """Has tf2onnx optimize the graph itself.
 
     It would copy all of it, weights and all, before each optimization, to go on without one that
-    fails: CoAtNet3, 0.7 GB, took 24 GB.
+    fails.
     """
     name = "TF2ONNX_CATCH_ERRORS"
     before = os.environ.get(name)
