@@ -25,7 +25,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
 
-from fashion_mnist import DEBIAN, read_idx
+from fashion_mnist import DEBIAN, make_network, read_idx
 
 from keras_coatnet.benchmarking.machine import describe_machine
 from keras_coatnet.exporting.formats import FORMATS
@@ -94,9 +94,7 @@ def measure(file: str, data: str) -> Iterator[dict]:
 
         yield keras_row("Keras", "float32", model)
         keras.config.set_dtype_policy("mixed_float16")
-        half = keras_coatnet.CoAtNet(
-            model.config, input_shape=(32, 32, 1), classes=10, classifier_activation=None
-        )
+        half = make_network("CoAtNet")
         half.set_weights(model.get_weights())
         yield keras_row("Keras", "mixed_float16", half)
         keras.config.set_dtype_policy("float32")
