@@ -20,6 +20,7 @@ import statistics
 import subprocess
 import sys
 import tempfile
+import time
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -77,8 +78,6 @@ def make(name: str):
 
 def write(name: str, format: str, folder: pathlib.Path) -> None:
     """Exports a network in a format, and prints a row of JSON."""
-    import time
-
     import keras
 
     import keras_coatnet

@@ -71,7 +71,7 @@ def measure(file: str, data: str) -> Iterator[dict]:
     labels = read_idx(folder / "t10k-labels-idx1-ubyte.gz")
     seen = seen[np.random.default_rng(0).permutation(len(seen))[:CALIBRATION]]
     model = keras.saving.load_model(file, compile=False)
-    plain = model.predict(images, batch_size=200, verbose=0).argmax(1)
+    exact = model.predict(images, batch_size=200, verbose=0).argmax(1)
 
     def row(runtime: str, quantize: str, run: Callable, size: int) -> dict:
         parts = [np.asarray(run(part)) for part in np.split(images, 50)]
@@ -80,7 +80,7 @@ def measure(file: str, data: str) -> Iterator[dict]:
             "runtime": runtime,
             "quantize": quantize,
             "accuracy": float((classes == labels).mean()),
-            "agreement": float((classes == plain).mean()),
+            "agreement": float((classes == exact).mean()),
             "size_bytes": size,
         }
 
@@ -99,13 +99,8 @@ def measure(file: str, data: str) -> Iterator[dict]:
         yield keras_row("Keras", "mixed_float16", half)
         keras.config.set_dtype_policy("float32")
         for mode in ("int8", "int4"):
-            for kind, change in (
-                ("Keras", keras.models.clone_model),
-                ("Keras, fused", keras_coatnet.fuse),
-            ):
-                network = change(model)
-                if kind == "Keras":
-                    network.set_weights(model.get_weights())
+            plain, fused = keras.saving.load_model(file, compile=False), keras_coatnet.fuse(model)
+            for kind, network in (("Keras", plain), ("Keras, fused", fused)):
                 network.quantize(mode)
                 yield keras_row(kind, mode, network)
         for format, found in FORMATS.items():

@@ -171,7 +171,7 @@ inputs = np.load(f"{folder}/in.npy")
 for number in range(variants):
     model = keras.models.load_model(f"{folder}/{number}.keras")
     fresh = keras_coatnet.CoAtNet(model.architecture, weights=f"{folder}/{number}.weights.h5")
-    results = [helpers.outputs(each, inputs) for each in (model, fresh)]
+    results = [each.predict(inputs, verbose=0) for each in (model, fresh)]
     np.save(f"{folder}/{number}.npy", np.stack(results))
     model.save(f"{folder}/{number}.back.keras")
 """

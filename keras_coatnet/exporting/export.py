@@ -258,8 +258,12 @@ def _card(
 
 def _check_images(images: Any, shape: tuple[int | None, ...]) -> np.ndarray:
     batch = as_batch(keras.ops.convert_to_numpy(images), shape)
-    if not np.isfinite(batch).all():
-        raise ValueError("`images` must be finite raw pixels. Received: some that are not")
+    are_finite = np.isfinite(batch).all(axis=(1, 2, 3))
+    if not are_finite.all():
+        raise ValueError(
+            f"`images` must be finite raw pixels. Received: {np.count_nonzero(~are_finite)} of "
+            f"{len(batch)} images with other values. Leave them out."
+        )
     return batch
 
 
