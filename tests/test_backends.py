@@ -52,6 +52,6 @@ def test_the_same_tests_pass(backend):
     )
     summary = result.stdout[-6000:]
     assert result.returncode == 0, summary + result.stderr[-2000:]
-    assert int(re.search(r"(\d+) passed", summary)[1]) > 200, summary
+    assert int(re.search(r"(\d+) passed", summary)[1]) > 500, summary
     assert "skipped" not in summary.splitlines()[-1]
     print(f"{backend}: {summary.splitlines()[-1]}")
