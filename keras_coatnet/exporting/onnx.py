@@ -7,7 +7,7 @@ import os
 import pathlib
 import re
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -42,17 +42,11 @@ class ONNXRuntime(Runtime):
                 f"{model.name!r} has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1 "
                 "GB. Export to OpenVINO (.xml) or a SavedModel (a folder)."
             )
-        with _without_copies():
-            model.export(
-                str(path),
-                format="onnx",
-                verbose=False,
-                opset_version=OPSET,
-                input_signature=free_batch(model),
-            )
+        written = _convert(model)
         if card.quantize is not None:
+            onnx.save(written, path)
             _quantize(path, calibration)
-        written = onnx.load(path)
+            written = onnx.load(path)
         onnx.helper.set_model_props(written, {CARD: card.to_json()})
         onnx.checker.check_model(written, full_check=True)
         onnx.save(written, path)
@@ -79,8 +73,7 @@ class ONNXRuntime(Runtime):
 def _without_copies() -> Iterator[None]:
     """Has tf2onnx optimize the graph itself.
 
-    It would copy all of it, weights and all, before each optimization, to go on without one that
-    fails.
+    It would copy all of it before each optimization, to go on without one that fails.
     """
     name = "TF2ONNX_CATCH_ERRORS"
     before = os.environ.get(name)
@@ -92,6 +85,80 @@ def _without_copies() -> Iterator[None]:
             del os.environ[name]
         else:
             os.environ[name] = before
+
+
+def _convert(model: keras.Model) -> Any:
+    """Returns a model as ONNX has it.
+
+    tf2onnx copies constants at each of its steps, some thirty times, and frees none before its end.
+    So kernels and tables are inputs to it, and become constants of its graph afterwards.
+
+    Args:
+        model: a prepared model, see `preparation`, of TensorFlow's backend.
+    """
+    import tensorflow as tf
+    import tf2onnx
+
+    num_trainable = len(model.trainable_variables)
+    variables = [*model.trainable_variables, *model.non_trainable_variables]
+    values = [np.asarray(variable.value) for variable in variables]
+    # Vectors stay constant: tf2onnx joins them with the products before them.
+    kernels = {f"weight_{i}": value for i, value in enumerate(values) if value.ndim > 1}
+
+    def serve(images: Any, *given: Any) -> Any:
+        left = iter(given)
+        weights = [next(left) if value.ndim > 1 else tf.constant(value) for value in values]
+        outputs, _ = model.stateless_call(
+            weights[:num_trainable], weights[num_trainable:], images, training=False
+        )
+        return outputs
+
+    (pixels,) = free_batch(model)
+    signature = [
+        tf.TensorSpec(pixels.shape, pixels.dtype, name="images"),
+        *(tf.TensorSpec(value.shape, value.dtype, name) for name, value in kernels.items()),
+    ]
+    with _without_copies():
+        converted, _ = tf2onnx.convert.from_function(
+            tf.function(serve, autograph=False), signature, opset=OPSET
+        )
+    _fill(converted.graph, kernels)
+    return converted
+
+
+# What only rearranges a kernel is done once, when it is written.
+_REARRANGEMENTS = {"Transpose", "Reshape", "Squeeze", "Unsqueeze"}
+
+
+def _fill(graph: Any, values: dict[str, np.ndarray]) -> None:
+    """Makes inputs of an ONNX graph constants, in the form in which they are used.
+
+    Args:
+        graph: a `onnx.GraphProto`, changed in place.
+        values: what each of these inputs is, by name.
+    """
+    import onnx
+    from onnx.reference import ReferenceEvaluator
+
+    inputs = [value for value in graph.input if value.name not in values]
+    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
+    constants.update(values)
+    nodes = []
+    for node in graph.node:
+        if node.op_type in _REARRANGEMENTS and all(name in constants for name in node.input):
+            fed = {name: constants[name] for name in node.input}
+            (constants[node.output[0]],) = ReferenceEvaluator(node).run(None, fed)
+        else:
+            nodes.append(node)
+    used = {name for node in nodes for name in node.input}
+    constants = {name: value for name, value in constants.items() if name in used}
+    for field, left in (("input", inputs), ("node", nodes)):
+        graph.ClearField(field)
+        getattr(graph, field).extend(left)
+    graph.ClearField("initializer")
+    while constants:  # one at a time: each is in memory twice
+        name, value = constants.popitem()
+        graph.initializer.append(onnx.numpy_helper.from_array(np.ascontiguousarray(value), name))
 
 
 def _quantize(path: pathlib.Path, calibration: np.ndarray | None) -> None:
