@@ -311,10 +311,13 @@ def _beside(target: pathlib.Path) -> Iterator[pathlib.Path]:
 
 def _move(partial: pathlib.Path, target: pathlib.Path, found: Format) -> None:
     """Puts a whole model in its place. A process that is killed meanwhile leaves no mixed one."""
-    if found.name == "saved_model":
-        if target.exists():
-            os.replace(target, partial.with_name("replaced"))
-    elif found.name == "openvino":
+    weights, old = found.weights_file(partial), found.weights_file(target)
+    if not found.suffix and target.exists():
+        os.replace(target, partial.with_name("replaced"))
+    if weights is not None and old is not None and weights.exists():
         target.unlink(missing_ok=True)  # the weights are of no use without the graph
-        os.replace(partial.with_suffix(".bin"), target.with_suffix(".bin"))
+        os.replace(weights, old)
+        old = None
     os.replace(partial, target)
+    if old is not None:
+        old.unlink(missing_ok=True)  # those of the model that was replaced

@@ -26,6 +26,8 @@ class Format:
         writer: further modules that write it.
         quantizers: the quantizations that it has, each with the further modules that it needs.
         fuses: whether the fused network is the faster one in its runtime, in float32.
+        weights: the name of a file that holds the weights beside the model's `{stem}{suffix}`;
+            empty where there is none.
     """
 
     name: str
@@ -35,6 +37,17 @@ class Format:
     writer: tuple[str, ...]
     quantizers: Mapping[str | None, tuple[str, ...]]
     fuses: bool
+    weights: str = ""
+
+    def weights_file(self, path: pathlib.Path) -> pathlib.Path | None:
+        """Returns the file beside a model's that holds its weights, or would if they were large.
+
+        Args:
+            path: the model's file or folder.
+        """
+        if not self.weights:
+            return None
+        return path.with_name(self.weights.format(stem=path.stem, suffix=path.suffix))
 
 
 FORMATS: Mapping[str, Format] = {
@@ -63,6 +76,7 @@ FORMATS: Mapping[str, Format] = {
             ("onnx", "tf2onnx"),
             {None: (), "dynamic_int8": (), "int8": ()},
             True,
+            "{stem}{suffix}.data",
         ),
         Format(
             "openvino",
@@ -72,6 +86,7 @@ FORMATS: Mapping[str, Format] = {
             (),
             {None: (), "float16": (), "dynamic_int8": ("nncf",), "int8": ("nncf",)},
             False,
+            "{stem}.bin",
         ),
     )
 }
@@ -160,8 +175,8 @@ def check_target(path: str | os.PathLike, found: Format, overwrite: bool) -> Non
         overwrite: whether it may exist.
 
     Raises:
-        ValueError: its folder does not exist; it exists, and `overwrite` is False; or it is not a
-            model of the format.
+        ValueError: its folder does not exist; it exists, or its file of weights does, and
+            `overwrite` is False; or it is not a model of the format.
 
     Example:
         >>> check_target("coatnet.tflite", FORMATS["litert"], overwrite=False)
@@ -169,12 +184,13 @@ def check_target(path: str | os.PathLike, found: Format, overwrite: bool) -> Non
     target = pathlib.Path(path).absolute()
     if not target.parent.is_dir():
         raise ValueError(f"{target} cannot be written: there is no folder {target.parent}.")
+    for file in (target, found.weights_file(target)):
+        if file is not None and file.exists() and not overwrite:
+            raise ValueError(
+                f"{file} exists. Give another path, or overwrite=True (--overwrite) to replace it."
+            )
     if not target.exists():
         return
-    if not overwrite:
-        raise ValueError(
-            f"{target} exists. Give another path, or overwrite=True (--overwrite) to replace it."
-        )
     is_model = target.is_file() if found.suffix else (target / "saved_model.pb").is_file()
     if not is_model:
         kind = "a file" if found.suffix else "the folder of a SavedModel"

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
+from keras_coatnet.exporting.formats import FORMATS
 from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
 
 if TYPE_CHECKING:
@@ -20,12 +21,12 @@ if TYPE_CHECKING:
 # The version of the operations, which decides how old a runtime may be.
 OPSET = 15
 
-# The size that a file of Protocol Buffers cannot exceed.
+# The size that a file of Protocol Buffers cannot exceed. Larger weights have a file of their own.
 _MAX_BYTES = 2**31
 
 
 class ONNXRuntime(Runtime):
-    """Writes one `.onnx` file, with the card among its metadata."""
+    """Writes an `.onnx` file, with the card among its metadata, and beside it weights of 2 GB."""
 
     def write(
         self,
@@ -36,11 +37,12 @@ class ONNXRuntime(Runtime):
     ) -> None:
         import onnx
 
-        size = 4 * model.count_params()
-        if size >= _MAX_BYTES:
+        is_large = 4 * model.count_params() >= _MAX_BYTES
+        if is_large and card.quantize is not None:
             raise ValueError(
-                f"{model.name!r} has {size / 1e9:.1f} GB of weights, and an ONNX file can hold 2.1 "
-                "GB. Export to OpenVINO (.xml) or a SavedModel (a folder)."
+                f"{model.name!r} has {4 * model.count_params() / 1e9:.1f} GB of weights, and ONNX "
+                "Runtime quantizes models of up to 2.1 GB. Export it without quantize=, or to "
+                "OpenVINO (.xml)."
             )
         written = _convert(model)
         if card.quantize is not None:
@@ -48,8 +50,13 @@ class ONNXRuntime(Runtime):
             _quantize(path, calibration)
             written = onnx.load(path)
         onnx.helper.set_model_props(written, {CARD: card.to_json()})
-        onnx.checker.check_model(written, full_check=True)
-        onnx.save(written, path)
+        weights = FORMATS["onnx"].weights_file(path)
+        assert weights is not None
+        onnx.save(written, path, save_as_external_data=is_large, location=weights.name)
+        del written
+        if is_large:
+            weights.chmod(path.stat().st_mode)  # onnx lets its owner alone read it
+        onnx.checker.check_model(path, full_check=True)
 
     def open(self, path: pathlib.Path, threads: int | None) -> tuple[Card, Runner]:
         import onnxruntime

@@ -450,10 +450,31 @@ def test_a_card_survives_json_and_refuses_a_newer_one():
 
 
 @pytest.mark.slow
-def test_onnx_says_what_is_too_large(tmp_path, monkeypatch):
-    monkeypatch.setattr("keras_coatnet.exporting.onnx._MAX_BYTES", 1000)
-    with pytest.raises(ValueError, match=r"an ONNX file can hold 2\.1 GB. Export to OpenVINO"):
-        keras_coatnet.export(make(), tmp_path / "model.onnx", verbose=False)
+def test_onnx_has_a_second_file_for_large_weights(tmp_path, monkeypatch):
+    path, weights = tmp_path / "model.onnx", tmp_path / "model.onnx.data"
+    model = make()
+    images = np.random.default_rng(0).uniform(0, 255, (2, *model.input_shape[1:]))
+    with monkeypatch.context() as context:
+        context.setattr("keras_coatnet.exporting.onnx._MAX_BYTES", 1000)
+        report = keras_coatnet.export(model, path, images=images, verbose=False)
+        with pytest.raises(ValueError, match=r"quantizes models of up to 2\.1 GB"):
+            keras_coatnet.export(model, tmp_path / "8.onnx", quantize="dynamic_int8", verbose=False)
+    assert weights.stat().st_mode == path.stat().st_mode
+    assert report.size_bytes == path.stat().st_size + weights.stat().st_size
+    found = keras_coatnet.load_exported(path).predict(images)
+    np.testing.assert_allclose(found, model.predict(images, verbose=0), rtol=1e-4, atol=1e-5)
+    keras_coatnet.export(model, path, overwrite=True, verbose=False)
+    assert [each.name for each in tmp_path.iterdir()] == ["model.onnx"]
+
+
+@pytest.mark.parametrize(
+    ("name", "other"), [("model.xml", "model.bin"), ("model.onnx", "model.onnx.data")]
+)
+def test_a_file_of_the_weights_name_is_not_written_over(name, other, tmp_path):
+    (tmp_path / other).write_bytes(b"of somebody else")
+    with pytest.raises(ValueError, match=f"{other} exists"):
+        keras_coatnet.export(make(), tmp_path / name, verbose=False)
+    assert (tmp_path / other).read_bytes() == b"of somebody else"
 
 
 def test_every_runtime_fulfills_the_contract():
