@@ -13,7 +13,7 @@ import numpy as np
 
 from keras_coatnet.exporting.card import CARD, Card
 from keras_coatnet.exporting.formats import FORMATS
-from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, free_batch, read_card
+from keras_coatnet.exporting.runtime import FLOAT32_IN_INT8, Runner, Runtime, read_card
 
 if TYPE_CHECKING:
     import keras
@@ -115,14 +115,12 @@ def _convert(model: keras.Model) -> Any:
     def serve(images: Any, *given: Any) -> Any:
         left = iter(given)
         weights = [next(left) if value.ndim > 1 else tf.constant(value) for value in values]
-        outputs, _ = model.stateless_call(
-            weights[:num_trainable], weights[num_trainable:], images, training=False
-        )
-        return outputs
+        trainable, others = weights[:num_trainable], weights[num_trainable:]
+        return model.stateless_call(trainable, others, images, training=False)[0]
 
-    (pixels,) = free_batch(model)
+    (pixels,) = model.inputs
     signature = [
-        tf.TensorSpec(pixels.shape, pixels.dtype, name="images"),
+        tf.TensorSpec((None, *pixels.shape[1:]), pixels.dtype, name="images"),
         *(tf.TensorSpec(value.shape, value.dtype, name) for name, value in kernels.items()),
     ]
     with _without_copies():
@@ -148,8 +146,8 @@ def _fill(graph: Any, values: dict[str, np.ndarray]) -> None:
     from onnx.reference import ReferenceEvaluator
 
     inputs = [value for value in graph.input if value.name not in values]
-    constants = {each.name: onnx.numpy_helper.to_array(each) for each in graph.initializer}
-    constants.update(values)
+    constants: dict[str, Any] = {**values}
+    constants.update((each.name, onnx.numpy_helper.to_array(each)) for each in graph.initializer)
     nodes = []
     for node in graph.node:
         if node.op_type in _REARRANGEMENTS and all(name in constants for name in node.input):
