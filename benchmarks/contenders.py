@@ -34,6 +34,7 @@ keras_coatnet_command.defer_package()  # what is not ours is to be timed without
 from keras_coatnet.benchmarking import worker
 from keras_coatnet.benchmarking.process import serve
 from keras_coatnet.exporting.formats import FORMATS
+from keras_coatnet.exporting.telemetry import turn_off_telemetry
 
 CLASSES = 1000
 # What others call the same network, or one of like operations.
@@ -368,6 +369,7 @@ def exported(
 
 def openvino(path: str, size: int, batch: int, channels_first: bool, half: bool) -> Callable:
     """A file in OpenVINO, in float32 or bfloat16."""
+    turn_off_telemetry()
     import openvino
 
     options = {"INFERENCE_PRECISION_HINT": "bf16" if half else "f32", "PERFORMANCE_HINT": "LATENCY"}
@@ -391,6 +393,7 @@ def timm_elsewhere(
     path = _written(_WRITE_TIMM, f"timm-{model}-{size}.onnx", TIMM[model], size)
     if runtime == "openvino":
         return openvino(path, size, batch, channels_first=True, half=half)
+    turn_off_telemetry()
     import onnxruntime
 
     session = onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])

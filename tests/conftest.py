@@ -8,7 +8,9 @@ import socket
 import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # no test may reach the network
+# No test may reach the network.
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("ORT_DISABLE_TELEMETRY", "1")
 # Workers that run side by side fill the cores. torch's threads, more than cores then, wait for each
 # other by spinning: without this, comparisons with timm take twice the time.
 if "PYTEST_XDIST_WORKER" in os.environ:

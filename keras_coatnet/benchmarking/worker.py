@@ -16,6 +16,7 @@ import numpy as np
 
 from keras_coatnet.benchmarking.process import serve
 from keras_coatnet.exporting.runtime import find_runtime
+from keras_coatnet.exporting.telemetry import turn_off_telemetry
 
 # The side of the square matrices whose product is timed, and the operations of the product.
 _SIDE = 2048
@@ -99,6 +100,7 @@ def matrix_product(library: str) -> Callable[[], object]:
 
         p, q = torch.from_numpy(a), torch.from_numpy(b)
         return lambda: torch.matmul(p, q)
+    turn_off_telemetry()
     import onnx
     import onnxruntime
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from keras_coatnet.exporting.card import Card
+from keras_coatnet.exporting.telemetry import turn_off_telemetry
 from keras_coatnet.names import CLASSIFIER, HIDDEN, STEM_CONV1, STEM_CONV2
 
 if TYPE_CHECKING:
@@ -79,6 +80,7 @@ def find_runtime(name: str) -> Runtime:
     Args:
         name: the format's name, as in `FORMATS`.
     """
+    turn_off_telemetry()
     module = importlib.import_module(f"keras_coatnet.exporting.{name}")
     return getattr(module, _CLASSES[name])()
 

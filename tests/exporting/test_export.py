@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import http.server
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable
 
@@ -280,6 +282,53 @@ def test_a_file_that_cannot_be_decoded_is_told():
     for encoded in (b"\x89PNG is what it says" + b"." * 20, b"text" * 20, palette):
         with pytest.raises(tf.errors.InvalidArgumentError):
             decode_and_prepare(tf.constant([encoded]), ImageSettings(32))
+
+
+@pytest.mark.slow
+def test_nothing_is_reported_to_anyone(tmp_path):
+    """A user whose machine reaches the network through a proxy, which writes down who asks."""
+    asked = []
+
+    class Proxy(http.server.BaseHTTPRequestHandler):
+        def do_CONNECT(self):
+            asked.append(self.path)
+            self.send_error(502)
+
+        def log_message(self, *args):
+            """Says nothing."""
+
+    code = """
+import sys
+import numpy as np
+import keras_coatnet
+config = keras_coatnet.CoAtNetConfig((8, 8, 16, 16), (1, 1, 1, 1), stem_width=8, head_dim=8)
+model = keras_coatnet.CoAtNet(config, input_shape=(32, 32, 3), classes=5)
+images = np.zeros((2, 32, 32, 3))
+for name, quantize in (("m.onnx", None), ("m.xml", "int8")):
+    path = f"{sys.argv[1]}/{name}"
+    keras_coatnet.export(model, path, quantize=quantize, images=images, tolerance=9, verbose=False)
+    keras_coatnet.load_exported(path).predict(images)
+assert "onnxruntime" in sys.modules and "nncf" in sys.modules
+"""
+    home, models = tmp_path / "home", tmp_path / "models"
+    home.mkdir()
+    models.mkdir()
+    server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Proxy)
+    threading.Thread(target=server.serve_forever, daemon=True).start()
+    environment = {**os.environ, "HOME": str(home)}
+    for name in ("CI", "ORT_DISABLE_TELEMETRY"):
+        environment.pop(name, None)
+    for name in ("http_proxy", "https_proxy", "HTTP_PROXY", "HTTPS_PROXY"):
+        environment[name] = f"http://127.0.0.1:{server.server_port}"
+    for name in ("no_proxy", "NO_PROXY"):
+        environment.pop(name, None)
+    done = processes.run([sys.executable, "-c", code, str(models)], env=environment)
+    server.shutdown()
+    server.server_close()
+    assert done.returncode == 0, done.stderr
+    assert sorted(path.name for path in models.iterdir()) == ["m.bin", "m.onnx", "m.xml"]
+    assert not asked
+    assert not list(home.iterdir())
 
 
 # --- Mistakes ----------------------------------------------------------------------------------
