@@ -189,7 +189,9 @@ def main() -> None:
 
     # What TensorFlow starts with its first tensor, its threads among it, no fork would have.
     assert not context.context()._initialized
-    gc.freeze()  # what is imported is garbage at no time: a child need not look through it
+    # As tests/conftest.py has it. What is imported is garbage at no time, in a child neither.
+    gc.freeze()
+    gc.set_threshold(100_000, 50, 50)
     requests = socket.socket(fileno=int(sys.argv[1]))
     request = _serve(requests)
     if request is not None:
