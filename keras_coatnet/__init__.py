@@ -1,6 +1,6 @@
 """CoAtNet (Dai et al., 2021) for Keras 3."""
 
-from keras_coatnet import layers
+from keras_coatnet import explain, layers
 from keras_coatnet.applications import (
     CoAtNet,
     CoAtNet0,
@@ -19,6 +19,7 @@ from keras_coatnet.config import CoAtNetConfig
 from keras_coatnet.counting.operations import count_flops, count_params
 from keras_coatnet.exporting.export import export
 from keras_coatnet.exporting.loaded import load_exported
+from keras_coatnet.features import feature_extractor, feature_pyramid
 from keras_coatnet.fusion import fuse
 from keras_coatnet.labels import decode_predictions
 from keras_coatnet.model import CoAtNetModel
@@ -43,7 +44,10 @@ __all__ = [
     "count_flops",
     "count_params",
     "decode_predictions",
+    "explain",
     "export",
+    "feature_extractor",
+    "feature_pyramid",
     "fuse",
     "layers",
     "load_exported",

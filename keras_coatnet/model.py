@@ -21,6 +21,7 @@ from keras_coatnet.layers.identity import NetworkIdentity
 from keras_coatnet.layers.normalization import norm_options
 from keras_coatnet.names import (
     AVG_POOL,
+    BLOCK_ENDS,
     CLASSIFIER,
     FINAL_NORM,
     HIDDEN,
@@ -212,9 +213,6 @@ class CoAtNetModel(keras.Model):
 # Keras's old format (.h5, .hdf5) names the class of a model without its package.
 keras.saving.get_custom_objects()["CoAtNetModel"] = CoAtNetModel
 
-# What follows a block's name in the name of its last layer: nothing, or a part of a fused block.
-_ENDS = ("", "_add", "_ffn_add")
-
 
 def _identity_in(model: keras.Model) -> Identity | None:
     """Reads the identity from the layers of a graph; None if it is not one whole network."""
@@ -230,7 +228,7 @@ def _identity_in(model: keras.Model) -> Identity | None:
     end = model.outputs[0]._keras_history.operation.name
     if end == CLASSIFIER:
         return dataclasses.replace(identity, classes=model.output_shape[-1])
-    ends = [AVG_POOL, MAX_POOL, *(blocks[-1] + inside for inside in _ENDS)]
+    ends = [AVG_POOL, MAX_POOL, *(blocks[-1] + inside for inside in BLOCK_ENDS)]
     if identity.architecture.final_norm == "before_pool":
         ends.append(FINAL_NORM)
     return dataclasses.replace(identity, classes=None) if end in ends else None

@@ -28,6 +28,9 @@ STEM = (STEM_PAD, STEM_CONV1, STEM_NORM, STEM_ACTIVATION, STEM_CONV2)
 AFTER_BLOCKS = (FINAL_NORM, AVG_POOL, MAX_POOL, HIDDEN, CLASSIFIER)
 AROUND_BLOCKS = (PREPROCESSING, NETWORK, *STEM, *AFTER_BLOCKS)
 
+# What follows a block's name in the name of its last layer: nothing, or a part of a fused block.
+BLOCK_ENDS = ("", "_add", "_ffn_add")
+
 
 def block_name(stage: int | str, index: int | str) -> str:
     """Returns the name of a block's layer.

@@ -33,6 +33,24 @@ def check_head_dim(attention_dim: int, head_dim: int) -> None:
         )
 
 
+def attention_weights(query: Tensor, key: Tensor, bias: Tensor, scale: float = 1.0) -> Tensor:
+    """Computes `softmax(scale q k^T + bias)` for each head, in the dtype of `bias`.
+
+    Args:
+        query: `(batch, queries, heads, head_dim)`.
+        key: `(batch, keys, heads, head_dim)`.
+        bias: `(heads, queries, keys)`.
+        scale: factor of the product of query and key.
+
+    Returns:
+        A tensor of shape `(batch, heads, queries, keys)`, whose last axis sums to 1.
+    """
+    query = ops.cast(query, bias.dtype) * scale  # pyright: ignore[reportOptionalOperand]  # never None
+    key = ops.cast(key, bias.dtype)
+    logits = ops.einsum("bqhd,bkhd->bhqk", query, key) + bias  # (batch, heads, queries, keys)
+    return keras.activations.softmax(logits)
+
+
 def dot_product_attention(
     query: Tensor, key: Tensor, value: Tensor, bias: Tensor, scale: float = 1.0
 ) -> Tensor:
@@ -54,10 +72,8 @@ def dot_product_attention(
     """
     if keras.backend.backend() == "torch" and value.dtype == bias.dtype:
         return ops.dot_product_attention(query, key, value, bias=bias, scale=scale)
-    query = ops.cast(query, bias.dtype) * scale  # pyright: ignore[reportOptionalOperand]  # never None
-    key = ops.cast(key, bias.dtype)
-    logits = ops.einsum("bqhd,bkhd->bhqk", query, key) + bias  # (batch, heads, queries, keys)
-    weights = ops.cast(keras.activations.softmax(logits), value.dtype)
+    weights = attention_weights(query, key, bias, scale)  # (batch, heads, queries, keys)
+    weights = ops.cast(weights, value.dtype)
     return ops.einsum("bhqk,bkhd->bqhd", weights, value)  # (batch, queries, heads, head_dim)
 
 
@@ -156,19 +172,35 @@ class RelativeSelfAttention(CompositeLayer):
     def call(self, x: Tensor) -> Tensor:
         # Ints if static, else scalar tensors.
         _, height, width, _ = cast(Any, ops.shape(x))
-        positions = height * width
-        tokens = ops.reshape(x, (-1, positions, x.shape[-1]))  # (batch, positions, channels)
-
-        split = (-1, positions, self.num_heads, self.head_dim)
-        query = ops.reshape(self.query(tokens), split)  # (batch, queries, heads, head_dim)
-        key = ops.reshape(self.key(tokens), split)  # (batch, keys, heads, head_dim)
-        value = ops.reshape(self.value(tokens), split)  # (batch, keys, heads, head_dim)
-
+        # Each (batch, positions, heads, head_dim).
+        query, key, value = self._split_heads(x, (self.query, self.key, self.value))
         bias = self.position(height=height, width=width)  # (heads, queries, keys)
         x = dot_product_attention(query, key, value, bias, scale=self.head_dim**-0.5)
         # (batch, queries, heads, head_dim), and back to a map:
         x = ops.reshape(x, (-1, height, width, self.attention_dim))
         return self.projection(x)  # (batch, height, width, filters)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns how much of each position's value goes to each other position.
+
+        Args:
+            x: what the layer is called with, `(batch, height, width, channels)`.
+
+        Returns:
+            A tensor of shape `(batch, heads, queries, keys)`, whose last axis sums to 1.
+        """
+        _, height, width, _ = cast(Any, ops.shape(x))
+        query, key = self._split_heads(x, (self.query, self.key))
+        bias = self.position(height=height, width=width)
+        return attention_weights(query, key, bias, scale=self.head_dim**-0.5)
+
+    def _split_heads(self, x: Tensor, layers: tuple[keras.layers.Dense, ...]) -> list[Tensor]:
+        """Applies dense layers to a map; returns (batch, positions, heads, head_dim) of each."""
+        _, height, width, _ = cast(Any, ops.shape(x))
+        positions = height * width
+        tokens = ops.reshape(x, (-1, positions, x.shape[-1]))  # (batch, positions, channels)
+        split = (-1, positions, self.num_heads, self.head_dim)
+        return [ops.reshape(layer(tokens), split) for layer in layers]
 
     def compute_output_shape(self, input_shape: MapShape) -> MapShape:
         return (*input_shape[:-1], self.filters)

@@ -13,7 +13,7 @@ import keras
 from keras import ops
 
 from keras_coatnet.layers.activations import compile_activation
-from keras_coatnet.layers.attention import dot_product_attention
+from keras_coatnet.layers.attention import attention_weights, dot_product_attention
 from keras_coatnet.layers.base import PACKAGE, CompositeLayer, full_precision
 from keras_coatnet.layers.pooling import halved
 from keras_coatnet.layers.squeeze_excite import SqueezeExcite
@@ -188,19 +188,29 @@ class FusedAttention(CompositeLayer):
         self.built = True
 
     def call(self, x: Tensor) -> Tensor:
-        _, height, width, channels = x.shape
-        tokens = ops.reshape(x, (-1, channels))  # (batch * positions, channels)
-        x = self.query_key_value(tokens)  # (batch * positions, 3 * attention_dim)
-        x = ops.reshape(x, (-1, height * width, 3, self.num_heads, self.head_dim))
-        # Each (batch, positions, heads, head_dim). Pyright infers from Keras's code that `unstack`
-        # may return None.
-        query, key, value = ops.unstack(x, 3, axis=2)  # pyright: ignore[reportGeneralTypeIssues]
-
+        _, height, width, _ = x.shape
+        query, key, value = self._split_heads(x)  # each (batch, positions, heads, head_dim)
         bias = ops.convert_to_tensor(self.bias)  # (heads, positions, positions)
         x = dot_product_attention(query, key, value, bias)  # (batch, positions, heads, head_dim)
         x = ops.reshape(x, (-1, self.num_heads * self.head_dim))
         x = self.projection(x)  # (batch * positions, filters)
         return ops.reshape(x, (-1, height, width, self.filters))
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns what `RelativeSelfAttention.attention_weights` does.
+
+        Args:
+            x: what the layer is called with, `(batch, height, width, channels)`.
+        """
+        query, key, _ = self._split_heads(x)
+        return attention_weights(query, key, ops.convert_to_tensor(self.bias))
+
+    def _split_heads(self, x: Tensor) -> Any:
+        _, height, width, channels = x.shape
+        tokens = ops.reshape(x, (-1, channels))  # (batch * positions, channels)
+        x = self.query_key_value(tokens)  # (batch * positions, 3 * attention_dim)
+        x = ops.reshape(x, (-1, height * width, 3, self.num_heads, self.head_dim))
+        return ops.unstack(x, 3, axis=2)
 
     def compute_output_shape(self, input_shape: MapShape) -> MapShape:
         return (*input_shape[:-1], self.filters)

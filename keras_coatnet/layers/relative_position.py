@@ -151,9 +151,17 @@ class RelativePositionTable(keras.layers.Layer):
         self.built = True
 
     def call(self, height: int | Tensor, width: int | Tensor) -> Tensor:
-        table = ops.convert_to_tensor(self.table)
-        table = resize_table(table, height, width)  # (heads, 2 * height - 1, 2 * width - 1)
+        table = self.values_of(height, width)  # (heads, 2 * height - 1, 2 * width - 1)
         return spread_to_pairs(table, height, width)  # (heads, queries, keys)
+
+    def values_of(self, height: int | Tensor, width: int | Tensor) -> Tensor:
+        """Returns the bias of each offset, `(num_heads, 2 * height - 1, 2 * width - 1)`.
+
+        Args:
+            height: height of the feature map.
+            width: width of the feature map.
+        """
+        return resize_table(ops.convert_to_tensor(self.table), height, width)
 
     def load_own_variables(self, store: Any) -> None:
         saved = {key: np.asarray(store[key]) for key in store.keys()}
@@ -205,14 +213,22 @@ class RelativePositionMLP(CompositeLayer):
         self.built = True
 
     def call(self, height: int | Tensor, width: int | Tensor) -> Tensor:
+        return spread_to_pairs(self.values_of(height, width), height, width)
+
+    def values_of(self, height: int | Tensor, width: int | Tensor) -> Tensor:
+        """Returns the bias of each offset, `(num_heads, 2 * height - 1, 2 * width - 1)`.
+
+        Args:
+            height: height of the feature map.
+            width: width of the feature map.
+        """
         rows, columns = 2 * height - 1, 2 * width - 1
         down = ops.broadcast_to(_log_offsets(height)[:, None], (rows, columns))
         right = ops.broadcast_to(_log_offsets(width)[None, :], (rows, columns))
         offsets = ops.stack([down, right], axis=-1)  # (rows, columns, 2)
 
         hidden = self.hidden(ops.cast(offsets, self.compute_dtype))  # (rows, columns, hidden_dim)
-        values = ops.transpose(self.values(hidden), (2, 0, 1))  # (heads, rows, columns)
-        return spread_to_pairs(values, height, width)  # (heads, queries, keys)
+        return ops.transpose(self.values(hidden), (2, 0, 1))  # (heads, rows, columns)
 
     def get_config(self) -> dict[str, Any]:
         return {**super().get_config(), "num_heads": self.num_heads, "hidden_dim": self.hidden_dim}

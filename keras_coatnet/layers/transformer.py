@@ -170,9 +170,9 @@ class TransformerBlock(CompositeLayer):
     def call(self, x: Tensor, training: bool | None = None) -> Tensor:
         # x is (batch, height, width, channels). Comments below give the shape that a line results
         # in; h and w are the height and width after the stride.
-        branch = self.attention_norm(x, training=training)
+        branch = self._attention_input(x, training)  # (batch, h, w, channels)
         if self.pooling is not None:
-            x, branch = self.pooling(x), self.pooling(branch)  # both (batch, h, w, channels)
+            x = self.pooling(x)  # (batch, h, w, channels)
         if self.shortcut is not None:
             x = self.shortcut(x)  # (batch, h, w, filters)
         branch = self.attention(branch)  # (batch, h, w, filters)
@@ -187,6 +187,22 @@ class TransformerBlock(CompositeLayer):
         if self.ffn_scale is not None:
             branch = self.ffn_scale(branch)
         return x + self.ffn_drop(branch, training=training)
+
+    def _attention_input(self, x: Tensor, training: bool | None) -> Tensor:
+        branch = self.attention_norm(x, training=training)
+        return branch if self.pooling is None else self.pooling(branch)
+
+    def attention_weights(self, x: Tensor) -> Tensor:
+        """Returns how much of each position's value goes to each other position, at inference.
+
+        Args:
+            x: what the block is called with, `(batch, height, width, channels)`.
+
+        Returns:
+            A tensor of shape `(batch, heads, queries, keys)`, whose last axis sums to 1. Queries
+            and keys are the positions of the map after the block's stride, row by row.
+        """
+        return self.attention.attention_weights(self._attention_input(x, False))
 
     def compute_output_shape(self, input_shape: MapShape) -> MapShape:
         return halved(input_shape, self.filters, self.strides)
