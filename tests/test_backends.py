@@ -20,12 +20,19 @@ ROOT = pathlib.Path(__file__).parents[1]
 # costs most and tells a backend least: on JAX, which compiles each operation of each model, what
 # tests/layers shows, too, but for files, which test_saving.py takes to JAX.
 PATHS = {
-    "jax": ["tests/layers", "tests/weights/test_timm_parity.py", "tests/test_fusion.py"],
+    "jax": [
+        "tests/layers",
+        "tests/weights/test_timm_parity.py",
+        "tests/test_fusion.py",
+        "tests/test_explain.py",
+    ],
     "torch": [
         "tests/layers",
         "tests/weights/test_timm_parity.py",
         "tests/weights/test_kecam_parity.py",
         "tests/test_fusion.py",
+        "tests/test_features.py",
+        "tests/test_explain.py",
         "tests/test_model.py",
         "tests/test_precision.py",
         "tests/test_saving.py",
@@ -35,6 +42,7 @@ PATHS = {
 ON_JAX = (
     "not test_keras_own_layer_test_passes"
     " and (not test_fusion or test_it_saves_and_loads)"
+    " and (not test_explain or test_gradients or test_attention or test_biases)"
     " and (not test_reduced_networks or coatnet_0_224 or rmlp_nano or nano_cc or coatnext)"
 )
 
