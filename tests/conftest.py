@@ -6,7 +6,6 @@ import gc
 import os
 import pathlib
 import socket
-import time
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 # No test may reach the network.
@@ -23,10 +22,11 @@ import pytest
 
 import keras_coatnet
 
-# What is imported stays, and much of what tracing makes lives long: to look through it again and
-# again, as Python does by itself, would cost a tenth of all tests.
+# Much of what tracing makes lives long: to look through all of it again and again, as Python does
+# by itself, would cost a tenth of all tests, and stop a test's server for seconds.
+# `_collect_garbage` does it between tests.
 gc.freeze()
-gc.set_threshold(100_000, 50, 50)
+gc.set_threshold(100_000, 50, 1_000_000)
 
 TINY = keras_coatnet.CoAtNetConfig(
     widths=(16, 24, 32, 64), depths=(1, 2, 2, 1), stem_width=8, head_dim=8
@@ -56,21 +56,32 @@ def images() -> np.ndarray:
 @pytest.fixture(autouse=True)
 def _restore_global_settings():
     policy, layout = keras.config.dtype_policy(), keras.config.image_data_format()
-    began = time.monotonic()
     yield
     keras.config.set_dtype_policy(policy)
     keras.config.set_image_data_format(layout)
-    # A model is full of cycles, and the next may be as large.
-    if time.monotonic() - began > 2 and _resident_bytes() > 2e9:
+
+
+@pytest.fixture(scope="session")
+def _last_collection() -> dict[str, float]:
+    return {"resident": 0.0}
+
+
+@pytest.fixture(autouse=True)
+def _collect_garbage(_last_collection):
+    """A model is full of cycles, and the next may be as large."""
+    yield
+    resident = _resident_bytes()
+    if resident is None or resident > _last_collection["resident"] + 3e8:
         gc.collect()
+        _last_collection["resident"] = _resident_bytes() or 0.0
 
 
-def _resident_bytes() -> float:
-    """The memory of this process, where the system tells it in Linux's way."""
+def _resident_bytes() -> float | None:
+    """The memory of this process; None where the system does not tell it in Linux's way."""
     try:
         pages = int(pathlib.Path("/proc/self/statm").read_text().split()[1])
     except OSError:
-        return float("inf")
+        return None
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 

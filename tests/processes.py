@@ -191,7 +191,7 @@ def main() -> None:
     assert not context.context()._initialized
     # As tests/conftest.py has it. What is imported is garbage at no time, in a child neither.
     gc.freeze()
-    gc.set_threshold(100_000, 50, 50)
+    gc.set_threshold(100_000, 50, 1_000_000)
     requests = socket.socket(fileno=int(sys.argv[1]))
     request = _serve(requests)
     if request is not None:

@@ -56,6 +56,7 @@ def test_it_is_the_same_wherever_the_coatnet_is(kind, model, images, expected):
         helpers.assert_matches(found, expected[name], 1e-4)
 
 
+@pytest.mark.slow
 def test_shapes_and_ranges(images, expected):
     for name in ("cam", "cam of stage 2", "rollout"):
         assert expected[name].shape == (3, 64, 48) and expected[name].min() >= 0
@@ -94,6 +95,7 @@ def test_gradients_are_finite_differences():
             np.testing.assert_allclose(found, cam / cam.max(), atol=2e-2)
 
 
+@pytest.mark.slow
 def test_a_class_of_its_own_for_each_image(model, images, expected):
     found = [
         explain.grad_cam(model, images[number : number + 1], index, "stage2")
@@ -116,6 +118,7 @@ def test_attention_is_what_the_layer_computes_with(model, images):
     helpers.assert_matches(helpers.to_numpy(found), helpers.to_numpy(block.attention(x)), 1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["table", "mlp"])
 def test_biases_are_those_of_pairs(kind):
     model = make(SMALL.replace(relative_position=kind))
