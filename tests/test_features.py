@@ -100,6 +100,22 @@ def test_every_kind_and_unknown_sizes(name):
     assert sizes == [(23, 32), (12, 16), (6, 8), (3, 4), (2, 2)]
 
 
+@pytest.mark.slow
+@pytest.mark.tensorflow_only
+def test_models_save_and_load_afterwards(images, tmp_path):
+    model = make()
+    inside = keras_coatnet.feature_extractor(model, ["stage3_block1/attention", "stage2"])
+    for number, each in enumerate((model, keras_coatnet.feature_pyramid(model), inside)):
+        each.save(tmp_path / f"{number}.keras")
+        loaded = keras.models.load_model(tmp_path / f"{number}.keras")
+        found, expected = (keras.tree.flatten(made(images)) for made in (loaded, each))
+        for one, other in zip(found, expected, strict=True):
+            assert_same(one, other)
+        if each is model:
+            assert loaded.architecture == model.architecture
+            assert_same(keras_coatnet.fuse(loaded)(images), model(images))
+
+
 PARTS = ["stage3_block2/attention", "stage1_block1/depthwise", "stage2", "avg_pool"]
 
 
