@@ -32,16 +32,17 @@ def grad_cam(
     """Computes which regions of images speak for a class (Grad-CAM).
 
     The channels of a map are weighted by the mean gradient of the class's score, before softmax,
-    and added up; what speaks against the class is left out.
+    and added up; what speaks against the class is left out. On maps of few positions, as those of
+    small images, this may point beside what decides: compare two stages before you trust it.
 
     Args:
         model: a classifier with a CoAtNet inside.
         images: `(batch, height, width, channels)`.
         class_index: number of the class, or one for each image; None: the class that the model
             finds.
-        layer: whose map, as `keras_coatnet.feature_extractor` takes it: `"stage3"`,
-            `"stage4_block1"`, `"stage4_block1/attention"`; None: the last stage. Lower ones show
-            finer detail and less of the class.
+        layer: whose map: a stage, as `"stage3"`, a block, as `"stage4_block1"`, or another layer
+            that all paths to the scores go through; None: the last stage. Lower ones show finer
+            detail and less of the class.
 
     Returns:
         A float32 array `(batch, height, width)`, as large as the images, from 0 to 1: 1 where an
@@ -49,7 +50,8 @@ def grad_cam(
 
     Raises:
         ValueError: the model is no classifier, the images are not of the shape that it takes, there
-            is no such class or layer, or the backend computes no gradients.
+            is no such class or layer, the model was quantized by Keras, or the backend computes no
+            gradients.
 
     References:
         - Selvaraju et al., 2017, "Grad-CAM: Visual Explanations from Deep Networks via
@@ -65,8 +67,14 @@ def grad_cam(
     images = _check_images(model, images)
     if layer is not None and not isinstance(layer, str):
         raise ValueError(f"`layer` must be the name of a layer. Received: {layer!r}")
-    graph = flatten(model, [layer.partition("/")[0]] if layer and "/" in layer else [])
-    target = graph.find(layer or [block.name for block in graph.architecture.blocks()][-1]).after
+    if any(getattr(each, "quantization_mode", None) for each in model._flatten_layers()):
+        raise ValueError(
+            f"{model.name!r} was quantized, and Keras computes no gradients of that. Give the "
+            "model that it was made from."
+        )
+    graph = flatten(model)
+    layer = layer or [block.name for block in graph.architecture.blocks()][-1]
+    target = graph.find(layer).after
     if len(target.shape) != 4:
         raise ValueError(f"`layer` must give a map. {layer!r} gives {target.shape}")
     scores = _logits(graph)
@@ -348,7 +356,7 @@ def _logits(graph: Graph) -> Tensor:
         tensor = operation._inbound_nodes[number].input_tensors[0]
 
 
-def _model_between(target: Tensor, scores: Tensor, layer: str | None) -> keras.Model:
+def _model_between(target: Tensor, scores: Tensor, layer: str) -> keras.Model:
     try:
         return keras.Model(target, scores)
     except ValueError as error:

@@ -59,7 +59,8 @@ def feature_extractor(model: keras.Model, layers: Sequence[str]) -> keras.Model:
         model: a CoAtNet, or a functional or sequential model with one inside.
         layers: names. `"stage3"` is the last block of a stage, `"stage3_block2"` is a block,
             `"stage3_block2/attention"` and `"stage1_block1/depthwise"` are parts of a block, named
-            by its attributes. Any other layer of the model goes by its name.
+            by its attributes. Any other layer of the model goes by its name. A fused network has
+            layers for parts, such as `"stage3_block2_attention"`, with what was folded into them.
 
     Returns:
         A `keras.Model` with the inputs and the weights of `model`, whose output is a dictionary
@@ -120,11 +121,13 @@ class Graph:
         last = {f"stage{stage_of(block)}": block for block in blocks}
         wanted = last.get(name, name)
         # In a fused network a block is several layers.
-        names = [*(wanted + end for end in BLOCK_ENDS), wanted.replace("/", "_")]
+        names = (wanted + end for end in BLOCK_ENDS)
         found = next((self.calls[each] for each in names if each in self.calls), [])
         if not found:
             block = wanted.partition("/")[0]
-            parts = sorted(each for each in self.calls if each.startswith(f"{block}/"))
+            parts = sorted(
+                each for each in self.calls if each.startswith((f"{block}/", f"{block}_"))
+            )
             raise ValueError(
                 f"The model has no layer {name!r}. It has the stages {', '.join(last)}, the blocks "
                 f"{', '.join(blocks)}{', and the parts ' if parts else ''}{', '.join(parts)}."

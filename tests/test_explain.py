@@ -202,7 +202,7 @@ def test_a_network_that_has_learnt_looks_at_what_it_has_learnt():
         ({"class_index": [1, 2]}, "one for each of the 3 images. Received: 2"),
         ({"layer": "stage7"}, "no layer 'stage7'. It has the stages stage1"),
         ({"layer": "avg_pool"}, r"`layer` must give a map. 'avg_pool' gives \(None, 16\)"),
-        ({"layer": "stage3_block2/attention"}, "another path leads around it"),
+        ({"layer": "stage3_block2/attention"}, "no layer 'stage3_block2/attention'"),
         ({"layer": 3}, "must be the name of a layer"),
     ],
 )
@@ -218,7 +218,28 @@ def test_images_of_another_shape(model, shape):
             function(model, np.zeros(shape))
 
 
+@pytest.mark.slow
+@pytest.mark.tensorflow_only
+def test_half_precision_and_quantized(images, expected):
+    """Half precision: the same network gives nearly the same. Quantized by Keras: told, or so."""
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    half = make()
+    keras.config.set_dtype_policy("float32")
+    for name, found in everything(half, images).items():
+        assert found.dtype == "float32" and np.isfinite(found).all(), name
+    np.testing.assert_allclose(explain.relative_bias(half, "stage3_block2"), expected["bias"])
+    quantized = make()
+    quantized.quantize("int8")
+    with pytest.raises(ValueError, match="was quantized.*Give the model that it was made from"):
+        explain.grad_cam(quantized, images)
+    maps = explain.attention_maps(quantized, images, "stage4_block1")
+    assert np.abs(maps - expected["attention"]).max() < 0.1
+
+
+@pytest.mark.slow
 def test_what_cannot_be_explained(model, images):
+    with pytest.raises(ValueError, match="'stage3_block2_attention' alone: another path leads aro"):
+        explain.grad_cam(keras_coatnet.fuse(model), images, layer="stage3_block2_attention")
     with pytest.raises(ValueError, match="must be a Transformer block: stage3_block1, .*'stage1_b"):
         explain.attention_maps(model, images, "stage1_block1")
     features = keras_coatnet.CoAtNet(SMALL, input_shape=SHAPE, include_top=False)
